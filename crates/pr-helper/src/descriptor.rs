@@ -1,0 +1,122 @@
+//! Bytes with one passed descriptor, over a Unix stream socket (SCM_RIGHTS, unix(7)).
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+/// The descriptors that came with a piece of a stream.
+#[derive(Debug)]
+pub enum Passed {
+    /// None.
+    None,
+    /// Exactly one; close-on-exec.
+    One(OwnedFd),
+    /// More than one. They are closed already.
+    Many,
+    /// The kernel had to drop what was sent: this process has no room for another descriptor, or a security module
+    /// said no.
+    Dropped,
+}
+
+/// How many descriptors a control message may carry before the kernel drops some; the C helper's figure.
+const MOST_DESCRIPTORS: usize = 16;
+
+/// Receives at most `room` bytes and the descriptors that came with them; 0 bytes are the end of the stream.
+///
+/// Everything that came is taken into this process before it is looked at, so what is not wanted is closed here, on the
+/// calling thread: that can block for as long as the file's owner likes.
+///
+/// # Errors
+///
+/// Those of recvmsg(2); `EINTR` is retried.
+pub fn receive(socket: impl AsFd, room: &mut [u8], flags: RecvFlags) -> Result<(usize, Passed), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        recvmsg(socket.as_fd(), &mut [IoSliceMut::new(room)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut descriptors = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten();
+    let passed = match (descriptors.next(), descriptors.next()) {
+        (None, _) if received.flags.contains(ReturnFlags::CTRUNC) => Passed::Dropped,
+        (None, _) => Passed::None,
+        (Some(only), None) => Passed::One(only),
+        (Some(_), Some(_)) => Passed::Many,
+    };
+    Ok((received.bytes, passed))
+}
+
+/// Sends `bytes` with `descriptor`; how many bytes went out. The descriptor goes with the first of them.
+///
+/// # Errors
+///
+/// Those of sendmsg(2), `EPIPE` in place of SIGPIPE; `EINTR` is retried.
+pub fn send(socket: impl AsFd, bytes: &[u8], descriptor: BorrowedFd<'_>, flags: SendFlags) -> Result<usize, Errno> {
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    rustix::io::retry_on_intr(|| {
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fits = control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        debug_assert!(fits, "the space is made for one descriptor");
+        sendmsg(socket.as_fd(), &[IoSlice::new(bytes)], &mut control, flags | SendFlags::NOSIGNAL)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_descriptor_travels_with_the_first_byte() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(send(&a, &[1, 2, 3], file.as_fd(), SendFlags::empty()), Ok(3));
+        let mut room = [0; 1];
+        let (count, passed) = receive(&b, &mut room, RecvFlags::empty()).unwrap();
+        assert_eq!((count, room), (1, [1]));
+        let Passed::One(received) = passed else { panic!("{passed:?}") };
+        let inode = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_ino;
+        assert_eq!(inode(received.as_fd()), inode(file.as_fd()));
+        assert!(rustix::io::fcntl_getfd(&received).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        let (count, passed) = receive(&b, &mut [0; 8], RecvFlags::empty()).unwrap();
+        assert!(count == 2 && matches!(passed, Passed::None));
+    }
+
+    #[test]
+    fn several_descriptors_are_told_and_closed() {
+        let (a, b) = UnixStream::pair().unwrap();
+        for count in [2, 16, 17, 253] {
+            let (mut reader, writer) = std::io::pipe().unwrap();
+            let descriptors = vec![writer.as_fd(); count];
+            let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+            sendmsg(&a, &[IoSlice::new(&[0; 16])], &mut control, SendFlags::empty()).unwrap();
+            let (bytes, passed) = receive(&b, &mut [0; 16], RecvFlags::empty()).unwrap();
+            assert!(bytes == 16 && matches!(passed, Passed::Many), "{count}: {passed:?}");
+            drop(writer);
+            // The end of the file comes once the last descriptor of the writing end is closed.
+            assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_stream_is_zero_bytes() {
+        let (a, b) = UnixStream::pair().unwrap();
+        drop(a);
+        assert!(matches!(receive(&b, &mut [0; 4], RecvFlags::empty()), Ok((0, Passed::None))));
+    }
+}

@@ -1,0 +1,11 @@
+//! QEMU's persistent reservation helper protocol, both ends.
+//!
+//! * [`wire`]: the bytes, as state machines that are fed and never read or write themselves.
+//! * [`descriptor`]: bytes with one passed descriptor, over a Unix stream socket.
+//!
+//! The protocol is described in QEMU's `docs/interop/pr-helper.rst`; where the C helper does something else, this crate
+//! does what the C helper does.
+#![forbid(unsafe_code)]
+
+pub mod descriptor;
+pub mod wire;

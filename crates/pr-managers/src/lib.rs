@@ -1,0 +1,1 @@
+//! Persistent reservation managers that reach devices, and the policies around them.

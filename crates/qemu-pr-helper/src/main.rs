@@ -1,0 +1,3 @@
+//! The drop-in daemon.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,18 @@
+//! SCSI persistent reservations: the words of the standard, without any I/O.
+//!
+//! * [`Command`]: a checked PERSISTENT RESERVE IN or OUT, or QEMU's private CLEANUP, byte for byte as the guest sent it.
+//! * [`Completion`]: what the logical unit answered, with [`Status`] and [`Sense`].
+//! * [`PrManager`]: runs commands for one initiator. Everything that runs reservations implements it.
+//!
+//! The layouts are those of SPC-4 (T10/BSR INCITS 513); each item names its clause.
+#![forbid(unsafe_code)]
+
+mod command;
+mod completion;
+mod manager;
+mod sense;
+
+pub use command::{Cdb, Command, InvalidCommand, MAX_TRANSFER, Opcode};
+pub use completion::{Completion, Status};
+pub use manager::{Error, PrManager};
+pub use sense::{Sense, SenseCode, SenseKey};

@@ -1,0 +1,3 @@
+//! The chores of the project.
+#![forbid(unsafe_code)]
+fn main() {}
