@@ -9,10 +9,16 @@
 
 mod command;
 mod completion;
+mod key;
 mod manager;
+mod reservation_type;
 mod sense;
+mod transport_id;
 
 pub use command::{Cdb, Command, InvalidCommand, MAX_TRANSFER, Opcode};
 pub use completion::{Completion, Status};
+pub use key::{Generation, InvalidKey, Key};
 pub use manager::{Error, PrManager};
+pub use reservation_type::{ScopeType, Type};
 pub use sense::{Sense, SenseCode, SenseKey};
+pub use transport_id::{InitiatorPort, InvalidTransportId, TransportId};
