@@ -1,0 +1,296 @@
+//! Which descriptor a request is about: one, with any of the 16 bytes of its CDB.
+
+use std::fs::File;
+use std::io::{PipeWriter, Read, pipe};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use conformance::{
+    Answer, Client, Helper, Subject, against_each_helper, eventually, in_cdb, null, out_cdb, regular_file,
+};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, open};
+
+against_each_helper!(
+    it_comes_with_any_byte_of_the_cdb,
+    it_comes_with_the_cdb_and_list_in_one_message,
+    a_request_without_one_closes,
+    one_with_the_handshake_is_lost,
+    one_with_the_list_is_no_substitute,
+    a_second_one_with_the_list_is_dropped,
+    more_than_one_closes,
+    each_request_needs_its_own,
+    two_requests_cannot_share_one,
+    it_is_closed_once_the_answer_is_there,
+    it_is_close_on_exec,
+    it_is_lost_when_the_table_is_full,
+    what_is_no_scsi_device_says_so,
+    a_loop_device_says_so,
+    read_only_refuses_out_after_taking_the_list,
+    write_only_is_enough,
+    the_same_one_serves_many_requests,
+);
+
+const NO_DESCRIPTOR: &str = "No file descriptor in request.";
+
+/// The table is as it was before, once what was sent has been dealt with.
+#[track_caller]
+fn leaves_nothing(helper: &Helper, test: impl FnOnce()) {
+    // What a helper makes for its first command, and keeps, is not left by the test.
+    helper.connect().run(&in_cdb(0, 8), &[], null());
+    let others = |helper: &Helper| {
+        helper.process().descriptors().values().filter(|at| at.to_string_lossy() == "/dev/null").count()
+    };
+    let (all, nulls) = (helper.process().descriptors().len(), others(helper));
+    test();
+    eventually("no descriptor is left behind", || {
+        (helper.process().descriptors().len() <= all && others(helper) <= nulls).then_some(())
+    });
+}
+
+#[track_caller]
+fn still_serves(client: &Client) {
+    assert_eq!(client.run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
+}
+
+fn it_comes_with_any_byte_of_the_cdb(subject: &Subject) {
+    let helper = subject.serve();
+    let client = helper.connect();
+    let (cdb, device) = (in_cdb(0, 8), null());
+    for carrier in 0..16 {
+        client.try_send_with(&cdb[..carrier], &[]).unwrap();
+        client.send_with(&cdb[carrier..=carrier], &[device.as_fd()]);
+        client.try_send_with(&cdb[carrier + 1..], &[]).unwrap();
+        assert_eq!(client.answer(), Answer::io_process_terminated(), "with byte {carrier}");
+    }
+    for (at, byte) in cdb.iter().enumerate() {
+        let descriptors = [device.as_fd()];
+        client.send_with(&[*byte], if at == 7 { &descriptors } else { &[] });
+    }
+    assert_eq!(client.answer(), Answer::io_process_terminated(), "byte by byte");
+}
+
+fn it_comes_with_the_cdb_and_list_in_one_message(subject: &Subject) {
+    let helper = subject.serve();
+    let client = helper.connect();
+    client.send_with(&[&out_cdb(0, 24)[..], &[0; 24]].concat(), &[null().as_fd()]);
+    assert_eq!(client.answer(), Answer::io_process_terminated());
+    still_serves(&client);
+}
+
+fn a_request_without_one_closes(subject: &Subject) {
+    let helper = subject.serve();
+    leaves_nothing(&helper, || {
+        let client = helper.connect();
+        client.send(&in_cdb(0, 8));
+        client.assert_closed();
+        helper.says(NO_DESCRIPTOR);
+    });
+}
+
+fn one_with_the_handshake_is_lost(subject: &Subject) {
+    let helper = subject.serve();
+    leaves_nothing(&helper, || {
+        let (cdb, device) = (in_cdb(0, 8), null());
+        let client = helper.connect_silently();
+        client.send_with(&[0; 4], &[device.as_fd()]);
+        client.send(&cdb);
+        client.read::<4>();
+        client.assert_closed();
+        helper.says(NO_DESCRIPTOR);
+
+        // In one message with the CDB, it belongs to the handshake.
+        let client = helper.connect_silently();
+        client.send_with(&[&[0; 4], &cdb[..]].concat(), &[device.as_fd()]);
+        client.read::<4>();
+        client.assert_closed();
+
+        let client = helper.connect_silently();
+        client.send_with(&[0; 4], &[device.as_fd()]);
+        client.read::<4>();
+        assert_eq!(client.run(&cdb, &[], &device), Answer::io_process_terminated());
+    });
+}
+
+fn one_with_the_list_is_no_substitute(subject: &Subject) {
+    let helper = subject.serve();
+    leaves_nothing(&helper, || {
+        let client = helper.connect();
+        client.send(&out_cdb(0, 24));
+        // It may have been closed by now.
+        let _ = client.try_send_with(&[0; 24], &[null().as_fd()]);
+        client.assert_closed();
+        helper.says(NO_DESCRIPTOR);
+    });
+}
+
+fn a_second_one_with_the_list_is_dropped(subject: &Subject) {
+    let helper = subject.serve();
+    leaves_nothing(&helper, || {
+        let client = helper.connect();
+        client.send_with(&out_cdb(0, 24), &[null().as_fd()]);
+        client.send_with(&[0; 24], &[null().as_fd()]);
+        assert_eq!(client.answer(), Answer::io_process_terminated());
+        still_serves(&client);
+    });
+}
+
+fn more_than_one_closes(subject: &Subject) {
+    let helper = subject.serve();
+    leaves_nothing(&helper, || {
+        let device = null();
+        for count in [2, 16, 17, 253] {
+            let client = helper.connect();
+            client.send_with(&in_cdb(0, 8), &vec![device.as_fd(); count]);
+            client.assert_closed();
+        }
+        let client = helper.connect();
+        client.send_with(&in_cdb(0, 8)[..8], &[device.as_fd()]);
+        // It may have been closed by now.
+        let _ = client.try_send_with(&in_cdb(0, 8)[8..], &[device.as_fd()]);
+        client.assert_closed();
+    });
+    let silent = helper.stderr().is_empty();
+    assert_eq!(silent, subject.differs("every-violation-logged", true, false), "{}", helper.stderr());
+}
+
+fn each_request_needs_its_own(subject: &Subject) {
+    let helper = subject.serve();
+    let client = helper.connect();
+    still_serves(&client);
+    client.send(&in_cdb(0, 8));
+    client.assert_closed();
+    helper.says(NO_DESCRIPTOR);
+}
+
+fn two_requests_cannot_share_one(subject: &Subject) {
+    let helper = subject.serve();
+    let client = helper.connect();
+    client.send_with(&[in_cdb(0, 8), in_cdb(0, 8)].concat(), &[null().as_fd()]);
+    assert_eq!(client.answer(), Answer::io_process_terminated());
+    client.assert_closed();
+    helper.says(NO_DESCRIPTOR);
+}
+
+fn it_is_closed_once_the_answer_is_there(subject: &Subject) {
+    let helper = subject.serve();
+    let client = helper.connect();
+    for request in [in_cdb(0, 8), out_cdb(0, 0)] {
+        let (mut reader, writer): (_, PipeWriter) = pipe().unwrap();
+        client.run(&request, &[], writer);
+        // The end comes when the helper's copy, the last one, is closed.
+        assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0);
+    }
+}
+
+fn it_is_close_on_exec(subject: &Subject) {
+    let helper = subject.command().supervised().serve();
+    helper.supervisor().hold();
+    let client = helper.connect();
+    client.request(&in_cdb(0, 8), &[], null());
+    helper.supervisor().wait_for_held(1);
+    let descriptor = helper.supervisor().calls()[0].descriptor;
+    let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/{descriptor}", helper.process().pid())).unwrap();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+    let flags = OFlags::from_bits_retain(u32::from_str_radix(flags, 8).unwrap());
+    assert!(flags.contains(OFlags::CLOEXEC), "{flags:?}");
+}
+
+fn it_is_lost_when_the_table_is_full(subject: &Subject) {
+    let helper = subject.command().shell("ulimit -n 48").serve();
+    let client = helper.connect();
+    // More than fit; what does not fit waits in the listening socket's queue, so they must not wait to be connected.
+    let crowd: Vec<OwnedFd> = (0..64).map_while(|_| connect_at_once(&helper)).collect();
+    let full = || helper.process().descriptors().len() >= 48;
+    let requests = || {
+        client.send_with(&in_cdb(0, 8), &[null().as_fd()]);
+        client.try_answer().is_ok()
+    };
+    let (served, was_full) = (requests(), full());
+    let survives = subject.differs("descriptor-kept-free", false, true);
+    assert_eq!((served, was_full || survives), (survives, true), "with {} connections", crowd.len());
+    drop(crowd);
+    eventually("served again", || {
+        helper.connect_silently().try_send_with(&[0; 4], &[]).ok().map(|()| still_serves(&helper.connect()))
+    });
+}
+
+/// A connection, unless the queue of the listening socket is full.
+fn connect_at_once(helper: &Helper) -> Option<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+    let address = SocketAddrUnix::new(helper.socket()).unwrap();
+    eventually("connected", || match connect(&socket, &address) {
+        Ok(()) => Some(true),
+        Err(rustix::io::Errno::AGAIN) if helper.process().descriptors().len() < 48 => None,
+        Err(_) => Some(false),
+    })
+    .then_some(socket)
+}
+
+fn what_is_no_scsi_device_says_so(subject: &Subject) {
+    let helper = subject.serve();
+    let client = helper.connect();
+    let directory = open("/", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+    let (reader, writer) = pipe().unwrap();
+    let (socket, _peer) = UnixStream::pair().unwrap();
+    let event = eventfd(0, EventfdFlags::empty()).unwrap();
+    let files: [(&str, OwnedFd); 7] = [
+        ("regular file", regular_file().into()),
+        ("directory", directory),
+        ("pipe, reading", reader.into()),
+        ("pipe, writing", writer.into()),
+        ("socket", socket.into()),
+        ("eventfd", event),
+        ("/dev/null", null().into()),
+    ];
+    for (name, file) in files {
+        assert_eq!(client.run(&in_cdb(0, 8), &[], &file), Answer::io_process_terminated(), "{name}");
+        if fcntl_getfl(&file).unwrap() & OFlags::ACCMODE != OFlags::RDONLY {
+            let list = [0; 8192];
+            assert_eq!(client.run(&out_cdb(0, 8192), &list, &file), Answer::io_process_terminated(), "{name}, OUT");
+        }
+    }
+}
+
+fn a_loop_device_says_so(subject: &Subject) {
+    let Ok(device) = File::options().read(true).write(true).open("/dev/loop0") else {
+        // A kernel without loop devices: nothing to be seen.
+        return;
+    };
+    let helper = subject.serve();
+    assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], &device), Answer::check(0x05, 0x24, 0x00));
+}
+
+fn read_only_refuses_out_after_taking_the_list(subject: &Subject) {
+    let helper = subject.command().supervised().serve();
+    let client = helper.connect();
+    let device = File::open("/dev/null").unwrap();
+    for length in [0, 24, 8192] {
+        let answer = client.run(&out_cdb(0, length), &vec![1; length.into()], &device);
+        assert_eq!(answer, Answer::check(0x05, 0x20, 0x00), "a list of {length} bytes");
+    }
+    assert_eq!(helper.supervisor().calls(), [], "no device was asked");
+    assert_eq!(client.run(&in_cdb(0, 8), &[], &device).status, 0, "IN is served");
+    assert_eq!(helper.supervisor().calls().len(), 1);
+}
+
+fn write_only_is_enough(subject: &Subject) {
+    let helper = subject.command().supervised().serve();
+    let client = helper.connect();
+    let device = File::options().write(true).open("/dev/null").unwrap();
+    assert_eq!(client.run(&in_cdb(0, 8), &[], &device).status, 0);
+    assert_eq!(client.run(&out_cdb(0, 24), &[0; 24], &device).status, 0);
+    assert_eq!(helper.supervisor().calls().len(), 2);
+}
+
+fn the_same_one_serves_many_requests(subject: &Subject) {
+    let helper = subject.serve();
+    let device = null();
+    leaves_nothing(&helper, || {
+        let client = helper.connect();
+        for _ in 0..200 {
+            assert_eq!(client.run(&in_cdb(0, 8), &[], &device), Answer::io_process_terminated());
+        }
+    });
+}
