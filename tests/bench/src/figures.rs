@@ -1,0 +1,297 @@
+//! The figures, each with the way it is measured.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::blocking_files::BlockingFiles;
+use crate::client::Connection;
+use crate::machine::Pinned;
+use crate::program::{Program, Running};
+use crate::report::{Row, value};
+use crate::stats::{Summary, percentile, ratios};
+
+/// The programs that are measured.
+pub(crate) struct Programs {
+    pub(crate) c: Program,
+    pub(crate) ours: Program,
+    floor: Program,
+}
+
+impl Programs {
+    /// Debian's C helper, our helper as cargo builds it, and this very program as the floor. `PR_HELPER_C` and
+    /// `PR_HELPER_OURS` name others.
+    pub(crate) fn find() -> Result<Self> {
+        let c = std::env::var_os("PR_HELPER_C").map_or("/usr/bin/qemu-pr-helper".into(), PathBuf::from);
+        ensure!(c.exists(), "{} is not there: apt-get install qemu-system-common, or set PR_HELPER_C", c.display());
+        let bench = std::env::current_exe()?;
+        let ours = match std::env::var_os("PR_HELPER_OURS") {
+            Some(path) => path.into(),
+            None => {
+                let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
+                let built = Command::new(cargo)
+                    .args(["build", "--quiet", "--release", "--package", "qemu-pr-helper", "--manifest-path"])
+                    .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
+                    .status()
+                    .context("run cargo")?;
+                ensure!(built.success(), "cargo could not build qemu-pr-helper");
+                // Built with --release too, or the path would be that of a build that nobody should measure.
+                bench.with_file_name("../release/qemu-pr-helper")
+            }
+        };
+        Ok(Self {
+            c: Program { path: c, arguments: &["-k"] },
+            ours: Program { path: ours, arguments: &["-k"] },
+            floor: Program { path: bench, arguments: &["floor"] },
+        })
+    }
+}
+
+/// What measures some figures.
+type Measure = fn(&Programs) -> Result<Vec<Row>>;
+
+/// All figures, by name.
+pub(crate) const ALL: [(&str, Measure); 6] =
+    [("busy", busy), ("idle", idle), ("many", many), ("memory", memory), ("start", start), ("hang", hang)];
+
+/// A descriptor that refuses at once.
+fn null() -> Result<File> {
+    File::options().read(true).write(true).open("/dev/null").context("open /dev/null")
+}
+
+/// The `percent`-th percentile of `count` round trips.
+fn round(
+    connection: &mut Connection,
+    device: BorrowedFd<'_>,
+    (percent, count): (f64, usize),
+    silence: Duration,
+) -> Result<f64> {
+    let mut times = connection.round_trips(device, count, silence)?;
+    percentile(&mut times, percent).context("a round without a command")
+}
+
+fn summary(rounds: &[f64]) -> Result<Summary> {
+    Summary::of(rounds.to_vec()).context("a measurement without a round")
+}
+
+/// `of` held against `against`, both in `unit`.
+fn compared(figure: &str, c: &[f64], ours: &[f64], unit: &str, bound: Option<f64>) -> Result<Row> {
+    Ok(Row {
+        figure: figure.into(),
+        c: value(summary(c)?, unit),
+        ours: value(summary(ours)?, unit),
+        ratio: summary(&ratios(ours, c))?,
+        against: "C",
+        bound,
+    })
+}
+
+/// Round trips of one busy connection, on one CPU, against C and against the floor.
+fn busy(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 41;
+    const COMMANDS: usize = 1_500;
+    let _pinned = Pinned::new()?;
+    let null = null()?;
+    let running = [programs.c.start()?, programs.ours.start()?, programs.floor.start()?];
+    let mut rounds = [const { Vec::new() }; 3];
+    for _ in 0..ROUNDS {
+        for (running, rounds) in running.iter().zip(&mut rounds) {
+            // The floor serves one connection at a time, so each round has its own.
+            let mut connection = Connection::open(&running.socket())?;
+            connection.round_trips(null.as_fd(), COMMANDS / 5, Duration::ZERO)?;
+            rounds.push(round(&mut connection, null.as_fd(), (50.0, COMMANDS), Duration::ZERO)?);
+        }
+    }
+    let [c, ours, floor] = rounds;
+    let over_floor = summary(&ratios(&ours, &floor))?;
+    Ok(vec![
+        compared("round trip p50, pinned, one busy connection", &c, &ours, "µs", Some(0.6))?,
+        Row {
+            figure: format!("the same against a floor of {}", value(summary(&floor)?, "µs")),
+            c: value(summary(&ratios(&c, &floor))?, "× floor"),
+            ours: value(over_floor, "× floor"),
+            ratio: over_floor,
+            against: "floor",
+            bound: Some(1.6),
+        },
+    ])
+}
+
+/// Round trips of a connection that fell silent before every command.
+fn idle(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 15;
+    const COMMANDS: usize = 8;
+    /// Longer than any helper waits for the next command before it takes the connection for idle.
+    const SILENCE: Duration = Duration::from_millis(150);
+    let _pinned = Pinned::new()?;
+    let null = null()?;
+    let running = [programs.c.start()?, programs.ours.start()?];
+    let mut connections = [Connection::open(&running[0].socket())?, Connection::open(&running[1].socket())?];
+    let mut rounds = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for (connection, rounds) in connections.iter_mut().zip(&mut rounds) {
+            rounds.push(round(connection, null.as_fd(), (50.0, COMMANDS), SILENCE)?);
+        }
+    }
+    let [c, ours] = rounds;
+    Ok(vec![compared("round trip p50, pinned, a connection that had gone idle", &c, &ours, "µs", Some(2.0))?])
+}
+
+/// Round trips and memory with many idle connections.
+fn many(programs: &Programs) -> Result<Vec<Row>> {
+    const IDLE: usize = 4_000;
+    const ROUNDS: usize = 9;
+    const COMMANDS: usize = 100;
+    /// A client that sends its next command at once keeps the C helper from ever looking at its other connections, as
+    /// long as both share a CPU.
+    const SILENCES: [Duration; 2] = [Duration::from_millis(1), Duration::ZERO];
+    let _pinned = Pinned::new()?;
+    let null = null()?;
+    let running = [programs.c.start()?, programs.ours.start()?];
+    let mut memory = [const { Vec::new() }; 2];
+    let mut idle = Vec::new();
+    for (running, memory) in running.iter().zip(&mut memory) {
+        // What the first command of all costs is no connection's share.
+        Connection::open(&running.socket())?.round_trip(null.as_fd())?;
+        let before = running.settled_resident()?;
+        for _ in 0..IDLE {
+            let mut connection = Connection::open(&running.socket())?;
+            connection.round_trip(null.as_fd())?;
+            idle.push(connection);
+        }
+        memory.push((running.settled_resident()? - before) / IDLE as f64);
+    }
+    let mut connections = [Connection::open(&running[0].socket())?, Connection::open(&running[1].socket())?];
+    let [paced, hurried] = SILENCES.map(|silence| -> Result<_> {
+        let mut rounds = [const { Vec::new() }; 2];
+        for _ in 0..ROUNDS {
+            for (connection, rounds) in connections.iter_mut().zip(&mut rounds) {
+                rounds.push(round(connection, null.as_fd(), (50.0, COMMANDS), silence)?);
+            }
+        }
+        Ok(rounds)
+    });
+    let ([c, ours], [c_hurried, our_hurried], [c_memory, our_memory]) = (paced?, hurried?, memory);
+    Ok(vec![
+        compared("round trip p50 with 4,000 idle connections, a command a millisecond", &c, &ours, "µs", Some(0.02))?,
+        compared("the same, one command after the other", &c_hurried, &our_hurried, "µs", None)?,
+        compared("resident memory per idle connection", &c_memory, &our_memory, "KiB", Some(0.05))?,
+    ])
+}
+
+/// Resident memory of a helper that has just been started, and of all its processes.
+fn memory(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 5;
+    let mut front = [const { Vec::new() }; 2];
+    let mut all = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for ((program, front), all) in [&programs.c, &programs.ours].into_iter().zip(&mut front).zip(&mut all) {
+            let running = program.start()?;
+            let resident = running.settled_resident()?;
+            front.push(resident / 1024.0);
+            all.push((resident + running.resident_of_children()?) / 1024.0);
+        }
+    }
+    let ([c_front, our_front], [c_all, our_all]) = (front, all);
+    Ok(vec![
+        compared("resident memory of the process at rest", &c_front, &our_front, "MiB", Some(0.35))?,
+        compared("the same with the keeper, shared pages counted twice", &c_all, &our_all, "MiB", None)?,
+    ])
+}
+
+/// From before the fork until a connection succeeds, and until the helper has greeted it.
+fn start(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 61;
+    let mut listening = [const { Vec::new() }; 2];
+    let mut greeting = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for ((program, listening), greeting) in
+            [&programs.c, &programs.ours].into_iter().zip(&mut listening).zip(&mut greeting)
+        {
+            let started = program.start_timed()?;
+            let connected = std::time::Instant::now();
+            Connection::greet(started.socket)?;
+            listening.push(started.listening.as_secs_f64() * 1e3);
+            greeting.push((started.listening + connected.elapsed()).as_secs_f64() * 1e3);
+            drop(started.running);
+        }
+    }
+    let ([c, ours], [c_greeting, our_greeting]) = (listening, greeting);
+    Ok(vec![
+        compared("start to listening", &c, &ours, "ms", Some(0.5))?,
+        compared("start to the first connection greeted", &c_greeting, &our_greeting, "ms", None)?,
+    ])
+}
+
+/// How many commands hang at once, each on a file of its own.
+const HANGING: usize = 1_000;
+
+/// The 99th percentile of a connection before and while commands of others hang.
+struct Tail {
+    quiet: f64,
+    /// How many commands hung.
+    hanging: usize,
+    /// `None`: no answer came.
+    hung: Option<f64>,
+}
+
+/// One round: measures a connection, lets [`HANGING`] commands hang, measures it again, lets them end.
+fn tail(running: &Running, files: &BlockingFiles, device: BorrowedFd<'_>) -> Result<Tail> {
+    const COMMANDS: usize = 2_000;
+    /// What the helper may take until all commands hang, and then for an answer.
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let mut other = Connection::open(&running.socket())?;
+    other.round_trips(device, COMMANDS / 5, Duration::ZERO)?;
+    let quiet = round(&mut other, device, (99.0, COMMANDS), Duration::ZERO)?;
+
+    let mut connections =
+        files.files().iter().map(|_| Connection::open(&running.socket())).collect::<Result<Vec<_>>>()?;
+    let held = files.hold();
+    for (connection, file) in connections.iter().zip(files.files()) {
+        connection.send(file.as_fd())?;
+    }
+    let hanging = held.wait_for(HANGING, PATIENCE);
+    other.set_patience(Some(PATIENCE))?;
+    let answered = other.round_trip(device).is_ok();
+    other.set_patience(None)?;
+    let hung = answered.then(|| round(&mut other, device, (99.0, COMMANDS), Duration::ZERO)).transpose()?;
+
+    drop(held);
+    for connection in &mut connections {
+        connection.receive().context("the answer to a command that no longer hangs")?;
+    }
+    Ok(Tail { quiet, hanging, hung })
+}
+
+/// Tail latency of a connection while commands hang on others.
+fn hang(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 7;
+    let _pinned = Pinned::new()?;
+    let null = null()?;
+    let files = BlockingFiles::open(HANGING)?;
+
+    let c = tail(&programs.c.start()?, &files, null.as_fd())?;
+    let c_hung = c.hung.map_or("stops".into(), |p99| format!("{p99:.1} µs"));
+
+    let mut quiet = Vec::new();
+    let mut hung = Vec::new();
+    let ours = programs.ours.start()?;
+    for _ in 0..ROUNDS {
+        let round = tail(&ours, &files, null.as_fd())?;
+        ensure!(round.hanging == HANGING, "only {} of {HANGING} commands hang in our helper", round.hanging);
+        quiet.push(round.quiet);
+        hung.push(round.hung.context("our helper does not answer while commands hang")?);
+    }
+    Ok(vec![Row {
+        figure: format!("p99 of another connection while {HANGING} commands hang on {HANGING} files that block"),
+        c: format!("{c_hung} with {} hung, {:.1} µs with none", c.hanging, c.quiet),
+        ours: format!("{}, {} with none", value(summary(&hung)?, "µs"), value(summary(&quiet)?, "µs")),
+        ratio: summary(&ratios(&hung, &quiet))?,
+        against: "none hung",
+        bound: Some(3.0),
+    }])
+}

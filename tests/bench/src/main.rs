@@ -1,0 +1,70 @@
+//! The figures of the helper, side by side with those of QEMU's C helper in the same run: `cargo xtask bench`.
+//!
+//! Every figure is taken on a descriptor that refuses at once, so that what is measured is the helper and not a disk.
+//! The programs take turns in many short rounds, so that what else the machine does meets all of them. A target that is
+//! missed is said, and is no failure; a figure that cannot be measured is.
+//!
+//! ```text
+//! bench [busy] [idle] [many] [memory] [start] [hang]      all figures, or those that are named
+//! bench floor SOCKET                                      the loop that the helpers are measured against
+//! ```
+#![forbid(unsafe_code)]
+
+mod blocking_files;
+mod client;
+mod figures;
+mod floor;
+mod machine;
+mod program;
+mod report;
+mod stats;
+
+use std::env;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use figures::{ALL, Programs};
+use report::Row;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let outcome = match &arguments[..] {
+        [word, socket] if word == "floor" => floor::serve(Path::new(socket)),
+        names => bench(names),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures the figures named, or all, and prints the table.
+fn bench(names: &[String]) -> Result<()> {
+    if let Some(unknown) = names.iter().find(|name| ALL.iter().all(|(known, _)| known != name)) {
+        let known: Vec<&str> = ALL.iter().map(|(name, _)| *name).collect();
+        bail!("there is no figure {unknown:?}; there are: {}", known.join(", "));
+    }
+    machine::raise_descriptor_limit()?;
+    let programs = Programs::find()?;
+    println!("{}\n", machine::describe(&programs.c, &programs.ours)?);
+
+    let mut rows: Vec<Row> = Vec::new();
+    let mut unmeasured = Vec::new();
+    for (name, measure) in ALL {
+        if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        eprintln!("measuring: {name}");
+        match measure(&programs) {
+            Ok(measured) => rows.extend(measured),
+            Err(error) => unmeasured.push(format!("{name}: {error:#}")),
+        }
+    }
+    print!("{}", report::table(&rows));
+    if unmeasured.is_empty() { Ok(()) } else { bail!("could not be measured: {}", unmeasured.join("; ")) }
+}

@@ -1,0 +1,191 @@
+//! Programs under measurement: started on a socket of their own, looked into, ended.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long a program may take from its start until it listens, and from SIGTERM to its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What no figure takes. A helper that lives so long has stopped answering, and is killed so that its client wakes.
+const LONGEST_LIFE: Duration = Duration::from_secs(300);
+
+/// Something that serves the protocol on the socket whose path is its last argument.
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    pub(crate) arguments: &'static [&'static str],
+}
+
+/// A program that listens.
+pub(crate) struct Running {
+    child: Child,
+    directory: TempDir,
+    watchdog: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// When a program was ready, counted from before the fork.
+pub(crate) struct Started {
+    pub(crate) running: Running,
+    /// The connection that succeeded first.
+    pub(crate) socket: UnixStream,
+    /// From before the fork to that connection.
+    pub(crate) listening: Duration,
+}
+
+impl Program {
+    /// Starts it and waits until it listens.
+    pub(crate) fn start(&self) -> Result<Running> {
+        let mut running = self.start_timed()?.running;
+        let pid = running.pid();
+        let (sender, receiver) = mpsc::channel();
+        let watchdog = thread::spawn(move || {
+            if receiver.recv_timeout(LONGEST_LIFE) == Err(RecvTimeoutError::Timeout) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        });
+        running.watchdog = Some((sender, watchdog));
+        Ok(running)
+    }
+
+    /// Starts it, trying to connect all the time until that succeeds.
+    pub(crate) fn start_timed(&self) -> Result<Started> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("socket");
+        let log = File::create(directory.path().join("log"))?;
+        let mut command = Command::new(&self.path);
+        command.args(self.arguments).arg(&path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let start = Instant::now();
+        let child = command.spawn().with_context(|| format!("start {}", self.path.display()))?;
+        let mut running = Running { child, directory, watchdog: None };
+        loop {
+            if let Ok(socket) = UnixStream::connect(&path) {
+                return Ok(Started { running, socket, listening: start.elapsed() });
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("{} does not listen after {PATIENCE:?}: {}", self.path.display(), running.log());
+            }
+            if let Some(status) = running.child.try_wait()? {
+                bail!("{} ended with {status} instead of listening: {}", self.path.display(), running.log());
+            }
+        }
+    }
+}
+
+impl Running {
+    /// The path of its socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    /// What it wrote to its standard error.
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default().trim().to_string()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Its resident memory, in KiB.
+    pub(crate) fn resident(&self) -> Result<f64> {
+        resident(self.pid().as_raw_pid())
+    }
+
+    /// Its resident memory, once two looks in a row find the same; in KiB.
+    pub(crate) fn settled_resident(&self) -> Result<f64> {
+        let mut before = self.resident()?;
+        for _ in 0..50 {
+            thread::sleep(Duration::from_millis(200));
+            let now = self.resident()?;
+            if now == before {
+                return Ok(now);
+            }
+            before = now;
+        }
+        bail!("the resident memory of a process that does nothing does not settle")
+    }
+
+    /// The resident memory of the processes that it started, in KiB; what they share with it is counted again.
+    pub(crate) fn resident_of_children(&self) -> Result<f64> {
+        let pid = self.pid().as_raw_pid();
+        let mut sum = 0.0;
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).context("list the threads of a helper")? {
+            let children =
+                fs::read_to_string(thread?.path().join("children")).context("list the children of a helper")?;
+            for child in children.split_ascii_whitespace() {
+                sum += resident(child.parse()?)?;
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// The resident memory of a process, in KiB. Its page tables are walked: the counters of /proc/PID/status are rough.
+fn resident(pid: i32) -> Result<f64> {
+    let path = PathBuf::from(format!("/proc/{pid}/smaps_rollup"));
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    parse_resident(&text).with_context(|| format!("{} says nothing of resident memory", path.display()))
+}
+
+fn parse_resident(smaps: &str) -> Option<f64> {
+    smaps.lines().find_map(|line| line.strip_prefix("Rss:")?.trim().strip_suffix(" kB")?.parse().ok())
+}
+
+impl Drop for Running {
+    /// Asks it to end, and kills it when it does not: it must not outlive the bench.
+    fn drop(&mut self) {
+        if let Some((sender, watchdog)) = self.watchdog.take() {
+            // The id is the helper's until it has been waited for, so the watchdog goes first.
+            drop(sender);
+            let _ = watchdog.join();
+        }
+        let _ = kill_process(self.pid(), Signal::TERM);
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The first line that a program prints for `--version`.
+pub(crate) fn version(path: &Path) -> Result<String> {
+    let output = Command::new(path).arg("--version").output().with_context(|| format!("run {}", path.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().next().unwrap_or_default();
+    // argv[0] comes first, and where the program lies is nobody's business.
+    Ok(line.strip_prefix(&format!("{} ", path.display())).unwrap_or(line).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_read() {
+        let text =
+            "55a0-7ffd ---p 00000000 00:00 0   [rollup]\nRss:                6384 kB\nPss:                 900 kB\n";
+        assert_eq!(parse_resident(text), Some(6384.0));
+        assert_eq!(parse_resident("Pss: 1 kB"), None);
+        assert!(resident(std::process::id().cast_signed()).unwrap() > 0.0);
+    }
+
+    #[test]
+    fn a_program_that_ends_is_an_error_with_its_words() {
+        let program = Program { path: "/bin/sh".into(), arguments: &["-c", "echo no good >&2; exit 3"] };
+        let error = program.start().err().expect("it cannot listen").to_string();
+        assert!(error.contains("no good") && error.contains('3'), "{error}");
+    }
+}

@@ -1,0 +1,84 @@
+//! The table, in Markdown.
+
+use std::fmt::Write;
+
+use crate::stats::Summary;
+
+/// One figure.
+pub(crate) struct Row {
+    pub(crate) figure: String,
+    pub(crate) c: String,
+    pub(crate) ours: String,
+    /// Ours divided by what it is held against.
+    pub(crate) ratio: Summary,
+    /// What it is held against.
+    pub(crate) against: &'static str,
+    /// What the ratio is to be at most; `None` for figures that are only told.
+    pub(crate) bound: Option<f64>,
+}
+
+/// A value with the quartiles of its rounds.
+pub(crate) fn value(summary: Summary, unit: &str) -> String {
+    let Summary { median, low, high } = summary;
+    format!("{} {unit} ({} to {})", short(median), short(low), short(high))
+}
+
+/// Three significant digits, no exponent.
+fn short(value: f64) -> String {
+    let digits = match value.abs() {
+        v if v >= 99.95 => 0,
+        v if v >= 9.995 => 1,
+        v if v >= 0.9995 => 2,
+        _ => 3,
+    };
+    format!("{value:.digits$}")
+}
+
+/// All figures, as a table.
+pub(crate) fn table(rows: &[Row]) -> String {
+    let mut text =
+        String::from("| figure | C helper | ours | ratio | to reach | |\n| --- | --- | --- | --- | --- | --- |\n");
+    for row in rows {
+        let Row { figure, c, ours, ratio, against, bound } = row;
+        let ratio_text = value(*ratio, &format!("× {against}"));
+        let (target, verdict) = match bound {
+            Some(bound) => {
+                (format!("≤ {bound} × {against}"), if ratio.median <= *bound { "reached" } else { "**missed**" })
+            }
+            None => ("–".into(), ""),
+        };
+        writeln!(text, "| {figure} | {c} | {ours} | {ratio_text} | {target} | {verdict} |")
+            .expect("writing to a String cannot fail");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_have_three_digits() {
+        for (value, expected) in
+            [(1945.4, "1945"), (100.0, "100"), (99.96, "100"), (10.43, "10.4"), (4.0, "4.00"), (0.0123, "0.012")]
+        {
+            assert_eq!(short(value), expected);
+        }
+    }
+
+    #[test]
+    fn a_row_says_whether_the_target_is_reached() {
+        let row = |median, bound| Row {
+            figure: "round trip".into(),
+            c: "10.0 µs".into(),
+            ours: "5.0 µs".into(),
+            ratio: Summary { median, low: median, high: median },
+            against: "C",
+            bound,
+        };
+        let text = table(&[row(0.5, Some(0.6)), row(0.7, Some(0.6)), row(0.7, None)]);
+        let verdicts: Vec<&str> = text.lines().skip(2).map(|line| line.rsplit('|').nth(1).unwrap().trim()).collect();
+        assert_eq!(verdicts, ["reached", "**missed**", ""]);
+        assert!(text.contains("| ≤ 0.6 × C |"), "{text}");
+    }
+}
