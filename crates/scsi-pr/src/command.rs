@@ -176,6 +176,35 @@ impl<'a> Command<'a> {
     }
 }
 
+/// A [`Command`] that owns its parameter list: what a client makes to have it run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandBuf {
+    cdb: Cdb,
+    parameter_list: Vec<u8>,
+}
+
+impl CommandBuf {
+    /// Joins a CDB and its parameter list.
+    ///
+    /// # Errors
+    ///
+    /// As [`Command::new`].
+    pub fn new(cdb: Cdb, parameter_list: Vec<u8>) -> Result<Self, InvalidCommand> {
+        Command::new(cdb, &parameter_list)?;
+        Ok(Self { cdb, parameter_list })
+    }
+
+    /// The checked CDB.
+    pub const fn cdb(&self) -> &Cdb {
+        &self.cdb
+    }
+
+    /// The command, to be run.
+    pub fn command(&self) -> Command<'_> {
+        Command { cdb: self.cdb, parameter_list: &self.parameter_list }
+    }
+}
+
 /// Why bytes are not a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

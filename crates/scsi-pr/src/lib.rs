@@ -12,13 +12,15 @@ mod completion;
 mod key;
 mod manager;
 mod reservation_type;
+mod reserve_out;
 mod sense;
 mod transport_id;
 
-pub use command::{Cdb, Command, InvalidCommand, MAX_TRANSFER, Opcode};
+pub use command::{Cdb, Command, CommandBuf, InvalidCommand, MAX_TRANSFER, Opcode};
 pub use completion::{Completion, Status};
 pub use key::{Generation, InvalidKey, Key};
 pub use manager::{Error, PrManager};
 pub use reservation_type::{ScopeType, Type};
+pub use reserve_out::{ReserveOut, ReserveOutAction};
 pub use sense::{Sense, SenseCode, SenseKey};
 pub use transport_id::{InitiatorPort, InvalidTransportId, TransportId};

@@ -115,8 +115,14 @@ impl fmt::Debug for ScopeType {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// Any type.
+    pub(crate) fn types() -> impl Strategy<Value = Type> {
+        prop::sample::select(&Type::ALL[..])
+    }
 
     #[test]
     fn a_byte_is_a_type_of_the_whole_unit_or_none() {
