@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -121,24 +121,52 @@ fn busy(programs: &Programs) -> Result<Vec<Row>> {
     ])
 }
 
-/// Round trips of a connection that fell silent before every command.
+/// Round trips of connections that fell silent before every command: on a CPU that went on working for others, and on
+/// one that slept as well, where most of the time goes into waking it.
 fn idle(programs: &Programs) -> Result<Vec<Row>> {
     const ROUNDS: usize = 15;
-    const COMMANDS: usize = 8;
-    /// Longer than any helper waits for the next command before it takes the connection for idle.
-    const SILENCE: Duration = Duration::from_millis(150);
+    /// How long each connection is silent: longer than any helper waits for the next command before it takes the
+    /// connection for idle.
+    const SILENCE: Duration = Duration::from_millis(128);
+    /// Connections that take turns while the CPU works.
+    const IN_TURN: usize = 64;
+    /// Commands of a round on a CPU that slept.
+    const ASLEEP: usize = 6;
     let _pinned = Pinned::new()?;
     let null = null()?;
     let running = [programs.c.start()?, programs.ours.start()?];
-    let mut connections = [Connection::open(&running[0].socket())?, Connection::open(&running[1].socket())?];
-    let mut rounds = [const { Vec::new() }; 2];
-    for _ in 0..ROUNDS {
-        for (connection, rounds) in connections.iter_mut().zip(&mut rounds) {
-            rounds.push(round(connection, null.as_fd(), (50.0, COMMANDS), SILENCE)?);
+    let mut connections = [Vec::new(), Vec::new()];
+    for (running, connections) in running.iter().zip(&mut connections) {
+        for _ in 0..IN_TURN {
+            connections.push(Connection::open(&running.socket())?);
         }
     }
-    let [c, ours] = rounds;
-    Ok(vec![compared("round trip p50, pinned, a connection that had gone idle", &c, &ours, "µs", Some(2.0))?])
+    let mut awake = [const { Vec::new() }; 2];
+    let mut asleep = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for ((connections, awake), asleep) in connections.iter_mut().zip(&mut awake).zip(&mut asleep) {
+            let mut times = Vec::new();
+            for connection in connections.iter_mut() {
+                work(SILENCE / IN_TURN as u32);
+                times.push(connection.round_trip(null.as_fd())?);
+            }
+            awake.push(percentile(&mut times, 50.0).context("a round without a command")?);
+            asleep.push(round(&mut connections[0], null.as_fd(), (50.0, ASLEEP), SILENCE)?);
+        }
+    }
+    let ([c, ours], [c_asleep, our_asleep]) = (awake, asleep);
+    Ok(vec![
+        compared("round trip p50, pinned, a connection that had gone idle", &c, &ours, "µs", Some(2.0))?,
+        compared("the same where the CPU slept, too", &c_asleep, &our_asleep, "µs", None)?,
+    ])
+}
+
+/// Keeps the CPU busy.
+fn work(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::hint::spin_loop();
+    }
 }
 
 /// Round trips and memory with many idle connections.
@@ -213,7 +241,7 @@ fn start(programs: &Programs) -> Result<Vec<Row>> {
             [&programs.c, &programs.ours].into_iter().zip(&mut listening).zip(&mut greeting)
         {
             let started = program.start_timed()?;
-            let connected = std::time::Instant::now();
+            let connected = Instant::now();
             Connection::greet(started.socket)?;
             listening.push(started.listening.as_secs_f64() * 1e3);
             greeting.push((started.listening + connected.elapsed()).as_secs_f64() * 1e3);
