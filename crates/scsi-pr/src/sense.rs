@@ -52,67 +52,58 @@ impl SenseKey {
 }
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $key:ident, $asc:literal, $ascq:literal;)*) => {
+    ($($name:ident = $key:ident, $asc:literal, $ascq:literal, $text:literal;)*) => {
         impl SenseCode {
-            $($(#[$doc])* pub const $name: Self = Self { key: SenseKey::$key, asc: $asc, ascq: $ascq };)*
+            $(
+                #[doc = concat!("[`SenseKey::", stringify!($key), "`], ", stringify!($asc), "/", stringify!($ascq), ": ", $text, ".")]
+                pub const $name: Self = Self { key: SenseKey::$key, asc: $asc, ascq: $ascq };
+            )*
+
+            /// The codes that have a name here.
+            const NAMED: &[(Self, &'static str)] = &[$((Self::$name, $text)),*];
         }
     };
 }
 
 codes! {
-    /// 0/00/00 NO ADDITIONAL SENSE INFORMATION.
-    NO_SENSE = NO_SENSE, 0x00, 0x00;
-    /// 2/04/00 LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE.
-    NOT_READY = NOT_READY, 0x04, 0x00;
-    /// 2/3A/00 MEDIUM NOT PRESENT.
-    NO_MEDIUM = NOT_READY, 0x3a, 0x00;
-    /// 3/11/00 UNRECOVERED READ ERROR.
-    READ_ERROR = MEDIUM_ERROR, 0x11, 0x00;
-    /// 4/44/00 INTERNAL TARGET FAILURE.
-    TARGET_FAILURE = HARDWARE_ERROR, 0x44, 0x00;
-    /// 5/1A/00 PARAMETER LIST LENGTH ERROR.
-    PARAMETER_LIST_LENGTH_ERROR = ILLEGAL_REQUEST, 0x1a, 0x00;
-    /// 5/20/00 INVALID COMMAND OPERATION CODE.
-    INVALID_OPCODE = ILLEGAL_REQUEST, 0x20, 0x00;
-    /// 5/24/00 INVALID FIELD IN CDB.
-    INVALID_FIELD_IN_CDB = ILLEGAL_REQUEST, 0x24, 0x00;
-    /// 5/26/00 INVALID FIELD IN PARAMETER LIST.
-    INVALID_FIELD_IN_PARAMETER_LIST = ILLEGAL_REQUEST, 0x26, 0x00;
-    /// 5/26/04 INVALID RELEASE OF PERSISTENT RESERVATION.
-    INVALID_RELEASE = ILLEGAL_REQUEST, 0x26, 0x04;
-    /// 5/55/04 INSUFFICIENT REGISTRATION RESOURCES.
-    INSUFFICIENT_REGISTRATION_RESOURCES = ILLEGAL_REQUEST, 0x55, 0x04;
-    /// 6/29/00 POWER ON, RESET, OR BUS DEVICE RESET OCCURRED.
-    RESET = UNIT_ATTENTION, 0x29, 0x00;
-    /// 6/29/02 SCSI BUS RESET OCCURRED.
-    BUS_RESET = UNIT_ATTENTION, 0x29, 0x02;
-    /// 6/2A/03 RESERVATIONS PREEMPTED.
-    RESERVATIONS_PREEMPTED = UNIT_ATTENTION, 0x2a, 0x03;
-    /// 6/2A/04 RESERVATIONS RELEASED.
-    RESERVATIONS_RELEASED = UNIT_ATTENTION, 0x2a, 0x04;
-    /// 6/2A/05 REGISTRATIONS PREEMPTED.
-    REGISTRATIONS_PREEMPTED = UNIT_ATTENTION, 0x2a, 0x05;
-    /// 7/27/07 SPACE ALLOCATION FAILED WRITE PROTECT.
-    SPACE_ALLOCATION_FAILED = DATA_PROTECT, 0x27, 0x07;
-    /// B/00/06 I/O PROCESS TERMINATED.
-    IO_PROCESS_TERMINATED = ABORTED_COMMAND, 0x00, 0x06;
-    /// B/05/00 LOGICAL UNIT DOES NOT RESPOND TO SELECTION.
-    LUN_NOT_RESPONDING = ABORTED_COMMAND, 0x05, 0x00;
-    /// B/08/00 LOGICAL UNIT COMMUNICATION FAILURE.
-    LUN_COMMUNICATION_FAILURE = ABORTED_COMMAND, 0x08, 0x00;
-    /// B/08/01 LOGICAL UNIT COMMUNICATION TIME-OUT.
-    LUN_COMMUNICATION_TIMEOUT = ABORTED_COMMAND, 0x08, 0x01;
-    /// B/29/07 I_T NEXUS LOSS OCCURRED.
-    NEXUS_LOSS = ABORTED_COMMAND, 0x29, 0x07;
-    /// B/2E/02 COMMAND TIMEOUT DURING PROCESSING.
-    COMMAND_TIMEOUT = ABORTED_COMMAND, 0x2e, 0x02;
-    /// B/2F/02 COMMANDS CLEARED BY DEVICE SERVER.
-    COMMAND_ABORTED = ABORTED_COMMAND, 0x2f, 0x02;
+    NO_SENSE = NO_SENSE, 0x00, 0x00, "NO ADDITIONAL SENSE INFORMATION";
+    NOT_READY = NOT_READY, 0x04, 0x00, "LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE";
+    NO_MEDIUM = NOT_READY, 0x3a, 0x00, "MEDIUM NOT PRESENT";
+    READ_ERROR = MEDIUM_ERROR, 0x11, 0x00, "UNRECOVERED READ ERROR";
+    TARGET_FAILURE = HARDWARE_ERROR, 0x44, 0x00, "INTERNAL TARGET FAILURE";
+    PARAMETER_LIST_LENGTH_ERROR = ILLEGAL_REQUEST, 0x1a, 0x00, "PARAMETER LIST LENGTH ERROR";
+    INVALID_OPCODE = ILLEGAL_REQUEST, 0x20, 0x00, "INVALID COMMAND OPERATION CODE";
+    INVALID_FIELD_IN_CDB = ILLEGAL_REQUEST, 0x24, 0x00, "INVALID FIELD IN CDB";
+    INVALID_FIELD_IN_PARAMETER_LIST = ILLEGAL_REQUEST, 0x26, 0x00, "INVALID FIELD IN PARAMETER LIST";
+    INVALID_RELEASE = ILLEGAL_REQUEST, 0x26, 0x04, "INVALID RELEASE OF PERSISTENT RESERVATION";
+    INSUFFICIENT_REGISTRATION_RESOURCES = ILLEGAL_REQUEST, 0x55, 0x04, "INSUFFICIENT REGISTRATION RESOURCES";
+    RESET = UNIT_ATTENTION, 0x29, 0x00, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED";
+    BUS_RESET = UNIT_ATTENTION, 0x29, 0x02, "SCSI BUS RESET OCCURRED";
+    RESERVATIONS_PREEMPTED = UNIT_ATTENTION, 0x2a, 0x03, "RESERVATIONS PREEMPTED";
+    RESERVATIONS_RELEASED = UNIT_ATTENTION, 0x2a, 0x04, "RESERVATIONS RELEASED";
+    REGISTRATIONS_PREEMPTED = UNIT_ATTENTION, 0x2a, 0x05, "REGISTRATIONS PREEMPTED";
+    SPACE_ALLOCATION_FAILED = DATA_PROTECT, 0x27, 0x07, "SPACE ALLOCATION FAILED WRITE PROTECT";
+    IO_PROCESS_TERMINATED = ABORTED_COMMAND, 0x00, 0x06, "I/O PROCESS TERMINATED";
+    LUN_NOT_RESPONDING = ABORTED_COMMAND, 0x05, 0x00, "LOGICAL UNIT DOES NOT RESPOND TO SELECTION";
+    LUN_COMMUNICATION_FAILURE = ABORTED_COMMAND, 0x08, 0x00, "LOGICAL UNIT COMMUNICATION FAILURE";
+    LUN_COMMUNICATION_TIMEOUT = ABORTED_COMMAND, 0x08, 0x01, "LOGICAL UNIT COMMUNICATION TIME-OUT";
+    NEXUS_LOSS = ABORTED_COMMAND, 0x29, 0x07, "I_T NEXUS LOSS OCCURRED";
+    COMMAND_TIMEOUT = ABORTED_COMMAND, 0x2e, 0x02, "COMMAND TIMEOUT DURING PROCESSING";
+    COMMAND_ABORTED = ABORTED_COMMAND, 0x2f, 0x02, "COMMANDS CLEARED BY DEVICE SERVER";
+}
+
+impl SenseCode {
+    /// What the standard calls the additional sense code and qualifier; `None` for those that do not concern us.
+    pub fn name(self) -> Option<&'static str> {
+        let same = |code: SenseCode| (code.asc, code.ascq) == (self.asc, self.ascq);
+        Self::NAMED.iter().find(|(code, _)| same(*code)).map(|(_, name)| *name)
+    }
 }
 
 impl fmt::Display for SenseCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02x}/{:02x}/{:02x}", self.key.byte(), self.asc, self.ascq)
+        write!(f, "{:02x}/{:02x}/{:02x}", self.key.byte(), self.asc, self.ascq)?;
+        self.name().map_or(Ok(()), |name| write!(f, " ({name})"))
     }
 }
 
@@ -154,15 +145,54 @@ impl Sense {
         &self.0
     }
 
-    /// What the sense data says; `None` when it is of neither format.
+    /// How many of the bytes are sense data: what their ADDITIONAL SENSE LENGTH says, at most all; 0 when they are of
+    /// neither format.
+    pub const fn length(&self) -> usize {
+        if self.format().is_none() {
+            return 0;
+        }
+        let length = 8 + self.0[7] as usize;
+        if length < Self::LENGTH { length } else { Self::LENGTH }
+    }
+
+    /// What the sense data says; `None` when it is of neither format. What ADDITIONAL SENSE LENGTH leaves out is zero.
     pub const fn code(&self) -> Option<SenseCode> {
         let b = &self.0;
-        match b[0] & 0x7f {
-            0x70 | 0x71 => Some(SenseCode { key: SenseKey::from_byte(b[2]), asc: b[12], ascq: b[13] }),
-            0x72 | 0x73 => Some(SenseCode { key: SenseKey::from_byte(b[1]), asc: b[2], ascq: b[3] }),
+        match self.format() {
+            Some((Format::Fixed, _)) => Some(SenseCode {
+                key: SenseKey::from_byte(b[2]),
+                asc: if self.length() > 12 { b[12] } else { 0 },
+                ascq: if self.length() > 13 { b[13] } else { 0 },
+            }),
+            Some((Format::Descriptor, _)) => Some(SenseCode { key: SenseKey::from_byte(b[1]), asc: b[2], ascq: b[3] }),
+            None => None,
+        }
+    }
+
+    /// Whether this is a deferred error (response code 71h or 73h): it tells of an earlier command, and this one has
+    /// not been run (SPC-4 4.5.7).
+    pub const fn is_deferred(&self) -> bool {
+        matches!(self.format(), Some((_, true)))
+    }
+
+    /// The format, and whether the error is a deferred one, by the RESPONSE CODE. Its high bit is VALID, of a field that
+    /// is not looked at.
+    const fn format(&self) -> Option<(Format, bool)> {
+        match self.0[0] & 0x7f {
+            0x70 => Some((Format::Fixed, false)),
+            0x71 => Some((Format::Fixed, true)),
+            0x72 => Some((Format::Descriptor, false)),
+            0x73 => Some((Format::Descriptor, true)),
             _ => None,
         }
     }
+}
+
+/// How sense data is laid out.
+#[derive(Clone, Copy)]
+enum Format {
+    Fixed,
+    Descriptor,
 }
 
 impl fmt::Debug for Sense {
@@ -175,8 +205,94 @@ impl fmt::Debug for Sense {
 impl fmt::Display for Sense {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.code() {
+            Some(code) if self.is_deferred() => write!(f, "deferred sense {code}"),
             Some(code) => write!(f, "sense {code}"),
             None => write!(f, "sense of unknown format {:#04x}", self.0[0]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn codes() -> impl Strategy<Value = SenseCode> {
+        any::<(u8, u8, u8)>().prop_map(|(key, asc, ascq)| SenseCode { key: SenseKey::from_byte(key), asc, ascq })
+    }
+
+    #[test]
+    fn both_formats_have_their_bytes() {
+        let fixed = Sense::fixed(SenseCode::RESERVATIONS_PREEMPTED);
+        assert_eq!(fixed.bytes()[..18], [0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x2a, 3, 0, 0, 0, 0]);
+        assert_eq!(fixed.length(), 18);
+        let descriptor = Sense::descriptor(SenseCode::RESERVATIONS_PREEMPTED);
+        assert_eq!(descriptor.bytes()[..8], [0x72, 6, 0x2a, 3, 0, 0, 0, 0]);
+        assert_eq!(descriptor.length(), 8);
+    }
+
+    #[test]
+    fn a_length_that_leaves_the_code_out_is_obeyed() {
+        let mut bytes = *Sense::fixed(SenseCode::INVALID_FIELD_IN_CDB).bytes();
+        bytes[13] = 0x09;
+        for (additional, asc, ascq) in [(0, 0, 0), (4, 0, 0), (5, 0x24, 0), (6, 0x24, 0x09), (0xff, 0x24, 0x09)] {
+            bytes[7] = additional;
+            let code = Sense::from_bytes(&bytes).code().unwrap();
+            assert_eq!(code, SenseCode { key: SenseKey::ILLEGAL_REQUEST, asc, ascq }, "{additional}");
+        }
+        assert_eq!(Sense::from_bytes(&bytes).length(), 96);
+    }
+
+    #[test]
+    fn codes_are_called_by_their_names() {
+        assert_eq!(SenseCode::INVALID_FIELD_IN_CDB.to_string(), "05/24/00 (INVALID FIELD IN CDB)");
+        let elsewhere = SenseCode { key: SenseKey::NOT_READY, ..SenseCode::LUN_COMMUNICATION_FAILURE };
+        assert_eq!(elsewhere.to_string(), "02/08/00 (LOGICAL UNIT COMMUNICATION FAILURE)");
+        let unknown = SenseCode { key: SenseKey::from_byte(0x9), asc: 0x80, ascq: 0xff };
+        assert_eq!(unknown.to_string(), "09/80/ff");
+        for (code, name) in SenseCode::NAMED {
+            assert_eq!(code.name(), Some(*name));
+        }
+    }
+
+    #[test]
+    fn deferred_errors_are_told_apart() {
+        for (response_code, text) in [
+            (0x70, "sense 06/29/00 (POWER ON, RESET, OR BUS DEVICE RESET OCCURRED)"),
+            (0xf1, "deferred sense 06/29/00 (POWER ON, RESET, OR BUS DEVICE RESET OCCURRED)"),
+            (0x7f, "sense of unknown format 0x7f"),
+        ] {
+            let mut bytes = *Sense::fixed(SenseCode::RESET).bytes();
+            bytes[0] = response_code;
+            let sense = Sense::from_bytes(&bytes);
+            assert_eq!(sense.to_string(), text);
+            assert_eq!(sense.is_deferred(), text.starts_with("deferred"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_code_survives_both_formats(code in codes()) {
+            for sense in [Sense::fixed(code), Sense::descriptor(code)] {
+                prop_assert_eq!(sense.code(), Some(code));
+                prop_assert!(!sense.is_deferred());
+                prop_assert_eq!(Sense::from_bytes(&sense.bytes()[..sense.length()]), sense);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_kept_and_read(bytes in prop::collection::vec(any::<u8>(), 0..120), first in 0x6eu8..0x76) {
+            let mut bytes = bytes;
+            bytes.iter_mut().take(1).for_each(|byte| *byte = *byte & 0x80 | first);
+            let sense = Sense::from_bytes(&bytes);
+            let kept = bytes.len().min(Sense::LENGTH);
+            prop_assert_eq!(&sense.bytes()[..kept], &bytes[..kept]);
+            prop_assert!(sense.bytes()[kept..].iter().all(|byte| *byte == 0));
+            let known = !bytes.is_empty() && (0x70..=0x73).contains(&first);
+            prop_assert_eq!(sense.code().is_some(), known);
+            prop_assert_eq!(sense.length() >= 8, known);
+            prop_assert_eq!(sense.is_deferred(), known && first % 2 == 1);
+            let _ = (sense.to_string(), format!("{sense:?}"));
         }
     }
 }

@@ -1,0 +1,349 @@
+//! PERSISTENT RESERVE IN as a value, and the data that it returns (SPC-4 6.15).
+//!
+//! A manager that makes the data itself encodes [`Keys`], [`Reservation`], [`Capabilities`] or [`FullStatus`] and lets
+//! [`ReserveIn::answer`] cut them to the allocation length; a client parses what came, which may be cut: [`Parsed`].
+
+mod capabilities;
+mod full_status;
+mod keys;
+mod reservation;
+
+use std::fmt;
+
+use zerocopy::byteorder::big_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+pub use capabilities::{AllowCommands, Capabilities, TypeMask};
+pub use full_status::{FullStatus, FullStatusDescriptor};
+pub use keys::Keys;
+pub use reservation::{Held, Reservation};
+
+use crate::{Cdb, Command, CommandBuf, Completion, Generation, MAX_TRANSFER, Opcode, SenseCode};
+
+/// The service actions of PERSISTENT RESERVE IN (SPC-4 6.15.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum ReserveInAction {
+    /// 00h: [`Keys`].
+    ReadKeys = 0x00,
+    /// 01h: [`Reservation`].
+    ReadReservation = 0x01,
+    /// 02h: [`Capabilities`].
+    ReportCapabilities = 0x02,
+    /// 03h: [`FullStatus`].
+    ReadFullStatus = 0x03,
+}
+
+impl ReserveInAction {
+    /// Every service action there is, in the order of their codes.
+    pub const ALL: [Self; 4] = [Self::ReadKeys, Self::ReadReservation, Self::ReportCapabilities, Self::ReadFullStatus];
+
+    /// The service action with this code; `None` for a reserved one.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+
+    /// The code in the CDB.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+impl fmt::Display for ReserveInAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ReadKeys => "READ KEYS",
+            Self::ReadReservation => "READ RESERVATION",
+            Self::ReportCapabilities => "REPORT CAPABILITIES",
+            Self::ReadFullStatus => "READ FULL STATUS",
+        })
+    }
+}
+
+/// What a PERSISTENT RESERVE IN asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReserveIn {
+    action: ReserveInAction,
+    /// At most [`MAX_TRANSFER`].
+    allocation_length: u16,
+}
+
+/// The CDB, padded to 16 bytes.
+#[derive(Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct CdbLayout {
+    opcode: u8,
+    service_action: u8,
+    reserved: [u8; 5],
+    allocation_length: U16,
+    control: u8,
+    padding: [u8; 6],
+}
+
+impl ReserveIn {
+    /// Asks for `action`, with room for `allocation_length` bytes; [`MAX_TRANSFER`] if that is less.
+    pub fn new(action: ReserveInAction, allocation_length: usize) -> Self {
+        let allocation_length = allocation_length.min(MAX_TRANSFER);
+        Self { action, allocation_length: u16::try_from(allocation_length).expect("MAX_TRANSFER fits") }
+    }
+
+    /// Reads what `command` asks for. Reserved bits are not looked at, except those beside the service action.
+    ///
+    /// # Errors
+    ///
+    /// The sense that refuses the command: [`INVALID_OPCODE`](SenseCode::INVALID_OPCODE) when it is no PERSISTENT
+    /// RESERVE IN, [`INVALID_FIELD_IN_CDB`](SenseCode::INVALID_FIELD_IN_CDB) when its service action is unknown.
+    pub fn parse(command: Command<'_>) -> Result<Self, SenseCode> {
+        if command.opcode() != Opcode::ReserveIn {
+            return Err(SenseCode::INVALID_OPCODE);
+        }
+        let cdb: &CdbLayout = zerocopy::transmute_ref!(command.cdb().bytes());
+        let action = ReserveInAction::from_code(cdb.service_action).ok_or(SenseCode::INVALID_FIELD_IN_CDB)?;
+        Ok(Self::new(action, cdb.allocation_length.get().into()))
+    }
+
+    /// The service action.
+    pub const fn action(&self) -> ReserveInAction {
+        self.action
+    }
+
+    /// The most bytes that may be returned, at most [`MAX_TRANSFER`].
+    pub fn allocation_length(&self) -> usize {
+        self.allocation_length.into()
+    }
+
+    /// The command that asks for this.
+    pub fn encode(&self) -> CommandBuf {
+        let cdb = CdbLayout {
+            opcode: Opcode::ReserveIn.byte(),
+            service_action: self.action.code(),
+            allocation_length: self.allocation_length.into(),
+            ..CdbLayout::default()
+        };
+        let cdb = Cdb::new(zerocopy::transmute!(cdb)).expect("the opcode is known and the length was limited");
+        CommandBuf::new(cdb, Vec::new()).expect("it has no parameter list")
+    }
+
+    /// GOOD with `data`, cut to the allocation length. The length fields in the data stay as they are and tell how much
+    /// there is (SPC-4 4.2.5.6).
+    pub fn answer(&self, mut data: Vec<u8>) -> Completion {
+        data.truncate(self.allocation_length());
+        Completion::Good(data)
+    }
+}
+
+/// What could be read of returned data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parsed<T> {
+    /// What is there. Of a list, the entries that came whole.
+    pub value: T,
+    /// How many bytes there are in all: what an allocation length must be for nothing to be cut.
+    pub length: usize,
+    /// Whether there are more bytes than came.
+    pub truncated: bool,
+}
+
+/// Why bytes are not the data of PERSISTENT RESERVE IN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InvalidData {
+    /// Too little came to tell anything.
+    Short {
+        /// How many bytes it takes at least.
+        needed: usize,
+        /// How many came.
+        actual: usize,
+    },
+    /// A length field that cannot be: no multiple of an entry, or beyond the data around it.
+    Length(u32),
+    /// A reservation of another scope than LU_SCOPE, or of an obsolete or reserved type: this byte.
+    ScopeType(u8),
+}
+
+impl fmt::Display for InvalidData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short { needed, actual } => {
+                write!(f, "{actual} bytes of data came where at least {needed} are needed")
+            }
+            Self::Length(length) => write!(f, "a length of {length} in the data cannot be"),
+            Self::ScopeType(byte) => write!(f, "a reservation of the unknown scope and type {byte:#04x}"),
+        }
+    }
+}
+
+impl std::error::Error for InvalidData {}
+
+/// What READ KEYS, READ RESERVATION and READ FULL STATUS return first.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Header {
+    generation: U32,
+    additional_length: U32,
+}
+
+/// A [`Header`] and what it announces, as far as that came.
+struct Body<'a> {
+    generation: Generation,
+    additional_length: u32,
+    bytes: &'a [u8],
+    /// The whole data, header included.
+    length: usize,
+    truncated: bool,
+}
+
+impl<'a> Body<'a> {
+    /// Bytes after those that are announced are no data: some managers pad with zeros to the allocation length.
+    fn parse(data: &'a [u8]) -> Result<Self, InvalidData> {
+        let (header, body) = prefix::<Header>(data)?;
+        let additional_length = header.additional_length.get();
+        let announced = usize::try_from(additional_length).unwrap_or(usize::MAX);
+        Ok(Self {
+            generation: Generation(header.generation.get()),
+            additional_length,
+            bytes: &body[..body.len().min(announced)],
+            length: size_of::<Header>().saturating_add(announced),
+            truncated: body.len() < announced,
+        })
+    }
+
+    fn parsed<T>(&self, value: T) -> Parsed<T> {
+        Parsed { value, length: self.length, truncated: self.truncated }
+    }
+
+    fn encode(generation: Generation, body: &[u8]) -> Vec<u8> {
+        // Over 32 bits, the data are cut in any case.
+        let additional_length = u32::try_from(body.len()).unwrap_or(u32::MAX).into();
+        let header = Header { generation: generation.0.into(), additional_length };
+        [header.as_bytes(), body].concat()
+    }
+}
+
+/// The layout that `bytes` begin with, and what follows it.
+fn prefix<T: FromBytes + KnownLayout + Immutable + Unaligned>(bytes: &[u8]) -> Result<(&T, &[u8]), InvalidData> {
+    T::ref_from_prefix(bytes).map_err(|_| InvalidData::Short { needed: size_of::<T>(), actual: bytes.len() })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Reads `data` as what each service action returns. `None` where it is refused; else the same, encoded again, and
+    /// whether it was cut.
+    fn again(action: ReserveInAction, data: &[u8]) -> Option<(Vec<u8>, usize, bool)> {
+        fn parts<T>(
+            parsed: Result<Parsed<T>, InvalidData>,
+            encode: fn(&T) -> Vec<u8>,
+        ) -> Option<(Vec<u8>, usize, bool)> {
+            parsed.ok().map(|Parsed { value, length, truncated }| (encode(&value), length, truncated))
+        }
+        match action {
+            ReserveInAction::ReadKeys => parts(Keys::parse(data), Keys::encode),
+            ReserveInAction::ReadReservation => parts(Reservation::parse(data), Reservation::encode),
+            ReserveInAction::ReportCapabilities => parts(Capabilities::parse(data), Capabilities::encode),
+            ReserveInAction::ReadFullStatus => parts(FullStatus::parse(data), FullStatus::encode),
+        }
+    }
+
+    fn returned() -> impl Strategy<Value = (ReserveInAction, Vec<u8>)> {
+        prop_oneof![
+            keys::tests::values().prop_map(|value| (ReserveInAction::ReadKeys, value.encode())),
+            reservation::tests::values().prop_map(|value| (ReserveInAction::ReadReservation, value.encode())),
+            capabilities::tests::values().prop_map(|value| (ReserveInAction::ReportCapabilities, value.encode())),
+            full_status::tests::values().prop_map(|value| (ReserveInAction::ReadFullStatus, value.encode())),
+        ]
+    }
+
+    #[test]
+    fn each_service_action_has_its_cdb() {
+        for (code, action) in (0..).zip(ReserveInAction::ALL) {
+            let value = ReserveIn::new(action, 0x1234);
+            let encoded = value.encode();
+            let mut cdb = [0; 16];
+            (cdb[0], cdb[1], cdb[7], cdb[8]) = (0x5e, code, 0x12, 0x34);
+            assert_eq!(encoded.cdb().bytes(), &cdb);
+            assert_eq!(ReserveIn::parse(encoded.command()), Ok(value));
+        }
+    }
+
+    #[test]
+    fn what_is_no_known_in_is_refused() {
+        for code in 4..=u8::MAX {
+            let mut cdb = [0; 16];
+            (cdb[0], cdb[1]) = (0x5e, code);
+            let command = CommandBuf::new(Cdb::new(cdb).unwrap(), Vec::new()).unwrap();
+            assert_eq!(ReserveIn::parse(command.command()), Err(SenseCode::INVALID_FIELD_IN_CDB), "{code:#x}");
+        }
+        assert_eq!(ReserveIn::parse(Command::cleanup()), Err(SenseCode::INVALID_OPCODE));
+    }
+
+    #[test]
+    fn an_answer_is_cut_and_its_lengths_are_not() {
+        let data = Keys { generation: Generation(1), keys: vec![crate::Key(7); 3] }.encode();
+        for (allocation_length, expected) in [(0, 0), (4, 4), (12, 12), (32, 32), (8192, 32), (100_000, 32)] {
+            let answer = ReserveIn::new(ReserveInAction::ReadKeys, allocation_length).answer(data.clone());
+            assert_eq!(answer, Completion::Good(data[..expected].to_vec()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_in_is_a_value_or_refused(mut cdb: [u8; 16]) {
+            cdb[0] = 0x5e;
+            if let Ok(cdb) = Cdb::new(cdb) {
+                match ReserveIn::parse(Command::new(cdb, &[]).unwrap()) {
+                    Ok(value) => {
+                        prop_assert_eq!(value.allocation_length(), cdb.allocation_length());
+                        prop_assert_eq!(value.action().code(), cdb.bytes()[1]);
+                        prop_assert_eq!(ReserveIn::parse(value.encode().command()), Ok(value));
+                    }
+                    Err(code) => {
+                        prop_assert!(cdb.bytes()[1] > 3);
+                        prop_assert_eq!(code, SenseCode::INVALID_FIELD_IN_CDB);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn whole_data_survive_and_padding_is_ignored((action, data) in returned(), padding in 0usize..40) {
+            let padded = [&data[..], &vec![0; padding][..]].concat();
+            prop_assert_eq!(again(action, &padded), Some((data.clone(), data.len(), false)));
+        }
+
+        #[test]
+        fn cut_data_are_known_to_be_cut((action, data) in returned(), cut: prop::sample::Index) {
+            let cut = cut.index(data.len());
+            if let Some((part, length, truncated)) = again(action, &data[..cut]) {
+                prop_assert!(truncated);
+                prop_assert_eq!(length, data.len());
+                // What is there is right, but for the length fields, which now announce less.
+                prop_assert!(part.len() <= data.len());
+                if part.len() > 8 && action != ReserveInAction::ReportCapabilities {
+                    prop_assert_eq!(&part[8..], &data[8..part.len()]);
+                }
+            }
+        }
+
+        #[test]
+        fn noise_is_read_without_panic(
+            (_, data) in returned(),
+            noise in prop::collection::vec(any::<u8>(), 0..100),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        ) {
+            let mut changed = data;
+            for (index, byte) in changes {
+                *index.get_mut(&mut changed) = byte;
+            }
+            for (bytes, action) in [noise, changed].iter().flat_map(|b| ReserveInAction::ALL.map(|a| (b, a))) {
+                if let Some((once, length, truncated)) = again(action, bytes) {
+                    prop_assert_eq!(truncated, bytes.len() < length);
+                    // What does not count is not kept, and changes nothing.
+                    prop_assert_eq!(again(action, &once), Some((once.clone(), once.len(), false)));
+                }
+            }
+        }
+    }
+}
