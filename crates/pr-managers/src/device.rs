@@ -1,0 +1,353 @@
+//! What a descriptor is: told from fstat(2) and sysfs alone. Nothing is opened but files of sysfs, and nothing is guessed.
+//!
+//! Of interest is how a block device relates to the logical unit that SG_IO on it would reach: whether it *is* the unit,
+//! one path of several to it, or a part of it. Partitions, device-mapper devices and some others pass SG_IO on to what is
+//! beneath them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, fstat, major, minor};
+
+/// A device number, `8:0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Number {
+    /// Which driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// What a descriptor refers to.
+///
+/// A device number belongs to another device once nobody has the first one open any more; so this holds for as long as
+/// the descriptor is open, and is not for keeping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    number: Option<Number>,
+    name: Option<String>,
+    kind: Kind,
+}
+
+/// The kinds of [`Device`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A SCSI logical unit as a block device: `/dev/sda`, `/dev/sr0`.
+    ScsiBlock,
+    /// A SCSI logical unit as a character device: `/dev/sg0`.
+    ScsiGeneric,
+    /// A partition that the kernel found.
+    Partition {
+        /// The whole disk.
+        disk: String,
+    },
+    /// A dm-multipath map: one unit, by several paths.
+    Multipath {
+        /// The name of the map.
+        map: String,
+        /// The DM UUID, `mpath-` and the unit's identifier.
+        uuid: String,
+    },
+    /// Any other device-mapper device: a logical volume, a crypt device, a partition that kpartx made of a map …
+    DeviceMapper {
+        /// Its name.
+        map: String,
+        /// Its DM UUID; often empty.
+        uuid: String,
+        /// The whole disks and multipath maps beneath it.
+        over: Vec<String>,
+    },
+    /// Another device made of devices: md, bcache …
+    Stacked {
+        /// The whole disks and multipath maps beneath it.
+        over: Vec<String>,
+    },
+    /// An NVMe namespace.
+    NvmeNamespace,
+    /// Another block device with nothing beneath it that the kernel knows of: virtio-blk, loop, zram …
+    OtherBlock,
+    /// A block device that sysfs does not explain.
+    Unexplained {
+        /// Why not.
+        reason: String,
+    },
+    /// Another character device.
+    OtherCharacter,
+    /// No device at all: a file, a directory, a pipe, a socket …
+    NotADevice(FileType),
+}
+
+/// Where the kernel tells about its devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Self::at("/sys")
+    }
+}
+
+impl Device {
+    /// What `descriptor` refers to, after `/sys`.
+    ///
+    /// # Errors
+    ///
+    /// Those of fstat(2). What sysfs does not tell is [`Kind::Unexplained`].
+    pub fn of(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
+        Sysfs::default().device(descriptor)
+    }
+
+    /// The device number; `None` for [`Kind::NotADevice`].
+    pub const fn number(&self) -> Option<Number> {
+        self.number
+    }
+
+    /// The kernel's name for it: `sda`, `dm-0`; `None` when there is none or sysfs does not tell it.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// What it is.
+    pub const fn kind(&self) -> &Kind {
+        &self.kind
+    }
+}
+
+impl fmt::Display for Device {
+    /// For a log line: "8:1 (sda1), a partition of sda".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.number, &self.name) {
+            (Some(number), Some(name)) => write!(f, "{number} ({name}), {}", self.kind),
+            (Some(number), None) => write!(f, "{number}, {}", self.kind),
+            (None, _) => self.kind.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ScsiBlock => f.write_str("a SCSI disk"),
+            Self::ScsiGeneric => f.write_str("a SCSI generic device"),
+            Self::Partition { disk } => write!(f, "a partition of {disk}"),
+            Self::Multipath { map, .. } => write!(f, "the multipath map {map}"),
+            Self::DeviceMapper { map, over, .. } => write!(f, "the device-mapper device {map} over {}", List(over)),
+            Self::Stacked { over } => write!(f, "a device over {}", List(over)),
+            Self::NvmeNamespace => f.write_str("an NVMe namespace"),
+            Self::OtherBlock => f.write_str("a block device that is not SCSI"),
+            Self::Unexplained { reason } => write!(f, "a block device that sysfs does not explain ({reason})"),
+            Self::OtherCharacter => f.write_str("a character device"),
+            Self::NotADevice(file_type) => f.write_str(match file_type {
+                FileType::RegularFile => "a regular file",
+                FileType::Directory => "a directory",
+                FileType::Fifo => "a pipe",
+                FileType::Socket => "a socket",
+                _ => "no device",
+            }),
+        }
+    }
+}
+
+/// Names with commas between them.
+struct List<'a>(&'a [String]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("nothing"),
+            names => f.write_str(&names.join(", ")),
+        }
+    }
+}
+
+impl Sysfs {
+    /// A sysfs that is mounted at `root`.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// What `descriptor` refers to.
+    ///
+    /// # Errors
+    ///
+    /// Those of fstat(2). What sysfs does not tell is [`Kind::Unexplained`].
+    pub fn device(&self, descriptor: BorrowedFd<'_>) -> io::Result<Device> {
+        let stat = fstat(descriptor)?;
+        let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::BlockDevice => self.block(number),
+            FileType::CharacterDevice => self.character(number),
+            file_type => Device { number: None, name: None, kind: Kind::NotADevice(file_type) },
+        })
+    }
+
+    fn block(&self, number: Number) -> Device {
+        let (name, kind) = Directory::of(&self.root, "block", number)
+            .and_then(|directory| {
+                let kind = directory.block_kind()?;
+                // A directory whose device has just gone is empty, and says by this that the device is not this and not
+                // that. What was read counts only if it is still there.
+                directory.confirm(number)?;
+                Ok((Some(directory.name()), kind))
+            })
+            .unwrap_or_else(|error| (None, Kind::Unexplained { reason: error.to_string() }));
+        Device { number: Some(number), name, kind }
+    }
+
+    fn character(&self, number: Number) -> Device {
+        // The only thing that depends on it is what it is called.
+        let directory = Directory::of(&self.root, "char", number).ok();
+        let subsystem = directory.as_ref().and_then(|directory| directory.link_name("subsystem").ok().flatten());
+        let kind = match subsystem.as_deref() {
+            Some("scsi_generic") => Kind::ScsiGeneric,
+            _ => Kind::OtherCharacter,
+        };
+        Device { number: Some(number), name: directory.map(|directory| directory.name()), kind }
+    }
+}
+
+/// The directory of one device in sysfs (Linux `Documentation/ABI/stable/sysfs-block`, `testing/sysfs-block-dm`).
+struct Directory(PathBuf);
+
+/// How deep devices may be stacked. The kernel has no limit of its own; a deeper stack is not explained.
+const DEEPEST: usize = 32;
+
+impl Directory {
+    fn of(root: &Path, class: &str, number: Number) -> io::Result<Self> {
+        Self::at(root.join("dev").join(class).join(number.to_string()))
+    }
+
+    /// The directory behind the symbolic links: its name is the device's, its parent a partition's disk.
+    fn at(path: PathBuf) -> io::Result<Self> {
+        fs::canonicalize(&path).map(Self).map_err(about(&path))
+    }
+
+    fn name(&self) -> String {
+        // The kernel writes '!' where a device name has '/'.
+        last(&self.0).replace('!', "/")
+    }
+
+    fn block_kind(&self) -> io::Result<Kind> {
+        if let Some(disk) = self.disk()? {
+            return Ok(Kind::Partition { disk: disk.name() });
+        }
+        if let Some(uuid) = self.attribute("dm/uuid")? {
+            let map = self.required("dm/name")?;
+            return Ok(match is_multipath(&uuid) {
+                true => Kind::Multipath { map, uuid },
+                false => Kind::DeviceMapper { map, uuid, over: self.over()? },
+            });
+        }
+        if !self.slaves()?.is_empty() {
+            return Ok(Kind::Stacked { over: self.over()? });
+        }
+        Ok(match self.link_name("device/subsystem")?.as_deref() {
+            Some("scsi") => Kind::ScsiBlock,
+            Some("nvme" | "nvme-subsystem") => Kind::NvmeNamespace,
+            _ => Kind::OtherBlock,
+        })
+    }
+
+    /// Fails unless this is the directory of the device, and the device is there.
+    fn confirm(&self, number: Number) -> io::Result<()> {
+        let found = self.required("dev")?;
+        match found == number.to_string() {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("{} is of device {found}", self.0.display()))),
+        }
+    }
+
+    /// The whole disk, if this is a partition.
+    fn disk(&self) -> io::Result<Option<Self>> {
+        Ok(match (self.attribute("partition")?, self.0.parent()) {
+            (Some(_), Some(parent)) => Some(Self(parent.to_owned())),
+            _ => None,
+        })
+    }
+
+    /// The devices directly beneath.
+    fn slaves(&self) -> io::Result<Vec<Self>> {
+        let path = self.0.join("slaves");
+        let entries = fs::read_dir(&path).map_err(about(&path))?;
+        entries.map(|entry| Self::at(entry.map_err(about(&path))?.path())).collect()
+    }
+
+    /// The whole disks and multipath maps at the bottom of the stack.
+    fn over(&self) -> io::Result<Vec<String>> {
+        let mut found = BTreeSet::new();
+        for slave in self.slaves()? {
+            slave.walk(&mut found, DEEPEST)?;
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    fn walk(&self, found: &mut BTreeSet<String>, depth: usize) -> io::Result<()> {
+        let depth = depth.checked_sub(1).ok_or_else(|| io::Error::other("too many devices one above the other"))?;
+        if let Some(disk) = self.disk()? {
+            return disk.walk(found, depth);
+        }
+        if self.attribute("dm/uuid")?.is_some_and(|uuid| is_multipath(&uuid)) {
+            found.insert(self.required("dm/name")?);
+            return Ok(());
+        }
+        let slaves = self.slaves()?;
+        if slaves.is_empty() {
+            found.insert(self.name());
+        }
+        slaves.iter().try_for_each(|slave| slave.walk(found, depth))
+    }
+
+    /// The text of an attribute; `None` when there is no such attribute.
+    fn attribute(&self, name: &str) -> io::Result<Option<String>> {
+        let path = self.0.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim_end_matches('\n').to_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(about(&path)(error)),
+        }
+    }
+
+    fn required(&self, name: &str) -> io::Result<String> {
+        self.attribute(name)?.ok_or_else(|| about(&self.0.join(name))(ErrorKind::NotFound.into()))
+    }
+
+    /// The last part of what a symbolic link points to; `None` when there is no such link.
+    fn link_name(&self, name: &str) -> io::Result<Option<String>> {
+        let path = self.0.join(name);
+        match fs::read_link(&path) {
+            Ok(target) => Ok(Some(last(&target))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(about(&path)(error)),
+        }
+    }
+}
+
+/// multipath-tools gives its maps UUIDs that begin so, and only they may have them. kpartx makes `part1-mpath-` of it.
+fn is_multipath(uuid: &str) -> bool {
+    uuid.starts_with("mpath-")
+}
+
+fn last(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Adds to an error which file it is about.
+fn about(path: &Path) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,239 @@
+use super::*;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use tempfile::TempDir;
+
+/// A tree laid out as sysfs is.
+pub(crate) struct Tree(TempDir);
+
+impl Tree {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn sysfs(&self) -> Sysfs {
+        Sysfs::at(self.0.path())
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.0.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// A device that is no partition, with the devices directly beneath it.
+    pub(crate) fn block(&self, path: &str, number: &str, slaves: &[&str]) {
+        self.write(&format!("{path}/dev"), &format!("{number}\n"));
+        let root = self.0.path();
+        fs::create_dir_all(root.join(path).join("slaves")).unwrap();
+        for slave in slaves {
+            symlink(root.join(slave), root.join(path).join("slaves").join(last(Path::new(slave)))).unwrap();
+        }
+        self.number(path, number);
+    }
+
+    pub(crate) fn partition(&self, path: &str, number: &str) {
+        self.write(&format!("{path}/dev"), &format!("{number}\n"));
+        self.write(&format!("{path}/partition"), "1\n");
+        self.number(path, number);
+    }
+
+    pub(crate) fn device_mapper(&self, path: &str, number: &str, [name, uuid]: [&str; 2], slaves: &[&str]) {
+        self.block(path, number, slaves);
+        self.write(&format!("{path}/dm/name"), &format!("{name}\n"));
+        self.write(&format!("{path}/dm/uuid"), &format!("{uuid}\n"));
+    }
+
+    pub(crate) fn subsystem(&self, path: &str, subsystem: &str) {
+        let device = self.0.path().join(path).join("device");
+        fs::create_dir_all(&device).unwrap();
+        symlink(format!("../../../bus/{subsystem}"), device.join("subsystem")).unwrap();
+    }
+
+    fn number(&self, path: &str, number: &str) {
+        let numbers = self.0.path().join("dev/block");
+        fs::create_dir_all(&numbers).unwrap();
+        symlink(Path::new("../..").join(path), numbers.join(number)).unwrap();
+    }
+
+    fn explain(&self, major: u32, minor: u32) -> Device {
+        self.sysfs().block(Number { major, minor })
+    }
+}
+
+const DISK: &str = "devices/pci0/host0/0:0:0:0/block/sda";
+const OTHER_DISK: &str = "devices/pci0/host1/1:0:0:0/block/sdb";
+const MAP: &str = "devices/virtual/block/dm-0";
+
+/// Two paths to one unit, and the map over them.
+fn multipath() -> Tree {
+    let tree = Tree::new();
+    for (path, number) in [(DISK, "8:0"), (OTHER_DISK, "8:16")] {
+        tree.block(path, number, &[]);
+        tree.subsystem(path, "scsi");
+    }
+    tree.device_mapper(MAP, "252:0", ["mpatha", "mpath-3600140500000001"], &[DISK, OTHER_DISK]);
+    tree
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn a_scsi_disk_and_its_partition() {
+    let tree = multipath();
+    let disk = tree.explain(8, 0);
+    assert_eq!((disk.kind(), disk.name()), (&Kind::ScsiBlock, Some("sda")));
+    assert_eq!(disk.to_string(), "8:0 (sda), a SCSI disk");
+    tree.partition(&format!("{DISK}/sda1"), "8:1");
+    let partition = tree.explain(8, 1);
+    assert_eq!(partition.kind(), &Kind::Partition { disk: "sda".to_owned() });
+    assert_eq!(partition.to_string(), "8:1 (sda1), a partition of sda");
+}
+
+#[test]
+fn a_multipath_map() {
+    let map = multipath().explain(252, 0);
+    assert_eq!(map.kind(), &Kind::Multipath { map: "mpatha".to_owned(), uuid: "mpath-3600140500000001".to_owned() });
+    assert_eq!(map.to_string(), "252:0 (dm-0), the multipath map mpatha");
+    assert_eq!(map.number(), Some(Number { major: 252, minor: 0 }));
+}
+
+#[test]
+fn device_mapper_over_a_partition_of_a_map() {
+    let tree = multipath();
+    let part = "devices/virtual/block/dm-1";
+    tree.device_mapper(part, "252:1", ["mpatha-part1", "part1-mpath-3600140500000001"], &[MAP]);
+    tree.device_mapper("devices/virtual/block/dm-2", "252:2", ["vg-lv", "LVM-abc"], &[part]);
+    for (minor, map, uuid) in [(1, "mpatha-part1", "part1-mpath-3600140500000001"), (2, "vg-lv", "LVM-abc")] {
+        let expected = Kind::DeviceMapper { map: map.to_owned(), uuid: uuid.to_owned(), over: names(&["mpatha"]) };
+        assert_eq!(tree.explain(252, minor).kind(), &expected);
+    }
+}
+
+#[test]
+fn device_mapper_over_partitions_of_disks() {
+    let tree = multipath();
+    let parts = [format!("{DISK}/sda1"), format!("{OTHER_DISK}/sdb2")];
+    tree.partition(&parts[0], "8:1");
+    tree.partition(&parts[1], "8:18");
+    tree.device_mapper("devices/virtual/block/dm-3", "252:3", ["linear", ""], &[&parts[0], &parts[1]]);
+    let linear = tree.explain(252, 3);
+    assert_eq!(linear.to_string(), "252:3 (dm-3), the device-mapper device linear over sda, sdb");
+    // One without a table has nothing beneath it.
+    tree.device_mapper("devices/virtual/block/dm-4", "252:4", ["empty", ""], &[]);
+    assert_eq!(tree.explain(252, 4).to_string(), "252:4 (dm-4), the device-mapper device empty over nothing");
+}
+
+#[test]
+fn other_devices_over_devices() {
+    let tree = multipath();
+    tree.block("devices/virtual/block/md0", "9:0", &[DISK, OTHER_DISK]);
+    assert_eq!(tree.explain(9, 0).kind(), &Kind::Stacked { over: names(&["sda", "sdb"]) });
+    assert_eq!(tree.explain(9, 0).to_string(), "9:0 (md0), a device over sda, sdb");
+}
+
+#[test]
+fn other_disks() {
+    let tree = Tree::new();
+    for (minor, subsystem, kind) in [
+        (0, "nvme", Kind::NvmeNamespace),
+        (1, "nvme-subsystem", Kind::NvmeNamespace),
+        (2, "virtio", Kind::OtherBlock),
+        (3, "scsi", Kind::ScsiBlock),
+    ] {
+        let path = format!("devices/block/disk{minor}");
+        tree.block(&path, &format!("259:{minor}"), &[]);
+        tree.subsystem(&path, subsystem);
+        assert_eq!(tree.explain(259, minor).kind(), &kind);
+    }
+    tree.block("devices/virtual/block/cciss!c0d0", "104:0", &[]);
+    assert_eq!(tree.explain(104, 0).to_string(), "104:0 (cciss/c0d0), a block device that is not SCSI");
+}
+
+/// Whether the device is not explained, and the reason names this.
+fn unexplained(device: &Device, part: &str) -> bool {
+    matches!(device.kind(), Kind::Unexplained { reason } if reason.contains(part)) && device.name().is_none()
+}
+
+#[test]
+fn what_sysfs_does_not_tell_is_not_guessed() {
+    let tree = multipath();
+    assert!(unexplained(&tree.explain(8, 32), "dev/block/8:32: No such file"));
+    let nowhere = Sysfs::at("/nonexistent").block(Number { major: 8, minor: 0 });
+    assert!(unexplained(&nowhere, "/nonexistent/dev/block/8:0"));
+
+    // The directory of another device.
+    symlink(Path::new("../..").join(DISK), tree.0.path().join("dev/block/8:48")).unwrap();
+    assert!(unexplained(&tree.explain(8, 48), "is of device 8:0"));
+
+    // A device that goes while it is looked at: its directory is emptied from the end or from the beginning.
+    tree.block("devices/gone", "8:64", &[]);
+    fs::remove_file(tree.0.path().join("devices/gone/dev")).unwrap();
+    assert!(unexplained(&tree.explain(8, 64), "gone/dev"));
+    tree.block("devices/going", "8:80", &[]);
+    fs::remove_dir(tree.0.path().join("devices/going/slaves")).unwrap();
+    assert!(unexplained(&tree.explain(8, 80), "going/slaves"));
+
+    // A map without a name, and a slave that leads nowhere.
+    tree.device_mapper("devices/virtual/block/dm-8", "252:8", ["x", "mpath-x"], &[]);
+    fs::remove_file(tree.0.path().join("devices/virtual/block/dm-8/dm/name")).unwrap();
+    assert!(unexplained(&tree.explain(252, 8), "dm/name"));
+    tree.device_mapper("devices/virtual/block/dm-9", "252:9", ["y", ""], &["devices/no/such"]);
+    assert!(unexplained(&tree.explain(252, 9), "slaves/such"));
+}
+
+#[test]
+fn a_circle_of_devices_ends() {
+    let tree = multipath();
+    tree.device_mapper("devices/dm-5", "252:5", ["a", ""], &["devices/dm-6"]);
+    tree.device_mapper("devices/dm-6", "252:6", ["b", ""], &["devices/dm-5"]);
+    assert!(unexplained(&tree.explain(252, 5), "too many devices"));
+}
+
+#[test]
+fn what_is_no_block_device() {
+    let kind = |descriptor: BorrowedFd<'_>| Device::of(descriptor).unwrap().kind().clone();
+    assert_eq!(kind(tempfile::tempfile().unwrap().as_fd()), Kind::NotADevice(FileType::RegularFile));
+    assert_eq!(kind(File::open("/").unwrap().as_fd()), Kind::NotADevice(FileType::Directory));
+    assert_eq!(kind(std::io::pipe().unwrap().0.as_fd()), Kind::NotADevice(FileType::Fifo));
+    assert_eq!(kind(UnixStream::pair().unwrap().0.as_fd()), Kind::NotADevice(FileType::Socket));
+    let null = Device::of(File::open("/dev/null").unwrap().as_fd()).unwrap();
+    assert_eq!((null.kind(), null.number()), (&Kind::OtherCharacter, Some(Number { major: 1, minor: 3 })));
+}
+
+#[test]
+fn a_scsi_generic_device() {
+    let tree = Tree::new();
+    let device = tree.0.path().join("devices/scsi_generic/sg0");
+    fs::create_dir_all(&device).unwrap();
+    fs::create_dir_all(tree.0.path().join("dev/char")).unwrap();
+    symlink("../../../class/scsi_generic", device.join("subsystem")).unwrap();
+    symlink("../../devices/scsi_generic/sg0", tree.0.path().join("dev/char/21:0")).unwrap();
+    let sg0 = tree.sysfs().character(Number { major: 21, minor: 0 });
+    assert_eq!(sg0.to_string(), "21:0 (sg0), a SCSI generic device");
+    // Without sysfs it is a character device like others.
+    let unknown = tree.sysfs().character(Number { major: 21, minor: 1 });
+    assert_eq!(unknown.to_string(), "21:1, a character device");
+}
+
+/// Every block device of the machine that the tests run on is explained, and by the name that it goes by.
+#[test]
+fn the_devices_of_this_machine() {
+    let Ok(entries) = fs::read_dir("/sys/dev/block") else { return };
+    for entry in entries {
+        let entry = entry.unwrap();
+        let number = entry.file_name().into_string().unwrap();
+        let (major, minor) = number.split_once(':').unwrap();
+        let device = Sysfs::default().block(Number { major: major.parse().unwrap(), minor: minor.parse().unwrap() });
+        // It may go at any time, as loop devices do.
+        if entry.path().exists() {
+            let uevent = fs::read_to_string(entry.path().join("uevent")).unwrap_or_default();
+            let called = device.name().is_some_and(|name| uevent.lines().any(|line| line == format!("DEVNAME={name}")));
+            assert!(called, "{device}: {uevent}");
+        }
+    }
+}
