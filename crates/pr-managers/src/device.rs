@@ -195,7 +195,7 @@ impl Sysfs {
     }
 
     fn block(&self, number: Number) -> Device {
-        let (name, kind) = Directory::of(&self.root, "block", number)
+        let (name, kind) = Directory::at(self.root.join("dev/block").join(number.to_string()))
             .and_then(|directory| {
                 let kind = directory.block_kind()?;
                 // A directory whose device has just gone is empty, and says by this that the device is not this and not
@@ -208,14 +208,14 @@ impl Sysfs {
     }
 
     fn character(&self, number: Number) -> Device {
-        // The only thing that depends on it is what it is called.
-        let directory = Directory::of(&self.root, "char", number).ok();
-        let subsystem = directory.as_ref().and_then(|directory| directory.link_name("subsystem").ok().flatten());
-        let kind = match subsystem.as_deref() {
+        // Nothing depends on it but what the device is called, so one look has to do: `…/scsi_generic/sg0`.
+        let link = fs::read_link(self.root.join("dev/char").join(number.to_string())).ok();
+        let class = link.as_deref().and_then(Path::parent).map(last);
+        let kind = match class.as_deref() {
             Some("scsi_generic") => Kind::ScsiGeneric,
             _ => Kind::OtherCharacter,
         };
-        Device { number: Some(number), name: directory.map(|directory| directory.name()), kind }
+        Device { number: Some(number), name: link.as_deref().map(last), kind }
     }
 }
 
@@ -226,10 +226,6 @@ struct Directory(PathBuf);
 const DEEPEST: usize = 32;
 
 impl Directory {
-    fn of(root: &Path, class: &str, number: Number) -> io::Result<Self> {
-        Self::at(root.join("dev").join(class).join(number.to_string()))
-    }
-
     /// The directory behind the symbolic links: its name is the device's, its parent a partition's disk.
     fn at(path: PathBuf) -> io::Result<Self> {
         fs::canonicalize(&path).map(Self).map_err(about(&path))

@@ -42,6 +42,49 @@ impl<K: Ord> Throttle<K> {
     }
 }
 
+/// Permits so many events a period, whatever they are, and counts the others.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    most: u32,
+    period: Duration,
+    spent: Mutex<Spent>,
+}
+
+#[derive(Debug)]
+struct Spent {
+    /// The beginning of the period.
+    since: Option<Instant>,
+    /// How many events passed in it.
+    passed: u32,
+    /// How many did not, since one did.
+    left_out: u64,
+}
+
+impl Budget {
+    pub(crate) const fn new(most: u32, period: Duration) -> Self {
+        Self { most, period, spent: Mutex::new(Spent { since: None, passed: 0, left_out: 0 }) }
+    }
+
+    /// `None` when an event may not pass now, else how many did not since the last one that did.
+    pub(crate) fn spend(&self) -> Option<u64> {
+        self.spend_at(Instant::now())
+    }
+
+    fn spend_at(&self, now: Instant) -> Option<u64> {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        if spent.since.is_none_or(|since| now.saturating_duration_since(since) >= self.period) {
+            (spent.since, spent.passed) = (Some(now), 0);
+        }
+        if spent.passed < self.most {
+            spent.passed += 1;
+            Some(std::mem::take(&mut spent.left_out))
+        } else {
+            spent.left_out += 1;
+            None
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +110,14 @@ mod tests {
         assert_eq!(passed, MOST_KEYS);
         assert!(throttle.permits_at(usize::MAX, start + PERIOD));
         assert!(throttle.permitted.lock().unwrap().len() <= MOST_KEYS);
+    }
+
+    #[test]
+    fn what_is_over_the_budget_is_counted() {
+        let budget = Budget::new(2, PERIOD);
+        let start = Instant::now();
+        assert_eq!([start; 5].map(|now| budget.spend_at(now)), [Some(0), Some(0), None, None, None]);
+        let next = start + PERIOD;
+        assert_eq!([next; 3].map(|now| budget.spend_at(now)), [Some(3), Some(0), None]);
     }
 }

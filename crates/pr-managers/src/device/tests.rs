@@ -208,11 +208,8 @@ fn what_is_no_block_device() {
 #[test]
 fn a_scsi_generic_device() {
     let tree = Tree::new();
-    let device = tree.0.path().join("devices/scsi_generic/sg0");
-    fs::create_dir_all(&device).unwrap();
     fs::create_dir_all(tree.0.path().join("dev/char")).unwrap();
-    symlink("../../../class/scsi_generic", device.join("subsystem")).unwrap();
-    symlink("../../devices/scsi_generic/sg0", tree.0.path().join("dev/char/21:0")).unwrap();
+    symlink("../../devices/host0/0:0:0:0/scsi_generic/sg0", tree.0.path().join("dev/char/21:0")).unwrap();
     let sg0 = tree.sysfs().character(Number { major: 21, minor: 0 });
     assert_eq!(sg0.to_string(), "21:0 (sg0), a SCSI generic device");
     // Without sysfs it is a character device like others.

@@ -1,0 +1,174 @@
+//! Policies: managers around a manager. Each implements [`PrManager`](scsi_pr::PrManager) and either answers by itself or
+//! asks the one inside, so a mechanism has no exceptions in it and a policy is left out by not naming it.
+//!
+//! * [`RefuseReadOnly`]: who may not write to a device may not reserve it either.
+//! * [`WholeUnit`]: what is one path to a unit, or a part of one, is not reserved as if it were the unit.
+//! * [`Observed`]: who did what, for the log, tracing and counters.
+//!
+//! A helper daemon makes `RefuseReadOnly(WholeUnit(SgIo))` once, so that what is counted and logged now and then is so
+//! for all clients together, and an `Observed` around it (in an `Arc`) for each connection.
+
+mod observed;
+mod read_only;
+mod whole_unit;
+
+use std::fmt;
+
+use scsi_pr::{Command, Opcode, ReserveOutAction};
+
+pub use observed::{Client, Counters, Counts, Observed};
+pub use read_only::RefuseReadOnly;
+pub use whole_unit::WholeUnit;
+
+/// A command in words.
+struct Asked<'a>(Command<'a>);
+
+impl fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.opcode().fmt(f)?;
+        match ReserveOutAction::from_code(self.0.cdb().service_action()) {
+            Some(action) if self.0.opcode() == Opcode::ReserveOut => write!(f, " {action}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! For the tests of the policies: a manager inside that writes down what it is asked, and a log that can be read.
+
+    use scsi_pr::{Cdb, Command, Completion, Error, PrManager};
+    use std::collections::BTreeMap;
+    use std::fmt::Debug;
+    use std::os::fd::BorrowedFd;
+    use std::sync::{Arc, Mutex};
+    use tracing::field::{Field, Visit};
+    use tracing::level_filters::LevelFilter;
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Level, Metadata, Subscriber};
+
+    /// Answers every command alike, and remembers the CDBs.
+    #[derive(Clone)]
+    pub(super) struct Recorder {
+        answer: Completion,
+        asked: Arc<Mutex<Vec<[u8; 16]>>>,
+    }
+
+    impl Recorder {
+        pub(super) fn answering(answer: Completion) -> Self {
+            Self { answer, asked: Arc::default() }
+        }
+
+        pub(super) fn good() -> Self {
+            Self::answering(Completion::Good(Vec::new()))
+        }
+
+        /// How many commands came since this was last asked.
+        pub(super) fn taken(&self) -> usize {
+            std::mem::take(&mut *self.asked.lock().unwrap()).len()
+        }
+    }
+
+    impl PrManager for Recorder {
+        fn execute(&self, _: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
+            self.asked.lock().unwrap().push(*command.cdb().bytes());
+            Ok(self.answer.clone())
+        }
+
+        fn is_connected(&self) -> bool {
+            false
+        }
+    }
+
+    /// A PERSISTENT RESERVE IN.
+    pub(super) fn reserve_in(service_action: u8) -> Command<'static> {
+        let mut bytes = [0; 16];
+        (bytes[0], bytes[1], bytes[8]) = (0x5e, service_action, 24);
+        Command::new(Cdb::new(bytes).unwrap(), &[]).unwrap()
+    }
+
+    /// A PERSISTENT RESERVE OUT with this parameter list.
+    pub(super) fn reserve_out(service_action: u8, list: &[u8]) -> Command<'_> {
+        let mut bytes = [0; 16];
+        (bytes[0], bytes[1]) = (0x5f, service_action);
+        bytes[7..9].copy_from_slice(&u16::try_from(list.len()).unwrap().to_be_bytes());
+        Command::new(Cdb::new(bytes).unwrap(), list).unwrap()
+    }
+
+    /// A parameter list of 24 bytes with a RESERVATION KEY and a SERVICE ACTION RESERVATION KEY.
+    pub(super) fn keys(key: u64, service_action_key: u64) -> [u8; 24] {
+        let mut list = [0; 24];
+        list[..8].copy_from_slice(&key.to_be_bytes());
+        list[8..16].copy_from_slice(&service_action_key.to_be_bytes());
+        list
+    }
+
+    /// What was logged.
+    #[derive(Clone, Debug)]
+    pub(super) struct LoggedEvent {
+        pub(super) name: &'static str,
+        pub(super) level: Level,
+        pub(super) message: String,
+        pub(super) fields: BTreeMap<&'static str, String>,
+    }
+
+    /// Keeps the events of one thread.
+    #[derive(Clone)]
+    pub(super) struct Log {
+        level: Level,
+        events: Arc<Mutex<Vec<LoggedEvent>>>,
+    }
+
+    impl Log {
+        /// Events of this level and of graver ones.
+        pub(super) fn at(level: Level) -> Self {
+            Self { level, events: Arc::default() }
+        }
+
+        /// Runs `act` with this log.
+        pub(super) fn during<T>(&self, act: impl FnOnce() -> T) -> T {
+            tracing::subscriber::with_default(self.clone(), act)
+        }
+
+        pub(super) fn events(&self) -> Vec<LoggedEvent> {
+            self.events.lock().unwrap().clone()
+        }
+    }
+
+    impl Subscriber for Log {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.level() <= &self.level
+        }
+
+        fn max_level_hint(&self) -> Option<LevelFilter> {
+            Some(self.level.into())
+        }
+
+        fn event(&self, event: &tracing::Event<'_>) {
+            let metadata = event.metadata();
+            let mut fields = Fields::default();
+            event.record(&mut fields);
+            let message = fields.0.remove("message").unwrap_or_default();
+            let logged = LoggedEvent { name: metadata.name(), level: *metadata.level(), message, fields: fields.0 };
+            self.events.lock().unwrap().push(logged);
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[derive(Default)]
+    struct Fields(BTreeMap<&'static str, String>);
+
+    impl Visit for Fields {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            self.0.insert(field.name(), format!("{value:?}"));
+        }
+    }
+}

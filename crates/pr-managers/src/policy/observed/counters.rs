@@ -1,0 +1,97 @@
+//! [`Counters`]: how many commands came and how they ended.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use scsi_pr::{Completion, Error, Opcode, Status};
+
+/// Counts commands, from any number of threads, since it was made.
+#[derive(Debug, Default)]
+pub struct Counters {
+    reserve_in: AtomicU64,
+    reserve_out: AtomicU64,
+    cleanup: AtomicU64,
+    good: AtomicU64,
+    check_condition: AtomicU64,
+    reservation_conflict: AtomicU64,
+    busy: AtomicU64,
+    other_status: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// What [`Counters`] said at one moment. The first three count commands that came, the others those that ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// PERSISTENT RESERVE IN.
+    pub reserve_in: u64,
+    /// PERSISTENT RESERVE OUT.
+    pub reserve_out: u64,
+    /// CLEANUP.
+    pub cleanup: u64,
+    /// Ended in GOOD.
+    pub good: u64,
+    /// Ended in CHECK CONDITION.
+    pub check_condition: u64,
+    /// Ended in RESERVATION CONFLICT.
+    pub reservation_conflict: u64,
+    /// Ended in BUSY or TASK SET FULL: to be sent again later.
+    pub busy: u64,
+    /// Ended in another status.
+    pub other_status: u64,
+    /// Ended without an answer.
+    pub errors: u64,
+}
+
+impl Counts {
+    /// How many have come and not ended.
+    pub const fn running(&self) -> u64 {
+        let came = self.reserve_in + self.reserve_out + self.cleanup;
+        let ended =
+            self.good + self.check_condition + self.reservation_conflict + self.busy + self.other_status + self.errors;
+        came.saturating_sub(ended)
+    }
+}
+
+impl Counters {
+    /// All at zero.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The counts now. They are read one after the other while commands go on.
+    pub fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            reserve_in: read(&self.reserve_in),
+            reserve_out: read(&self.reserve_out),
+            cleanup: read(&self.cleanup),
+            good: read(&self.good),
+            check_condition: read(&self.check_condition),
+            reservation_conflict: read(&self.reservation_conflict),
+            busy: read(&self.busy),
+            other_status: read(&self.other_status),
+            errors: read(&self.errors),
+        }
+    }
+
+    pub(super) fn begin(&self, opcode: Opcode) {
+        let counter = match opcode {
+            Opcode::ReserveIn => &self.reserve_in,
+            Opcode::ReserveOut => &self.reserve_out,
+            Opcode::Cleanup => &self.cleanup,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self, result: &Result<Completion, Error>) {
+        let counter = match result {
+            Ok(Completion::Good(_)) => &self.good,
+            Ok(Completion::CheckCondition(_)) => &self.check_condition,
+            Ok(Completion::Status(Status::RESERVATION_CONFLICT)) => &self.reservation_conflict,
+            Ok(Completion::Status(Status::BUSY | Status::TASK_SET_FULL)) => &self.busy,
+            Ok(Completion::Status(_)) => &self.other_status,
+            Err(_) => &self.errors,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}

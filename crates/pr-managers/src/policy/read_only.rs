@@ -1,0 +1,73 @@
+//! [`RefuseReadOnly`].
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{OFlags, fcntl_getfl};
+use scsi_pr::{Command, Completion, Error, Opcode, PrManager, SenseCode};
+
+/// Answers CHECK CONDITION 05/20/00, INVALID COMMAND OPERATION CODE, to PERSISTENT RESERVE OUT and CLEANUP on a descriptor
+/// that is open for reading only, or was opened with `O_PATH`, as QEMU's helper does. The kernel would not: the helper's
+/// capability lets it send them on any descriptor.
+#[derive(Debug)]
+pub struct RefuseReadOnly<M>(M);
+
+impl<M> RefuseReadOnly<M> {
+    /// Around `inner`, which gets the other commands.
+    pub const fn new(inner: M) -> Self {
+        Self(inner)
+    }
+}
+
+impl<M: PrManager> PrManager for RefuseReadOnly<M> {
+    fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
+        if command.opcode() != Opcode::ReserveIn {
+            let flags = fcntl_getfl(device)
+                .map_err(|errno| Error::not_run("tell how the descriptor was opened").because(errno))?;
+            // With `O_PATH` the kernel clears the access mode, so this would do; but the manual does not promise it.
+            if flags & OFlags::RWMODE == OFlags::RDONLY || flags.contains(OFlags::PATH) {
+                return Ok(Completion::check(SenseCode::INVALID_OPCODE));
+            }
+        }
+        self.0.execute(device, command)
+    }
+
+    fn is_connected(&self) -> bool {
+        self.0.is_connected()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Recorder, reserve_in, reserve_out};
+    use super::*;
+    use rustix::fs::{Mode, open};
+    use std::os::fd::AsFd;
+
+    /// What this opened `/dev/null` answers to IN, OUT and CLEANUP, and how many of them the manager inside saw.
+    fn answers(flags: OFlags) -> ([Completion; 3], usize) {
+        let device = open("/dev/null", flags, Mode::empty()).unwrap();
+        let inner = Recorder::good();
+        let manager = RefuseReadOnly::new(inner.clone());
+        let answers = [reserve_in(0), reserve_out(0, &[0; 24]), Command::cleanup()]
+            .map(|command| manager.execute(device.as_fd(), command).unwrap());
+        (answers, inner.taken())
+    }
+
+    #[test]
+    fn changes_need_a_descriptor_that_may_write() {
+        let good = Completion::Good(Vec::new());
+        let refused = Completion::check(SenseCode::INVALID_OPCODE);
+        for flags in [OFlags::RDONLY, OFlags::RDONLY | OFlags::NONBLOCK, OFlags::PATH, OFlags::PATH | OFlags::RDWR] {
+            assert_eq!(answers(flags), ([good.clone(), refused.clone(), refused.clone()], 1), "{flags:?}");
+        }
+        // 3 is Linux's "neither, but ioctl".
+        for flags in [OFlags::RDWR, OFlags::WRONLY, OFlags::from_bits_retain(3)] {
+            assert_eq!(answers(flags), ([good.clone(), good.clone(), good.clone()], 3), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn the_connection_is_that_of_the_manager_inside() {
+        assert!(!RefuseReadOnly::new(Recorder::good()).is_connected());
+    }
+}
