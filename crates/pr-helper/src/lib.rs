@@ -2,10 +2,14 @@
 //!
 //! * [`wire`]: the bytes, as state machines that are fed and never read or write themselves.
 //! * [`descriptor`]: bytes with one passed descriptor, over a Unix stream socket.
+//! * [`client`]: [`HelperClient`], a manager that sends its commands to a helper.
 //!
 //! The protocol is described in QEMU's `docs/interop/pr-helper.rst`; where the C helper does something else, this crate
 //! does what the C helper does.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod descriptor;
 pub mod wire;
+
+pub use client::HelperClient;
