@@ -18,6 +18,7 @@ mod reservation_type;
 mod reserve_in;
 mod reserve_out;
 mod sense;
+mod text;
 mod transport_id;
 
 pub use command::{Cdb, Command, CommandBuf, InvalidCommand, MAX_TRANSFER, Opcode};

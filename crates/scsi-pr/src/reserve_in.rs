@@ -133,6 +133,12 @@ impl ReserveIn {
     }
 }
 
+impl fmt::Display for ReserveIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, up to {} bytes", self.action, self.allocation_length)
+    }
+}
+
 /// What could be read of returned data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parsed<T> {
@@ -142,6 +148,13 @@ pub struct Parsed<T> {
     pub length: usize,
     /// Whether there are more bytes than came.
     pub truncated: bool,
+}
+
+impl<T: fmt::Display> fmt::Display for Parsed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.value.fmt(f)?;
+        if self.truncated { write!(f, " (cut: there are {} bytes)", self.length) } else { Ok(()) }
+    }
 }
 
 /// Why bytes are not the data of PERSISTENT RESERVE IN.
@@ -325,6 +338,21 @@ pub(crate) mod tests {
                     prop_assert_eq!(&part[8..], &data[8..part.len()]);
                 }
             }
+        }
+
+        #[test]
+        fn data_are_told_without_control_characters((action, data) in returned(), cut: prop::sample::Index) {
+            fn lines<T: fmt::Display>(parsed: Result<Parsed<T>, InvalidData>) -> String {
+                parsed.map_or_else(|error| error.to_string(), |parsed| format!("{parsed}{parsed:#}").replace('\n', ""))
+            }
+            let data = &data[..cut.index(data.len() + 1)];
+            let text = match action {
+                ReserveInAction::ReadKeys => lines(Keys::parse(data)),
+                ReserveInAction::ReadReservation => lines(Reservation::parse(data)),
+                ReserveInAction::ReportCapabilities => lines(Capabilities::parse(data)),
+                ReserveInAction::ReadFullStatus => lines(FullStatus::parse(data)),
+            };
+            prop_assert!(!text.is_empty() && !text.contains(char::is_control), "{:?}", text);
         }
 
         #[test]

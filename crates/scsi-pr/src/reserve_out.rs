@@ -6,6 +6,7 @@
 mod layout;
 #[cfg(test)]
 pub(crate) mod tests;
+mod text;
 
 use std::fmt;
 

@@ -176,6 +176,36 @@ impl Capabilities {
     }
 }
 
+impl fmt::Display for Capabilities {
+    /// The bits that are set, by the names of the standard, and the types.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (set, name) in [
+            (self.rlr_c, "RLR_C"),
+            (self.crh, "CRH"),
+            (self.sip_c, "SIP_C"),
+            (self.atp_c, "ATP_C"),
+            (self.ptpl_c, "PTPL_C"),
+            (self.ptpl_a, "PTPL_A"),
+        ] {
+            if set {
+                write!(f, "{name}, ")?;
+            }
+        }
+        write!(f, "ALLOW COMMANDS {:03b}b, types", self.allow_commands.0)?;
+        if !self.tmv {
+            return f.write_str(" not stated");
+        }
+        let mut types = self.type_mask.iter();
+        match types.next() {
+            None => f.write_str(" none"),
+            Some(first) => {
+                write!(f, " {first}")?;
+                types.try_for_each(|reservation_type| write!(f, ", {reservation_type}"))
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -241,6 +271,15 @@ pub(super) mod tests {
         };
         assert_eq!(value, expected);
         assert_eq!(value.encode(), data);
+        assert_eq!(
+            value.to_string(),
+            "CRH, SIP_C, ATP_C, PTPL_C, PTPL_A, ALLOW COMMANDS 001b, types Write Exclusive, Exclusive Access, \
+             Write Exclusive - Registrants Only, Exclusive Access - Registrants Only, \
+             Write Exclusive - All Registrants, Exclusive Access - All Registrants"
+        );
+        assert_eq!(Capabilities::default().to_string(), "ALLOW COMMANDS 000b, types not stated");
+        let tmv = Capabilities { tmv: true, ..Capabilities::default() };
+        assert_eq!(tmv.to_string(), "ALLOW COMMANDS 000b, types none");
         assert!(Capabilities::parse(&data[..6]).unwrap().truncated);
         assert_eq!(Capabilities::parse(&data[..5]), Err(InvalidData::Short { needed: 6, actual: 5 }));
         assert_eq!(Capabilities::parse(&[0; 8]), Err(InvalidData::Length(0)));

@@ -1,5 +1,7 @@
 //! What READ FULL STATUS returns (SPC-4 6.15.5).
 
+use std::fmt;
+
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -134,6 +136,38 @@ impl FullStatus {
     }
 }
 
+impl fmt::Display for FullStatus {
+    /// On one line; `{:#}` gives each registration a line of its own.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "generation {}", self.generation)?;
+        if self.descriptors.is_empty() {
+            return f.write_str(", no registrations");
+        }
+        let separator = if f.alternate() { "\n" } else { "; " };
+        self.descriptors.iter().try_for_each(|descriptor| write!(f, "{separator}{descriptor}"))
+    }
+}
+
+impl fmt::Display for FullStatusDescriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "key {} registered by ", self.key)?;
+        match self.transport_id() {
+            Ok(id) => id.fmt(f)?,
+            // Shown in bytes, as many as the shortest TransportID has.
+            Err(_) => {
+                let shown = self.transport_id.len().min(24);
+                write!(f, "an unknown initiator port {:02x?}", &self.transport_id[..shown])?;
+            }
+        }
+        if self.all_tg_pt {
+            f.write_str(" on all target ports")?;
+        } else {
+            write!(f, " on target port {}", self.relative_target_port)?;
+        }
+        self.held.map_or(Ok(()), |held| write!(f, ", holder, {held}"))
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -176,6 +210,11 @@ pub(super) mod tests {
         data.extend(id.bytes());
         assert_eq!(status.encode(), data);
         let parsed = FullStatus::parse(&data).unwrap();
+        assert_eq!(
+            format!("{status:#}"),
+            "generation 3\nkey 0x0000000000001234 registered by SAS address 0x5001405700000001 on all target ports, \
+             holder, Write Exclusive - All Registrants"
+        );
         assert_eq!(parsed, Parsed { value: status, length: 56, truncated: false });
         assert_eq!(parsed.value.descriptors[0].transport_id(), Ok(id));
 
@@ -203,5 +242,10 @@ pub(super) mod tests {
         assert_eq!(status.descriptors[0].transport_id_bytes(), [0xff; 3]);
         assert!(status.descriptors[0].transport_id().is_err());
         assert_eq!(status.encode(), data);
+        assert_eq!(
+            status.to_string(),
+            "generation 0; key 0x0000000000000000 registered by an unknown initiator port [ff, ff, ff] on target port 0"
+        );
+        assert_eq!(FullStatus::default().to_string(), "generation 0, no registrations");
     }
 }

@@ -1,5 +1,7 @@
 //! What READ KEYS returns (SPC-4 6.15.2).
 
+use std::fmt;
+
 use zerocopy::byteorder::big_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -39,6 +41,19 @@ impl Keys {
     }
 }
 
+impl fmt::Display for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "generation {}, ", self.generation)?;
+        match &self.keys[..] {
+            [] => f.write_str("no keys"),
+            [first, others @ ..] => {
+                write!(f, "keys {first}")?;
+                others.iter().try_for_each(|key| write!(f, ", {key}"))
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -55,9 +70,13 @@ pub(super) mod tests {
         let data = [1, 2, 3, 4, 0, 0, 0, 16, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f, 0x10, 0x11, 0, 0, 0, 0, 0, 0, 0, 1];
         assert_eq!(keys.encode(), data);
         assert_eq!(Keys::parse(&data), Ok(Parsed { value: keys.clone(), length: 24, truncated: false }));
+        assert_eq!(keys.to_string(), "generation 16909060, keys 0x0a0b0c0d0e0f1011, 0x0000000000000001");
+        assert_eq!(Keys::default().to_string(), "generation 0, no keys");
         // Cut inside the second key.
         let first = Keys { generation: keys.generation, keys: vec![keys.keys[0]] };
         assert_eq!(Keys::parse(&data[..23]), Ok(Parsed { value: first, length: 24, truncated: true }));
+        let cut = Keys::parse(&data[..23]).unwrap().to_string();
+        assert_eq!(cut, "generation 16909060, keys 0x0a0b0c0d0e0f1011 (cut: there are 24 bytes)");
         assert_eq!(Keys::parse(&data[..7]), Err(InvalidData::Short { needed: 8, actual: 7 }));
     }
 

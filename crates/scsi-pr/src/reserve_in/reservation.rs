@@ -1,5 +1,7 @@
 //! What READ RESERVATION returns (SPC-4 6.15.3).
 
+use std::fmt;
+
 use zerocopy::byteorder::big_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -73,6 +75,27 @@ impl Reservation {
     }
 }
 
+impl fmt::Display for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "generation {}, ", self.generation)?;
+        match self.held {
+            None => f.write_str("not reserved"),
+            Some(held) => held.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reservation_type.fmt(f)?;
+        // No key is the holder's where every registrant is one.
+        if self.reservation_type.is_all_registrants() && self.key.is_zero() {
+            return Ok(());
+        }
+        write!(f, ", held with key {}", self.key)
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -98,6 +121,11 @@ pub(super) mod tests {
         // The obsolete bytes at the end are not missed, the type is.
         assert_eq!(Reservation::parse(&data[..22]), Ok(Parsed { value: reserved, length: 24, truncated: true }));
         assert_eq!(Reservation::parse(&data[..21]), Err(InvalidData::Short { needed: 22, actual: 21 }));
+        assert_eq!(none.to_string(), "generation 9, not reserved");
+        let text = "generation 9, Exclusive Access - Registrants Only, held with key 0x0000000000001234";
+        assert_eq!(reserved.to_string(), text);
+        let all = Held { key: Key::ZERO, reservation_type: Type::WriteExclusiveAllRegistrants };
+        assert_eq!(all.to_string(), "Write Exclusive - All Registrants");
         data[21] = 0x16;
         assert_eq!(Reservation::parse(&data), Err(InvalidData::ScopeType(0x16)));
         data[7] = 32;

@@ -119,6 +119,12 @@ impl ReserveOut {
         if spec_i_pt { Err(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST) } else { Ok(parsed) }
     }
 
+    /// RESERVATION KEY and SERVICE ACTION RESERVATION KEY, which every list begins with; `None` when this one is too short.
+    pub(crate) fn keys(command: Command<'_>) -> Option<(Key, Key)> {
+        let ([key, service_action_key], _) = <[U64; 2]>::ref_from_prefix(command.parameter_list()).ok()?;
+        Some((Key(key.get()), Key(service_action_key.get())))
+    }
+
     /// The command that asks for this. Fields that do not count are zero.
     ///
     /// # Errors
