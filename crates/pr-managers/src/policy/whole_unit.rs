@@ -6,7 +6,6 @@ use std::time::Duration;
 use scsi_pr::{Command, Completion, Error, Key, Opcode, PrManager, ReserveOut, SenseCode};
 use tracing::warn;
 
-use super::Asked;
 use crate::device::{Device, Kind, Number, Sysfs};
 use crate::throttle::Throttle;
 
@@ -57,8 +56,7 @@ impl<M> WholeUnit<M> {
     fn refuse(&self, device: &Device, command: Command<'_>, why: &str) -> Completion {
         if self.told.permits((device.number(), Told::Refused)) {
             warn!(
-                "{} refused on {device}: {why}; if it must be sent all the same, start the helper with --manager=sg-io",
-                Asked(command)
+                "{command}, refused on {device}: {why}; if it must be sent all the same, start the helper with --manager=sg-io"
             );
         }
         Completion::check(SenseCode::INVALID_OPCODE)
@@ -80,8 +78,7 @@ impl<M: PrManager> PrManager for WholeUnit<M> {
             }
             if self.told.permits((device.number(), Told::OnePath)) {
                 warn!(
-                    "{} sent to one path alone of {device}: what was registered through the others stays there",
-                    Asked(command)
+                    "{command}, sent to one path alone of {device}: what was registered through the others stays there"
                 );
             }
         }
