@@ -61,7 +61,8 @@ impl<M> WholeUnit<M> {
     fn refuse(&self, device: &Device, command: Command<'_>, why: &str) -> Completion {
         if self.told.permits((device.number(), Told::Refused)) {
             warn!(
-                "{command}, refused on {device}: {why}; if it must be sent all the same, start the helper with --manager=sg-io"
+                "{command}, refused on {device}: {why}; if it must be sent all the same, start the helper with \
+                 --manager=sg-io"
             );
         }
         Completion::check(SenseCode::INVALID_OPCODE)
