@@ -1,3 +1,117 @@
-//! The chores of the project.
+//! The chores of the project: `cargo xtask help`.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod cargo;
+mod command;
+mod guest;
+mod initramfs;
+mod kernel;
+mod lab;
+mod packages;
+mod place;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use lexopt::{Arg, Parser, ValueExt};
+
+use lab::{Lab, Tally};
+use place::Place;
+
+const HELP: &str = "\
+The chores of the project. Each fetches what it needs from Debian's packages, and says so first.
+
+  cargo xtask demo                 the main job at work, on a real SCSI target; about a minute
+  cargo xtask test                 every test there is
+  cargo xtask lab [SCENARIO...]    scenarios on real SCSI targets, in a virtual machine (all of them)
+  cargo xtask lab --list           which scenarios there are
+  cargo xtask bench [FIGURE...]    speed and size side by side with QEMU's helper
+  cargo xtask help                 this text
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does the chore that the command line names. Whether all is well.
+fn run() -> Result<bool> {
+    let place = Place::find()?;
+    let mut arguments = Parser::from_env();
+    let chore = match arguments.next()? {
+        Some(Arg::Value(chore)) => chore.string()?,
+        Some(Arg::Long("help") | Arg::Short('h')) | None => "help".to_owned(),
+        Some(other) => return Err(other.unexpected().into()),
+    };
+    match chore.as_str() {
+        "demo" => {
+            none(arguments)?;
+            demo(&place)
+        }
+        "test" => {
+            none(arguments)?;
+            test::run(&place)
+        }
+        "lab" => lab(&place, arguments),
+        "bench" => bench(&place, arguments),
+        "help" => {
+            print!("{HELP}");
+            Ok(true)
+        }
+        other => bail!("there is no chore {other:?}; try `cargo xtask help`"),
+    }
+}
+
+fn demo(place: &Place) -> Result<bool> {
+    println!("Preparing: building the helper, and booting a virtual machine that has a SCSI target.\n");
+    let lab = Lab::prepare(place)?;
+    let Tally { failed, .. } = lab.boot("demo", ["--demo".to_owned()], |line| println!("{line}"))?;
+    Ok(failed == 0)
+}
+
+fn lab(place: &Place, mut arguments: Parser) -> Result<bool> {
+    let mut names = Vec::new();
+    let mut list = false;
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Arg::Long("list") => list = true,
+            Arg::Value(name) => names.push(name.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let lab = Lab::prepare(place)?;
+    if list {
+        for scenario in lab.scenarios()? {
+            println!("{:<12} {}", scenario.name, scenario.purpose);
+        }
+        return Ok(true);
+    }
+    let Tally { passed, failed } = lab.run(&names, |line| println!("{line}"))?;
+    println!("{passed} passed, {failed} failed");
+    Ok(failed == 0)
+}
+
+fn bench(place: &Place, mut arguments: Parser) -> Result<bool> {
+    packages::ensure_bench()?;
+    let mut run = cargo::command(place);
+    run.args(["build", "--release", "--quiet", "--package", "bench", "--package", "qemu-pr-helper"]);
+    command::show(&mut run)?;
+    let mut run = cargo::command(place);
+    run.args(["run", "--release", "--quiet", "--package", "bench", "--"]).args(arguments.raw_args()?);
+    command::show(&mut run)?;
+    Ok(true)
+}
+
+fn none(mut arguments: Parser) -> Result<()> {
+    match arguments.next()? {
+        None => Ok(()),
+        Some(argument) => Err(argument.unexpected().into()),
+    }
+}

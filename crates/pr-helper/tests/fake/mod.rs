@@ -79,14 +79,6 @@ impl FakeHelper {
         &self.path
     }
 
-    /// Ends every connection.
-    pub(crate) fn hang_up(&self) {
-        for stream in self.streams.lock().unwrap().drain(..).filter_map(|stream| stream.upgrade()) {
-            // Its client may have closed it already.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-
     pub(crate) fn connections(&self) -> usize {
         self.seen.connections.load(Ordering::SeqCst)
     }
@@ -102,7 +94,10 @@ impl Drop for FakeHelper {
         // Wakes the acceptor, if it still listens.
         let _ = UnixStream::connect(&self.path);
         let ended = self.acceptor.take().unwrap().join();
-        self.hang_up();
+        for stream in self.streams.lock().unwrap().drain(..).filter_map(|stream| stream.upgrade()) {
+            // Its client may have closed it already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
         std::fs::remove_file(&self.path).unwrap();
         assert!(std::thread::panicking() || ended.is_ok());
     }

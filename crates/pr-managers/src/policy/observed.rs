@@ -12,6 +12,7 @@ use scsi_pr::{Command, Completion, Error, Opcode, PrManager};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, event};
 
+use super::Asked;
 use crate::device::Device;
 use crate::throttle::Budget;
 pub use counters::{Counters, Counts};
@@ -71,7 +72,8 @@ impl<M> Observed<M> {
             name: "pr_helper_reserve_out",
             target: TARGET,
             Level::INFO,
-            "{command}, on {device} by {client}: {result}{took}{left_out}",
+            "{command} on {device} by {client}: {result}{took}{left_out}",
+            command = Asked(command),
             device = Named(device),
             client = self.client,
             result = Answer(result),

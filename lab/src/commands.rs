@@ -1,0 +1,168 @@
+//! The commands of the lab, in words and in bytes.
+
+use std::fmt;
+
+use scsi_pr::{
+    Cdb, Command, CommandBuf, Key, MAX_TRANSFER, Opcode, ReserveIn, ReserveInAction, ReserveOut, ScopeType,
+    TransportId, Type,
+};
+
+/// A command to send.
+#[derive(Clone)]
+pub(crate) struct Request {
+    text: String,
+    command: CommandBuf,
+}
+
+impl Request {
+    /// As a manager takes it.
+    pub(crate) fn command(&self) -> Command<'_> {
+        self.command.command()
+    }
+
+    /// The command without its rules: any service action, TYPE byte and parameter list. `length` bytes are announced.
+    pub(crate) fn raw(
+        text: &str,
+        opcode: Opcode,
+        service_action: u8,
+        scope_type: u8,
+        length: u16,
+        list: Vec<u8>,
+    ) -> Self {
+        let mut cdb = [0; 16];
+        cdb[0] = opcode.byte();
+        cdb[1] = service_action;
+        cdb[2] = scope_type;
+        cdb[7..9].copy_from_slice(&length.to_be_bytes());
+        let command = Cdb::new(cdb).and_then(|cdb| CommandBuf::new(cdb, list));
+        Self { text: text.to_owned(), command: command.expect("the lab's commands are within the limits") }
+    }
+
+    fn read(action: ReserveInAction) -> Self {
+        Self { text: action.to_string(), command: ReserveIn::new(action, MAX_TRANSFER).encode() }
+    }
+
+    fn out(detail: impl fmt::Display, request: &ReserveOut) -> Self {
+        let command = request.encode().expect("the lab's parameter lists are short");
+        Self { text: format!("{} {detail}", request.action()), command }
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// READ KEYS.
+pub(crate) fn read_keys() -> Request {
+    Request::read(ReserveInAction::ReadKeys)
+}
+
+/// READ RESERVATION.
+pub(crate) fn read_reservation() -> Request {
+    Request::read(ReserveInAction::ReadReservation)
+}
+
+/// REPORT CAPABILITIES.
+pub(crate) fn report_capabilities() -> Request {
+    Request::read(ReserveInAction::ReportCapabilities)
+}
+
+/// READ FULL STATUS.
+pub(crate) fn read_full_status() -> Request {
+    Request::read(ReserveInAction::ReadFullStatus)
+}
+
+/// REGISTER: gives the sender, who has the key `from` or none, the key `to`.
+pub(crate) fn register(from: Key, to: Key) -> Request {
+    register_with(from, to, None, false, false)
+}
+
+/// REGISTER for all target ports: ALL_TG_PT.
+pub(crate) fn register_everywhere(to: Key) -> Request {
+    register_with(Key::ZERO, to, None, true, false)
+}
+
+/// REGISTER to survive a loss of power: APTPL.
+pub(crate) fn register_for_good(to: Key) -> Request {
+    register_with(Key::ZERO, to, None, false, true)
+}
+
+/// REGISTER of the sender and of other ports: SPEC_I_PT.
+pub(crate) fn register_for(to: Key, ports: &[TransportId]) -> Request {
+    register_with(Key::ZERO, to, Some(ports.to_vec()), false, false)
+}
+
+fn register_with(from: Key, to: Key, ports: Option<Vec<TransportId>>, all_tg_pt: bool, aptpl: bool) -> Request {
+    let mut detail = match (from.is_zero(), to.is_zero()) {
+        (true, _) => short(to),
+        (false, true) => format!("nothing instead of {}", short(from)),
+        (false, false) => format!("{} instead of {}", short(to), short(from)),
+    };
+    for (set, name) in [(ports.is_some(), " SPEC_I_PT"), (all_tg_pt, " ALL_TG_PT"), (aptpl, " APTPL")] {
+        detail.push_str(if set { name } else { "" });
+    }
+    Request::out(
+        detail,
+        &ReserveOut::Register { key: from, service_action_key: to, initiator_ports: ports, all_tg_pt, aptpl },
+    )
+}
+
+/// REGISTER AND IGNORE EXISTING KEY.
+pub(crate) fn register_ignoring(to: Key) -> Request {
+    let request = ReserveOut::RegisterAndIgnoreExistingKey { service_action_key: to, all_tg_pt: false, aptpl: false };
+    Request::out(short(to), &request)
+}
+
+/// RESERVE.
+pub(crate) fn reserve(key: Key, kind: Type) -> Request {
+    Request::out(with(key, kind), &ReserveOut::Reserve { key, reservation_type: kind })
+}
+
+/// RELEASE.
+pub(crate) fn release(key: Key, kind: Type) -> Request {
+    Request::out(with(key, kind), &ReserveOut::Release { key, reservation_type: kind })
+}
+
+/// CLEAR.
+pub(crate) fn clear(key: Key) -> Request {
+    Request::out(format!("with {}", short(key)), &ReserveOut::Clear { key })
+}
+
+/// PREEMPT of who has the key `victim`.
+pub(crate) fn preempt(key: Key, victim: Key, kind: Type) -> Request {
+    let detail = format!("{}, {}", short(victim), with(key, kind));
+    Request::out(detail, &ReserveOut::Preempt { key, service_action_key: victim, scope_type: ScopeType::from(kind) })
+}
+
+/// PREEMPT AND ABORT of who has the key `victim`.
+pub(crate) fn preempt_and_abort(key: Key, victim: Key, kind: Type) -> Request {
+    let detail = format!("{}, {}", short(victim), with(key, kind));
+    Request::out(
+        detail,
+        &ReserveOut::PreemptAndAbort { key, service_action_key: victim, scope_type: ScopeType::from(kind) },
+    )
+}
+
+/// REGISTER AND MOVE to `port`, with UNREG.
+pub(crate) fn register_and_move(key: Key, to: Key, relative_target_port: u16, port: &TransportId) -> Request {
+    let request = ReserveOut::RegisterAndMove {
+        key,
+        service_action_key: to,
+        unregister: true,
+        aptpl: false,
+        relative_target_port,
+        transport_id: port.clone(),
+    };
+    Request::out(format!("to {} with {}", short(to), short(key)), &request)
+}
+
+fn with(key: Key, kind: Type) -> String {
+    format!("{kind} with {}", short(key))
+}
+
+/// A key without its leading zeros.
+pub(crate) fn short(key: Key) -> String {
+    format!("{:#x}", key.0)
+}

@@ -1,0 +1,61 @@
+//! Helpers as an administrator starts them.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use pr_helper::HelperClient;
+
+use crate::system::wait_for;
+
+/// A running helper; killed when dropped.
+pub(crate) struct Helper {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Helper {
+    /// Starts `program` with a socket named after `name`, and waits until it can be connected to. What it logs is in
+    /// /run/NAME.log.
+    pub(crate) fn start(program: &Path, name: &str, options: &[&str]) -> Result<Self> {
+        let socket = PathBuf::from(format!("/run/{name}.sock"));
+        let log = File::create(format!("/run/{name}.log"))?;
+        let mut command = Command::new(program);
+        command.arg("-k").arg(&socket).args(options).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let process = command.spawn().with_context(|| format!("start {}", program.display()))?;
+        let mut helper = Self { process, socket };
+        let ended = wait_for(&format!("helper at {}", helper.socket.display()), || match helper.process.try_wait() {
+            Ok(None) => UnixStream::connect(&helper.socket).map(|_| None),
+            // It will never listen.
+            ended => Ok(Some(ended)),
+        })?;
+        match ended {
+            None => Ok(helper),
+            Some(ended) => bail!("{} ended ({ended:?}): {}", program.display(), log_of(name)),
+        }
+    }
+
+    /// A client of it.
+    pub(crate) fn client(&self) -> HelperClient {
+        HelperClient::new(&self.socket)
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+/// What the helper called `name` has logged.
+pub(crate) fn log_of(name: &str) -> String {
+    std::fs::read_to_string(format!("/run/{name}.log")).unwrap_or_default()
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

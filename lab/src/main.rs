@@ -1,0 +1,79 @@
+//! The guest's side of the lab: sets up real targets and runs scenarios on them. `cargo xtask lab` starts it.
+//!
+//! ```text
+//! lab-guest --list                              the scenarios: boot, name and purpose of each
+//! lab-guest --programs DIRECTORY SCENARIO...    runs them; only ever in the guest, as root
+//! lab-guest --programs DIRECTORY --demo         tells the story of `cargo xtask demo`
+//! ```
+#![forbid(unsafe_code)]
+
+mod commands;
+mod demo;
+mod disk;
+mod helper;
+mod report;
+mod scenarios;
+mod script;
+mod scripts;
+mod sg_raw;
+mod system;
+mod target;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use lexopt::{Arg, ValueExt};
+
+use report::{Report, line};
+use scenarios::{ALL, Lab, Scenario};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab-guest: {error:#}");
+            line(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut programs: Option<PathBuf> = None;
+    let mut demo = false;
+    let mut chosen: Vec<&Scenario> = Vec::new();
+    let mut arguments = lexopt::Parser::from_env();
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Arg::Long("list") => {
+                for Scenario { boot, name, purpose, .. } in ALL {
+                    println!("{boot}\t{name}\t{purpose}");
+                }
+                return Ok(());
+            }
+            Arg::Long("demo") => demo = true,
+            Arg::Long("programs") => programs = Some(arguments.value()?.into()),
+            Arg::Value(name) => {
+                let name = name.string()?;
+                let scenario = ALL.iter().find(|scenario| scenario.name == name);
+                chosen.push(scenario.with_context(|| format!("there is no scenario {name:?}"))?);
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let Some(programs) = programs else { bail!("--programs is missing") };
+    let mut report = Report;
+    if demo && let Err(error) = demo::run(&programs.join("qemu-pr-helper")) {
+        report.check("this step", Err(format!("{error:#}")));
+    }
+    let mut lab = Lab::new(programs);
+    for scenario in chosen {
+        report.scenario(scenario.name, scenario.purpose);
+        if let Err(error) = (scenario.run)(&mut lab, &mut report) {
+            report.check("the scenario comes to its end", Err(format!("{error:#}")));
+        }
+    }
+    report.end();
+    Ok(())
+}

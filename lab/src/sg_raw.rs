@@ -1,0 +1,73 @@
+//! [`SgRaw`]: the independent way to a unit, `sg_raw` of sg3_utils. No helper, and no code of this project in it.
+
+use std::fs;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::process::{Command as Process, Stdio};
+
+use anyhow::{Context, Result, bail};
+use scsi_pr::{Command, Completion, Error, MAX_TRANSFER, Opcode, PrManager, Sense, Status};
+
+const DATA: &str = "/run/sg_raw.data";
+
+/// Sends every command with `sg_raw`.
+pub(crate) struct SgRaw;
+
+impl PrManager for SgRaw {
+    fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
+        send(device, command).map_err(|error| Error::outcome_unknown("send a command with sg_raw").because(error))
+    }
+}
+
+fn send(device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion> {
+    let disk = fs::read_link(format!("/proc/self/fd/{}", device.as_raw_fd()))?;
+    fs::write(DATA, command.parameter_list())?;
+    let mut sg_raw = Process::new("sg_raw");
+    sg_raw.args(["--verbose", "--timeout=30"]);
+    match command.opcode() {
+        // Always the most there is: the target of Linux 6.1 writes past a shorter buffer for READ FULL STATUS.
+        Opcode::ReserveIn => {
+            sg_raw.args(["--binary", &format!("--outfile={DATA}"), &format!("--request={MAX_TRANSFER}")]);
+        }
+        Opcode::ReserveOut if !command.parameter_list().is_empty() => {
+            sg_raw.args([&format!("--infile={DATA}"), &format!("--send={}", command.parameter_list().len())]);
+        }
+        _ => {}
+    }
+    sg_raw.arg(disk).args(command.cdb().bytes()[..10].iter().map(|byte| format!("{byte:02x}")));
+    let output = sg_raw.stdin(Stdio::null()).output().context("start sg_raw")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    match said.lines().find_map(|line| line.strip_prefix("SCSI Status: ")).map(str::trim) {
+        Some("Good") if command.opcode() == Opcode::ReserveIn => Ok(Completion::Good(fs::read(DATA)?)),
+        Some("Good") => Ok(Completion::Good(Vec::new())),
+        Some("Check Condition") => Ok(Completion::CheckCondition(sense(&said)?)),
+        Some("Reservation Conflict") => Ok(Completion::Status(Status::RESERVATION_CONFLICT)),
+        _ => bail!("sg_raw said ({}): {said}", output.status),
+    }
+}
+
+/// The sense data in what `sg_raw --verbose` says: lines of bytes in hexadecimal after a heading.
+fn sense(said: &str) -> Result<Sense> {
+    let (_, dump) = said.split_once("Raw sense data").context("sg_raw shows no sense data")?;
+    let mut bytes = Vec::new();
+    for line in dump.lines().skip(1).take_while(|line| line.starts_with(' ')) {
+        for word in line.split_whitespace() {
+            bytes.push(u8::from_str_radix(word, 16).with_context(|| format!("sense data {line:?}"))?);
+        }
+    }
+    Ok(Sense::from_bytes(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scsi_pr::SenseCode;
+
+    #[test]
+    fn sense_data_is_read_from_what_sg_raw_says() {
+        let said = "SCSI Status: Check Condition \n\nSense Information:\nFixed format, current; Sense key: Not Ready\n\
+                    \x20Raw sense data (in hex), sb_len=18, embedded_len=18\n        70 00 05 00 00 00 00 0a  00 00 00 00 24 00 00 00\n\
+                    \x20       00 00\n\nError 5 occurred, no data received\n";
+        assert_eq!(sense(said).unwrap(), Sense::fixed(SenseCode::INVALID_FIELD_IN_CDB));
+        assert!(sense("SCSI Status: Check Condition").is_err());
+    }
+}

@@ -1,0 +1,154 @@
+//! A real SCSI target, LIO, and two initiators of it, all in this kernel: iSCSI over 127.0.0.1.
+//!
+//! Loopback (tcm_loop) would be quicker to set up, but it deadlocks on PREEMPT AND ABORT, and its initiators have no
+//! names of their own.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::system::{make, run, wait_for, write};
+
+const CORE: &str = "/sys/kernel/config/target/core/fileio_0";
+const PORTAL_GROUP: &str = "/sys/kernel/config/target/iscsi/iqn.2026-11.lab:target/tpgt_1";
+const UNIT_BYTES: &str = "16777216";
+
+/// The initiators, by the last part of their names.
+pub(crate) const INITIATORS: [&str; 2] = ["a", "b"];
+
+/// The target and the sessions of its initiators.
+pub(crate) struct Target {
+    units: usize,
+}
+
+/// A logical unit that nobody has used yet, as each initiator sees it.
+pub(crate) struct Unit {
+    /// What the target calls it: where it keeps reservations for APTPL.
+    pub(crate) serial: String,
+    /// The block devices, one for each of [`INITIATORS`].
+    pub(crate) disks: [PathBuf; 2],
+}
+
+impl Target {
+    /// Sets up the target and logs both initiators in.
+    pub(crate) fn start() -> Result<Self> {
+        run("modprobe", &["--all", "target_core_file", "iscsi_target_mod", "iscsi_tcp", "sd_mod", "sg"])?;
+        make(format!("{PORTAL_GROUP}/np/127.0.0.1:3260"))?;
+        for (attribute, value) in [
+            ("authentication", "0"),
+            ("demo_mode_write_protect", "0"),
+            ("generate_node_acls", "1"),
+            ("cache_dynamic_acls", "1"),
+        ] {
+            write(format!("{PORTAL_GROUP}/attrib/{attribute}"), value)?;
+        }
+        let mut target = Self { units: 0 };
+        target.add_unit()?;
+        write(format!("{PORTAL_GROUP}/enable"), "1")?;
+        log_in()?;
+        Ok(target)
+    }
+
+    /// Makes a unit without reservations, which no other scenario has touched.
+    pub(crate) fn unit(&mut self) -> Result<Unit> {
+        let (number, serial) = self.add_unit()?;
+        let mut disks = Vec::new();
+        for initiator in INITIATORS {
+            let session = session_of(initiator)?;
+            write(format!("/sys/class/scsi_host/{}/scan", host_of(&session)?), &format!("0 0 {number}"))?;
+            let disk = wait_for(&format!("disk {number} of initiator {initiator}"), || disk_of(&session, number))?;
+            // New units are announced with unit attentions; whoever compares answers wants them gone.
+            wait_for(&format!("ready {}", disk.display()), || run("sg_turs", &[&disk.to_string_lossy()]))?;
+            disks.push(disk);
+        }
+        let disks = disks.try_into().expect("there are two initiators");
+        Ok(Unit { serial, disks })
+    }
+
+    fn add_unit(&mut self) -> Result<(usize, String)> {
+        let number = self.units;
+        let serial = format!("lab{number}");
+        let backstore = format!("{CORE}/{serial}");
+        make(&backstore)?;
+        write(format!("{backstore}/control"), &format!("fd_dev_name=/dev/shm/{serial},fd_dev_size={UNIT_BYTES}"))?;
+        write(format!("{backstore}/wwn/vpd_unit_serial"), &serial)?;
+        write(format!("{backstore}/enable"), "1")?;
+        let lun = format!("{PORTAL_GROUP}/lun/lun_{number}");
+        make(&lun)?;
+        symlink(&backstore, format!("{lun}/link")).with_context(|| format!("link {lun} to {backstore}"))?;
+        self.units += 1;
+        Ok((number, serial))
+    }
+}
+
+impl Unit {
+    /// What the target keeps of this unit's reservations for APTPL, as text; the kernel looks for it in the root file
+    /// system that it started with.
+    pub(crate) fn kept(&self) -> String {
+        fs::read_to_string(format!("/proc/1/root/var/target/pr/aptpl_{}", self.serial)).unwrap_or_default()
+    }
+}
+
+/// Starts open-iscsi with a configuration of its own and one session for each initiator.
+fn log_in() -> Result<()> {
+    for directory in ["/etc/iscsi", "/var/lib/iscsi"] {
+        make(directory)?;
+        run("mount", &["-t", "tmpfs", "tmpfs", directory])?;
+    }
+    make("/run/lock/iscsi")?;
+    write("/etc/iscsi/iscsid.conf", "node.startup = manual\n")?;
+    write("/etc/iscsi/initiatorname.iscsi", "InitiatorName=iqn.2026-11.lab:none\n")?;
+    run("iscsid", &[])?;
+    for initiator in INITIATORS {
+        let name = format!("iqn.2026-11.lab:{initiator}");
+        run("iscsiadm", &["-m", "iface", "-I", initiator, "-o", "new"])?;
+        run("iscsiadm", &["-m", "iface", "-I", initiator, "-o", "update", "-n", "iface.initiatorname", "-v", &name])?;
+    }
+    let [a, b] = INITIATORS;
+    run("iscsiadm", &["-m", "discovery", "-t", "sendtargets", "-p", "127.0.0.1", "-I", a, "-I", b])?;
+    run("iscsiadm", &["-m", "node", "--login"])?;
+    Ok(())
+}
+
+/// The directory of the session that `initiator` has.
+fn session_of(initiator: &str) -> Result<PathBuf> {
+    for session in fs::read_dir("/sys/class/iscsi_session")? {
+        let session = session?.path();
+        if fs::read_to_string(session.join("ifacename"))?.trim() == initiator {
+            return Ok(fs::canonicalize(session.join("device"))?);
+        }
+    }
+    bail!("initiator {initiator} has no session")
+}
+
+/// The name of the SCSI host above `session`, as in host3.
+fn host_of(session: &Path) -> Result<String> {
+    let host = session.parent().and_then(Path::file_name).context("a session without a host")?;
+    Ok(host.to_string_lossy().into_owned())
+}
+
+fn disk_of(session: &Path, unit: usize) -> Result<PathBuf> {
+    for target in children(session, "target")? {
+        for device in
+            children(&target, "")?.into_iter().filter(|path| path.to_string_lossy().ends_with(&format!(":{unit}")))
+        {
+            if let Some(disk) = children(&device.join("block"), "sd")?.first() {
+                return Ok(Path::new("/dev").join(disk.file_name().context("a disk has a name")?));
+            }
+        }
+    }
+    bail!("{} has no unit {unit}", session.display())
+}
+
+fn children(directory: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            children.push(entry.path());
+        }
+    }
+    Ok(children)
+}

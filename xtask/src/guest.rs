@@ -1,0 +1,131 @@
+//! The lab guest: a virtual machine whose root file system is this machine's own.
+//!
+//! What is installed or built here runs there; nothing that the guest does comes back but what it prints. It is run by
+//! QEMU's own emulation: KVM may be offered and hang, where this machine is itself a virtual one.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::quoted;
+use crate::initramfs::Initramfs;
+use crate::kernel::Kernel;
+
+/// One boot of the guest: `program` runs in it as root, and the guest is gone when it ends.
+pub(crate) struct Boot<'a> {
+    /// Names the files of this boot.
+    pub(crate) name: &'a str,
+    /// The command line, with paths of this machine.
+    pub(crate) program: &'a [String],
+    /// How long it may take.
+    pub(crate) deadline: Duration,
+}
+
+impl Boot<'_> {
+    /// Boots and hands every line that the program prints to `line`, until the guest powers off.
+    pub(crate) fn run(&self, kernel: &Kernel, lab: &Path, mut line: impl FnMut(&str)) -> Result<()> {
+        let files = lab.join(self.name);
+        fs::create_dir_all(&files)?;
+        let initramfs = files.join("initramfs");
+        Initramfs::new(files.join("tree"))?
+            .with_modules(kernel, &["virtio_pci", "9pnet_virtio", "9p", "overlay"])?
+            .pack(&initramfs, &self.script(kernel))?;
+        let console = files.join("console.log");
+        let mut qemu = Qemu(start(kernel, &initramfs, &console)?);
+        let lines = lines_of(&mut qemu.0)?;
+        let end = Instant::now() + self.deadline;
+        loop {
+            match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(text) => line(&text),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("the guest was not done after {:?}; its console: {}", self.deadline, console.display())
+                }
+            }
+        }
+        let status = qemu.0.wait()?;
+        if !status.success() {
+            bail!("QEMU failed ({status}); the guest's console: {}", console.display());
+        }
+        Ok(())
+    }
+
+    /// What process 1 does: this machine's root below a writable layer in memory, and the program in it.
+    fn script(&self, kernel: &Kernel) -> String {
+        let program = self.program.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let modules = quoted(&kernel.root.join("lib/modules").to_string_lossy());
+        format!(
+            "\
+mkdir -p /machine /layer /new /var/target/pr # the last is where the target keeps reservations for APTPL
+mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000 machine /machine
+mount -t tmpfs tmpfs /layer
+mkdir /layer/upper /layer/work
+mount -t overlay -o lowerdir=/machine,upperdir=/layer/upper,workdir=/layer/work overlay /new
+mount -t proc proc /new/proc
+mount -t sysfs sysfs /new/sys
+mount -t devtmpfs devtmpfs /new/dev
+mkdir -p /new/dev/shm /new/dev/pts /new/lib/modules
+mount -t tmpfs tmpfs /new/dev/shm
+mount -t devpts devpts /new/dev/pts
+mount -t tmpfs tmpfs /new/run
+mount --bind /new{modules} /new/lib/modules
+printf '#!/bin/sh\\nexec chroot /new /sbin/modprobe \"$@\"\\n' >/bin/load # when the kernel itself wants a module
+chmod +x /bin/load
+echo /bin/load >/proc/sys/kernel/modprobe
+/bin/load configfs
+mount -t configfs configfs /new/sys/kernel/config
+ifconfig lo up
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=1
+chroot /new {program} >/dev/ttyS1
+echo o >/proc/sysrq-trigger
+sleep 60
+"
+        )
+    }
+}
+
+fn start(kernel: &Kernel, initramfs: &Path, console: &Path) -> Result<Child> {
+    let mut console_option = std::ffi::OsString::from("file:");
+    console_option.push(console);
+    // A guest must not outlive us, however we end.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    qemu.args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "1536"]);
+    qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(initramfs);
+    qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
+    qemu.args(["-fsdev", "local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap"]);
+    qemu.args(["-device", "virtio-9p-pci,fsdev=machine,mount_tag=machine"]);
+    qemu.arg("-serial").arg(console_option).args(["-serial", "stdio"]);
+    qemu.stdin(Stdio::null()).stdout(Stdio::piped());
+    qemu.spawn().context("start QEMU")
+}
+
+/// The lines of the second serial port, as they come.
+fn lines_of(qemu: &mut Child) -> Result<mpsc::Receiver<String>> {
+    let output = BufReader::new(qemu.stdout.take().context("QEMU has no output")?);
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in output.split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// Ends QEMU when it is dropped.
+struct Qemu(Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,85 @@
+//! The kernel of the lab's guests: Debian's own, unpacked below the target directory and never installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command;
+
+/// An unpacked kernel.
+pub(crate) struct Kernel {
+    /// What `uname -r` says under it.
+    pub(crate) version: String,
+    /// The directory with `boot` and `lib/modules`.
+    pub(crate) root: PathBuf,
+}
+
+impl Kernel {
+    /// The kernel in `lab`, fetched if there is none.
+    pub(crate) fn fetch(lab: &Path) -> Result<Self> {
+        let root = lab.join("kernel");
+        if !root.exists() {
+            download(lab, &root)?;
+        }
+        let mut versions = fs::read_dir(root.join("lib/modules"))?;
+        let version = versions.next().context("the kernel package has no modules")??.file_name();
+        Ok(Self { version: version.into_string().map_err(|name| anyhow::anyhow!("strange version {name:?}"))?, root })
+    }
+
+    /// The image to boot.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.root.join("boot").join(format!("vmlinuz-{}", self.version))
+    }
+
+    /// The files of `modules` and of all they depend on, in the order in which they load.
+    pub(crate) fn modules(&self, modules: &[&str]) -> Result<Vec<PathBuf>> {
+        let mut files: Vec<PathBuf> = Vec::new();
+        for module in modules {
+            let mut show = Command::new("/sbin/modprobe");
+            show.args(["--set-version", &self.version, "--show-depends", module]).arg("--dirname").arg(&self.root);
+            for line in command::output(&mut show)?.lines() {
+                // Each line is "insmod FILE PARAMETERS", or "builtin NAME".
+                let file = line.strip_prefix("insmod ").map(|rest| PathBuf::from(rest.trim_end()));
+                files.extend(file.filter(|file| !files.contains(file)));
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// Unpacks aside and moves into place at the end, so that an interrupted run leaves nothing that looks complete.
+fn download(lab: &Path, root: &Path) -> Result<()> {
+    let aside = lab.join("kernel.new");
+    if aside.exists() {
+        fs::remove_dir_all(&aside)?;
+    }
+    fs::create_dir_all(&aside)?;
+    let package = newest()?;
+    println!("Fetching Debian's kernel for the lab's guests into {} (70 MB, not installed): {package}", root.display());
+    let mut download = Command::new("apt-get");
+    // As root, apt would download as a user who may not be able to write here, and warn.
+    download.args(["download", "-qq", "-o", "APT::Sandbox::User=root", &package]).current_dir(&aside);
+    command::output(&mut download)?;
+    let archive = fs::read_dir(&aside)?.next().context("apt-get downloaded nothing")??.path();
+    command::output(Command::new("dpkg").arg("--extract").arg(&archive).arg(&aside))?;
+    fs::remove_file(archive)?;
+    let version = package.strip_prefix("linux-image-").unwrap_or_default();
+    command::output(Command::new("/sbin/depmod").arg("--basedir").arg(&aside).arg(version))?;
+    fs::rename(&aside, root)?;
+    Ok(())
+}
+
+/// The package that `linux-image-amd64` stands for today.
+fn newest() -> Result<String> {
+    let depends = command::output(Command::new("apt-cache").args(["depends", "linux-image-amd64"]))?;
+    let package = depends.lines().find_map(|line| {
+        let (_, package) = line.split_once("Depends: ")?;
+        package.starts_with("linux-image-").then(|| package.to_owned())
+    });
+    match package {
+        Some(package) => Ok(package),
+        None => bail!("apt knows no kernel package; run `apt-get update` as root and try again"),
+    }
+}

@@ -1,0 +1,113 @@
+//! `cargo xtask lab`: scenarios on real targets, in the lab guest. What they are is in `lab/`.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command;
+use crate::guest::Boot;
+use crate::kernel::Kernel;
+use crate::place::Place;
+use crate::{cargo, packages};
+
+/// A boot that takes longer hangs; the machine may be slow and busy.
+const DEADLINE: Duration = Duration::from_secs(20 * 60);
+
+/// How many checks passed and failed.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Tally {
+    /// Those that passed.
+    pub(crate) passed: usize,
+    /// Those that failed.
+    pub(crate) failed: usize,
+}
+
+/// A scenario, as `lab-guest --list` has it.
+pub(crate) struct Scenario {
+    boot: String,
+    pub(crate) name: String,
+    pub(crate) purpose: String,
+}
+
+/// The lab, ready to boot: its packages, its kernel and its programs are there.
+pub(crate) struct Lab<'a> {
+    place: &'a Place,
+    kernel: Kernel,
+}
+
+impl<'a> Lab<'a> {
+    /// Fetches and builds what is missing.
+    pub(crate) fn prepare(place: &'a Place) -> Result<Self> {
+        packages::ensure_lab()?;
+        let kernel = Kernel::fetch(&place.lab)?;
+        cargo::build(place, &["lab", "qemu-pr-helper"])?;
+        Ok(Self { place, kernel })
+    }
+
+    /// Every scenario there is.
+    pub(crate) fn scenarios(&self) -> Result<Vec<Scenario>> {
+        let list = command::output(Command::new(self.place.program("lab-guest")).arg("--list"))?;
+        list.lines()
+            .map(|line| {
+                let mut words = line.splitn(3, '\t').map(str::to_owned);
+                let mut word = || words.next().with_context(|| format!("a scenario without a purpose: {line:?}"));
+                Ok(Scenario { boot: word()?, name: word()?, purpose: word()? })
+            })
+            .collect()
+    }
+
+    /// Runs the scenarios named, or all, in as few boots as they allow. Every line that is printed goes to `line`.
+    pub(crate) fn run(&self, names: &[String], mut line: impl FnMut(&str)) -> Result<Tally> {
+        let all = self.scenarios()?;
+        if let Some(unknown) = names.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
+            let known: Vec<_> = all.iter().map(|scenario| scenario.name.as_str()).collect();
+            bail!("there is no scenario {unknown:?}; there are: {}", known.join(", "));
+        }
+        let chosen: Vec<_> = all.iter().filter(|scenario| names.is_empty() || names.contains(&scenario.name)).collect();
+        let mut boots: Vec<&str> = chosen.iter().map(|scenario| scenario.boot.as_str()).collect();
+        boots.dedup();
+        let mut tally = Tally::default();
+        for boot in boots {
+            let scenarios =
+                chosen.iter().filter(|scenario| scenario.boot == boot).map(|scenario| scenario.name.clone());
+            let Tally { passed, failed } = self.boot(boot, scenarios, &mut line)?;
+            tally.passed += passed;
+            tally.failed += failed;
+        }
+        Ok(tally)
+    }
+
+    /// Boots once. A guest that does not come to the end of its report is an error, not a pass.
+    pub(crate) fn boot(
+        &self,
+        name: &str,
+        arguments: impl IntoIterator<Item = String>,
+        mut line: impl FnMut(&str),
+    ) -> Result<Tally> {
+        let path = |path: std::path::PathBuf| {
+            path.into_os_string().into_string().map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))
+        };
+        let mut program = vec![path(self.place.program("lab-guest"))?];
+        program.extend(["--programs".to_owned(), path(self.place.programs.clone())?]);
+        program.extend(arguments);
+        let mut tally = Tally::default();
+        let mut ended = false;
+        Boot { name, program: &program, deadline: DEADLINE }.run(&self.kernel, &self.place.lab, |text| {
+            match text.trim_start().split(' ').next() {
+                Some("ok") => tally.passed += 1,
+                Some("FAILED") => tally.failed += 1,
+                _ if text == "end of report" => {
+                    ended = true;
+                    return;
+                }
+                _ => {}
+            }
+            line(text);
+        })?;
+        if !ended {
+            bail!("the guest ended in the middle of its report; its console: {}", self.place.console(name).display());
+        }
+        Ok(tally)
+    }
+}

@@ -1,0 +1,127 @@
+//! What the chores need from Debian's packages, in one place, and fetching it.
+//!
+//! Only `apt-get install` changes the machine, and only when something is missing. The kernel of the lab is not
+//! installed but unpacked below the target directory (see [`crate::kernel`]).
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::command;
+
+/// A file that must be there, the package that brings it, and what it is needed for.
+struct Need {
+    file: &'static str,
+    package: &'static str,
+    why: &'static str,
+}
+
+const fn need(file: &'static str, package: &'static str, why: &'static str) -> Need {
+    Need { file, package, why }
+}
+
+/// What runs a virtual machine with a SCSI target in it.
+const LAB: &[Need] = &[
+    need("qemu-system-x86_64", "qemu-system-x86", "boots the lab guest, and a virtual machine in it"),
+    need("qemu-pr-helper", "qemu-system-common", "QEMU's own helper, to compare with"),
+    need("/usr/share/seabios/bios-256k.bin", "seabios", "the firmware of the lab guest"),
+    need("busybox", "busybox-static", "the initramfs of the guests"),
+    need("modprobe", "kmod", "finds and loads the kernel modules of the guest"),
+    need("sg_persist", "sg3-utils", "sends reservations without a helper"),
+    need("iscsiadm", "open-iscsi", "initiators that have names"),
+    need("dmsetup", "dmsetup", "device-mapper maps over a disk"),
+    need("addpart", "util-linux", "a partition of a disk"),
+    need("ldd", "libc-bin", "finds the libraries of a program"),
+    need("runuser", "util-linux", "runs a program as another user"),
+];
+
+/// What the tests need that run on this machine itself.
+const TESTS: &[Need] = &[
+    need("/usr/include/seccomp.h", "libseccomp-dev", "the conformance suite puts results into system calls"),
+    need("qemu-pr-helper", "qemu-system-common", "QEMU's own helper, to compare with"),
+];
+
+/// What the benchmarks need.
+const BENCH: &[Need] = &[need("qemu-pr-helper", "qemu-system-common", "QEMU's own helper, to compare with")];
+
+/// Makes sure that the tests outside the lab can run.
+pub(crate) fn ensure_tests() -> Result<()> {
+    ensure(TESTS)
+}
+
+/// Makes sure that the benchmarks can run.
+pub(crate) fn ensure_bench() -> Result<()> {
+    ensure(BENCH)
+}
+
+/// Makes sure that the lab can run.
+pub(crate) fn ensure_lab() -> Result<()> {
+    ensure(LAB)
+}
+
+fn ensure(needs: &[Need]) -> Result<()> {
+    let missing: Vec<_> = needs.iter().filter(|need| !is_there(need.file)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("Missing on this machine:");
+    for need in &missing {
+        println!("  {:<20} {} (from Debian's package {})", need.file, need.why, need.package);
+    }
+    let mut packages: Vec<_> = missing.iter().map(|need| need.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    install(&packages)?;
+    match needs.iter().find(|need| !is_there(need.file)) {
+        None => Ok(()),
+        Some(need) => bail!("{} is still missing after its package {} was installed", need.file, need.package),
+    }
+}
+
+/// A path, or a program's name that is looked up where Debian puts programs, whatever `PATH` says.
+fn is_there(file: &str) -> bool {
+    match file.strip_prefix('/') {
+        Some(_) => Path::new(file).exists(),
+        None => find(file).is_some(),
+    }
+}
+
+/// Where the program `name` is.
+pub(crate) fn find(name: &str) -> Option<std::path::PathBuf> {
+    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    if find("apt-get").is_none() {
+        bail!("this machine has no apt-get: install what is missing by its own means");
+    }
+    if !is_root()? {
+        bail!(
+            "run this as root, then try again:\n\n  apt-get update && apt-get install --no-install-recommends -y {}\n",
+            packages.join(" ")
+        );
+    }
+    let install = || {
+        let mut install = Command::new("apt-get");
+        install
+            .args(["install", "-qq", "--no-install-recommends", "-y"])
+            .args(packages)
+            .env("DEBIAN_FRONTEND", "noninteractive");
+        install
+    };
+    println!("Installing them: {}", command::line(&install()));
+    // The package lists may be missing or old; only then are they fetched anew.
+    if command::output(&mut install()).is_err() {
+        println!("The package lists of this machine do not do; fetching new ones: apt-get update");
+        command::output(Command::new("apt-get").args(["update", "-qq"]))?;
+        command::output(&mut install())?;
+    }
+    Ok(())
+}
+
+/// Whether we are root: the owner of our own entry in /proc.
+pub(crate) fn is_root() -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata("/proc/self")?.uid() == 0)
+}

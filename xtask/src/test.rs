@@ -1,0 +1,155 @@
+//! `cargo xtask test`: every test there is, a line for each step, and nothing left out in silence.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::lab::{Lab, Tally};
+use crate::place::Place;
+use crate::{cargo, command, packages};
+
+/// Runs everything, also after a failure. Whether all passed.
+pub(crate) fn run(place: &Place) -> Result<bool> {
+    packages::ensure_tests()?;
+    let mut summary = Summary::default();
+    let rustdoc = |command: &mut Command| {
+        command.env("RUSTDOCFLAGS", "-D warnings");
+    };
+    summary.step("formatting", || step(place, &["fmt", "--all", "--check"], |_| {}));
+    let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    summary.step("clippy", || step(place, &clippy, |_| {}));
+    summary.step("build", || step(place, &["build", "--quiet", "--workspace"], |_| {}));
+    let tests = ["test", "--quiet", "--workspace", "--no-fail-fast"];
+    summary.step("unit and documentation tests", || {
+        step(place, &[&tests[..], &["--exclude", "conformance"]].concat(), |_| {})
+    });
+    summary.step("conformance, both helpers", || {
+        step(place, &["test", "--package", "conformance", "--no-fail-fast"], |_| {})
+    });
+    summary.step("documentation", || step(place, &["doc", "--quiet", "--workspace", "--no-deps"], rustdoc));
+    summary.step("lab", || lab(place));
+    summary.print();
+    Ok(summary.tally.failed == 0)
+}
+
+/// What a step came to.
+#[derive(Default)]
+struct Outcome {
+    tally: Tally,
+    /// What was not run, and why.
+    skipped: Vec<String>,
+    /// All that it said, when it failed.
+    details: String,
+}
+
+#[derive(Default)]
+struct Summary {
+    tally: Tally,
+    lines: Vec<String>,
+    skipped: Vec<String>,
+}
+
+impl Summary {
+    fn step(&mut self, name: &str, run: impl FnOnce() -> Result<Outcome>) {
+        println!("== {name}");
+        let start = Instant::now();
+        let outcome = run().unwrap_or_else(|error| Outcome {
+            tally: Tally { passed: 0, failed: 1 },
+            details: format!("{error:#}\n"),
+            ..Outcome::default()
+        });
+        let Tally { passed, failed } = outcome.tally;
+        print!("{}", outcome.details);
+        let verdict = if failed == 0 { "ok" } else { "FAILED" };
+        let line = format!("{verdict:<6} {name}: {passed} passed, {failed} failed, {}", seconds(start.elapsed()));
+        println!("{line}");
+        self.tally.passed += passed;
+        self.tally.failed += failed;
+        self.lines.push(line);
+        self.skipped.extend(outcome.skipped.into_iter().map(|what| format!("{name}: {what}")));
+    }
+
+    /// The last line is for programs.
+    fn print(&self) {
+        println!("\n== summary");
+        self.lines.iter().for_each(|line| println!("{line}"));
+        match &self.skipped[..] {
+            [] => println!("skipped: nothing"),
+            skipped => skipped.iter().for_each(|what| println!("skipped {what}")),
+        }
+        println!("{} passed, {} failed", self.tally.passed, self.tally.failed);
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+/// One call of cargo. Its tests count if it has any, else it is one check itself.
+fn step(place: &Place, arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Result<Outcome> {
+    let mut cargo = cargo::command(place);
+    cargo.args(arguments).stdin(Stdio::null());
+    configure(&mut cargo);
+    let output = cargo.output().with_context(|| format!("start {}", command::line(&cargo)))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let mut outcome = counted(&said);
+    let success = output.status.success();
+    if outcome.tally.passed + outcome.tally.failed == 0 {
+        outcome.tally.passed = usize::from(success);
+    }
+    if !success {
+        // A crash, or tests that do not build, fails nothing that is counted.
+        outcome.tally.failed = outcome.tally.failed.max(1);
+        outcome.details = format!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(outcome)
+}
+
+/// The tests that the test harness says it ran, and those it was told to ignore.
+fn counted(said: &str) -> Outcome {
+    let mut outcome = Outcome::default();
+    for line in said.lines() {
+        if let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|line| line.split_once(". ")) {
+            for count in counts.split("; ") {
+                match count.split_once(' ').map(|(number, kind)| (number.parse::<usize>(), kind)) {
+                    Some((Ok(number), "passed")) => outcome.tally.passed += number,
+                    Some((Ok(number), "failed")) => outcome.tally.failed += number,
+                    Some((Ok(number), "ignored")) if number > 0 => {
+                        outcome.skipped.push(format!("{number} tests are marked to be ignored"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    outcome
+}
+
+/// The lab's scenarios: here only their names, and what failed.
+fn lab(place: &Place) -> Result<Outcome> {
+    let lab = Lab::prepare(place)?;
+    let mut failing = false;
+    let tally = lab.run(&[], |line| {
+        // What was expected and what came may take more than one line.
+        failing = line.trim_start().starts_with("FAILED") || (failing && line.starts_with("    "));
+        if failing || line.starts_with("scenario") {
+            println!("{line}");
+        }
+    })?;
+    Ok(Outcome { tally, ..Outcome::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tests_of_all_harnesses_are_counted() {
+        let said = "running 2 tests\n..\ntest result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\n\
+                    test result: FAILED. 1 passed; 3 failed; 4 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
+        let outcome = counted(said);
+        assert_eq!((outcome.tally.passed, outcome.tally.failed), (3, 3));
+        assert_eq!(outcome.skipped, ["4 tests are marked to be ignored"]);
+    }
+}
