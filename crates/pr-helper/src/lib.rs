@@ -3,6 +3,7 @@
 //! * [`wire`]: the bytes, as state machines that are fed and never read or write themselves.
 //! * [`descriptor`]: bytes with one passed descriptor, over a Unix stream socket.
 //! * [`client`]: [`HelperClient`], a manager that sends its commands to a helper.
+//! * [`server`]: [`serve`], which is a helper for any manager.
 //!
 //! The protocol is described in QEMU's `docs/interop/pr-helper.rst`; where the C helper does something else, this crate
 //! does what the C helper does.
@@ -10,6 +11,8 @@
 
 pub mod client;
 pub mod descriptor;
+pub mod server;
 pub mod wire;
 
 pub use client::HelperClient;
+pub use server::{Draining, Limits, Peer, serve};

@@ -124,9 +124,14 @@ impl RequestDecoder {
         self.phase == Phase::Cdb
     }
 
-    /// Whether the client is between two requests, the handshake done.
+    /// Whether nothing is half sent: no byte has come of the handshake, or of the next request.
     pub fn is_idle(&self) -> bool {
-        self.phase == Phase::Cdb && self.have == 0
+        self.have == 0 && !self.is_in_parameter_list()
+    }
+
+    /// Whether a CDB has come and the parameter list that it announces is awaited.
+    pub fn is_in_parameter_list(&self) -> bool {
+        matches!(self.phase, Phase::ParameterList(_))
     }
 
     /// Takes note that the first `count` of the wanted bytes have been filled in.

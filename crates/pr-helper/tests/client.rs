@@ -509,8 +509,7 @@ fn a_hung_command_does_not_hold_the_others_for_ever() {
         peer.wait_for_end();
         Some(())
     });
-    let config = Config { turn: SHORT, answer: Duration::from_secs(3), ..patient() };
-    let client = HelperClient::new(helper.path()).with_config(config);
+    let client = HelperClient::new(helper.path()).with_config(Config { turn: SHORT, ..patient() });
     std::thread::scope(|scope| {
         let hung = scope.spawn(|| run(&client, read_keys_command()));
         wait_until("the first request", || helper.requests() == 1);
@@ -520,6 +519,7 @@ fn a_hung_command_does_not_hold_the_others_for_ever() {
             assert_not_run(other.join().unwrap());
         }
         assert_eq!(helper.requests(), 1);
+        helper.hang_up();
         assert_unknown(hung.join().unwrap());
     });
 }

@@ -12,6 +12,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, fstat, major, minor};
+use rustix::io::Errno;
 
 /// A device number, `8:0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,7 +106,8 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// Those of fstat(2). What sysfs does not tell is [`Kind::Unexplained`].
+    /// Those of fstat(2), and `EMFILE`, `ENFILE` and `ENOMEM` of open(2): it may work later. What else keeps sysfs from
+    /// telling is [`Kind::Unexplained`].
     pub fn of(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
         Sysfs::default().device(descriptor)
     }
@@ -140,7 +142,7 @@ impl fmt::Display for Device {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ScsiBlock => f.write_str("a SCSI disk"),
+            Self::ScsiBlock => f.write_str("a SCSI device"),
             Self::ScsiGeneric => f.write_str("a SCSI generic device"),
             Self::Partition { disk } => write!(f, "a partition of {disk}"),
             Self::Multipath { map, .. } => write!(f, "the multipath map {map}"),
@@ -183,28 +185,34 @@ impl Sysfs {
     ///
     /// # Errors
     ///
-    /// Those of fstat(2). What sysfs does not tell is [`Kind::Unexplained`].
+    /// Those of fstat(2), and `EMFILE`, `ENFILE` and `ENOMEM` of open(2): it may work later. What else keeps sysfs from
+    /// telling is [`Kind::Unexplained`].
     pub fn device(&self, descriptor: BorrowedFd<'_>) -> io::Result<Device> {
         let stat = fstat(descriptor)?;
         let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
         Ok(match FileType::from_raw_mode(stat.st_mode) {
-            FileType::BlockDevice => self.block(number),
+            FileType::BlockDevice => self.block(number)?,
             FileType::CharacterDevice => self.character(number),
             file_type => Device { number: None, name: None, kind: Kind::NotADevice(file_type) },
         })
     }
 
-    fn block(&self, number: Number) -> Device {
-        let (name, kind) = Directory::at(self.root.join("dev/block").join(number.to_string()))
-            .and_then(|directory| {
-                let kind = directory.block_kind()?;
-                // A directory whose device has just gone is empty, and says by this that the device is not this and not
-                // that. What was read counts only if it is still there.
-                directory.confirm(number)?;
-                Ok((Some(directory.name()), kind))
-            })
-            .unwrap_or_else(|error| (None, Kind::Unexplained { reason: error.to_string() }));
-        Device { number: Some(number), name, kind }
+    fn block(&self, number: Number) -> io::Result<Device> {
+        let (name, kind) = match self.explain(number) {
+            Ok((name, kind)) => (Some(name), kind),
+            Err(Untold::Because(reason)) => (None, Kind::Unexplained { reason }),
+            Err(Untold::ForNow(error)) => return Err(error),
+        };
+        Ok(Device { number: Some(number), name, kind })
+    }
+
+    fn explain(&self, number: Number) -> Result<(String, Kind), Untold> {
+        let directory = Directory::at(self.root.join("dev/block").join(number.to_string()))?;
+        let kind = directory.block_kind()?;
+        // A directory whose device has just gone is empty, and says by this that the device is not this and not that.
+        // What was read counts only if it is still there.
+        directory.confirm(number)?;
+        Ok((directory.name(), kind))
     }
 
     fn character(&self, number: Number) -> Device {
@@ -222,12 +230,20 @@ impl Sysfs {
 /// The directory of one device in sysfs (Linux `Documentation/ABI/stable/sysfs-block`, `testing/sysfs-block-dm`).
 struct Directory(PathBuf);
 
+/// Why sysfs does not tell.
+enum Untold {
+    /// It does not know, or not so that it can be understood.
+    Because(String),
+    /// There is no room for another open file.
+    ForNow(io::Error),
+}
+
 /// How deep devices may be stacked. The kernel has no limit of its own; a deeper stack is not explained.
 const DEEPEST: usize = 32;
 
 impl Directory {
     /// The directory behind the symbolic links: its name is the device's, its parent a partition's disk.
-    fn at(path: PathBuf) -> io::Result<Self> {
+    fn at(path: PathBuf) -> Result<Self, Untold> {
         fs::canonicalize(&path).map(Self).map_err(about(&path))
     }
 
@@ -236,7 +252,7 @@ impl Directory {
         last(&self.0).replace('!', "/")
     }
 
-    fn block_kind(&self) -> io::Result<Kind> {
+    fn block_kind(&self) -> Result<Kind, Untold> {
         if let Some(disk) = self.disk()? {
             return Ok(Kind::Partition { disk: disk.name() });
         }
@@ -258,16 +274,16 @@ impl Directory {
     }
 
     /// Fails unless this is the directory of the device, and the device is there.
-    fn confirm(&self, number: Number) -> io::Result<()> {
+    fn confirm(&self, number: Number) -> Result<(), Untold> {
         let found = self.required("dev")?;
         match found == number.to_string() {
             true => Ok(()),
-            false => Err(io::Error::other(format!("{} is of device {found}", self.0.display()))),
+            false => Err(Untold::Because(format!("{} is of device {found}", self.0.display()))),
         }
     }
 
     /// The whole disk, if this is a partition.
-    fn disk(&self) -> io::Result<Option<Self>> {
+    fn disk(&self) -> Result<Option<Self>, Untold> {
         Ok(match (self.attribute("partition")?, self.0.parent()) {
             (Some(_), Some(parent)) => Some(Self(parent.to_owned())),
             _ => None,
@@ -275,14 +291,14 @@ impl Directory {
     }
 
     /// The devices directly beneath.
-    fn slaves(&self) -> io::Result<Vec<Self>> {
+    fn slaves(&self) -> Result<Vec<Self>, Untold> {
         let path = self.0.join("slaves");
         let entries = fs::read_dir(&path).map_err(about(&path))?;
         entries.map(|entry| Self::at(entry.map_err(about(&path))?.path())).collect()
     }
 
     /// The whole disks and multipath maps at the bottom of the stack.
-    fn over(&self) -> io::Result<Vec<String>> {
+    fn over(&self) -> Result<Vec<String>, Untold> {
         let mut found = BTreeSet::new();
         for slave in self.slaves()? {
             slave.walk(&mut found, DEEPEST)?;
@@ -290,8 +306,9 @@ impl Directory {
         Ok(found.into_iter().collect())
     }
 
-    fn walk(&self, found: &mut BTreeSet<String>, depth: usize) -> io::Result<()> {
-        let depth = depth.checked_sub(1).ok_or_else(|| io::Error::other("too many devices one above the other"))?;
+    fn walk(&self, found: &mut BTreeSet<String>, depth: usize) -> Result<(), Untold> {
+        let depth =
+            depth.checked_sub(1).ok_or_else(|| Untold::Because("too many devices one above the other".to_owned()))?;
         if let Some(disk) = self.disk()? {
             return disk.walk(found, depth);
         }
@@ -307,7 +324,7 @@ impl Directory {
     }
 
     /// The text of an attribute; `None` when there is no such attribute.
-    fn attribute(&self, name: &str) -> io::Result<Option<String>> {
+    fn attribute(&self, name: &str) -> Result<Option<String>, Untold> {
         let path = self.0.join(name);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text.trim_end_matches('\n').to_owned())),
@@ -316,12 +333,12 @@ impl Directory {
         }
     }
 
-    fn required(&self, name: &str) -> io::Result<String> {
+    fn required(&self, name: &str) -> Result<String, Untold> {
         self.attribute(name)?.ok_or_else(|| about(&self.0.join(name))(ErrorKind::NotFound.into()))
     }
 
     /// The last part of what a symbolic link points to; `None` when there is no such link.
-    fn link_name(&self, name: &str) -> io::Result<Option<String>> {
+    fn link_name(&self, name: &str) -> Result<Option<String>, Untold> {
         let path = self.0.join(name);
         match fs::read_link(&path) {
             Ok(target) => Ok(Some(last(&target))),
@@ -340,9 +357,12 @@ fn last(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Adds to an error which file it is about.
-fn about(path: &Path) -> impl Fn(io::Error) -> io::Error {
-    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+/// What an error with this file means.
+fn about(path: &Path) -> impl Fn(io::Error) -> Untold {
+    move |error| match Errno::from_io_error(&error) {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => Untold::ForNow(error),
+        _ => Untold::Because(format!("{}: {error}", path.display())),
+    }
 }
 
 #[cfg(test)]

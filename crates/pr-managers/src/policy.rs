@@ -12,26 +12,9 @@ mod observed;
 mod read_only;
 mod whole_unit;
 
-use std::fmt;
-
-use scsi_pr::{Command, Opcode, ReserveOutAction};
-
 pub use observed::{Client, Counters, Counts, Observed};
 pub use read_only::RefuseReadOnly;
 pub use whole_unit::WholeUnit;
-
-/// A command in words.
-struct Asked<'a>(Command<'a>);
-
-impl fmt::Display for Asked<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.opcode().fmt(f)?;
-        match ReserveOutAction::from_code(self.0.cdb().service_action()) {
-            Some(action) if self.0.opcode() == Opcode::ReserveOut => write!(f, " {action}"),
-            _ => Ok(()),
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

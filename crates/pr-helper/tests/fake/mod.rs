@@ -79,6 +79,14 @@ impl FakeHelper {
         &self.path
     }
 
+    /// Ends every connection.
+    pub(crate) fn hang_up(&self) {
+        for stream in self.streams.lock().unwrap().drain(..).filter_map(|stream| stream.upgrade()) {
+            // Its client may have closed it already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.seen.connections.load(Ordering::SeqCst)
     }
@@ -94,10 +102,7 @@ impl Drop for FakeHelper {
         // Wakes the acceptor, if it still listens.
         let _ = UnixStream::connect(&self.path);
         let ended = self.acceptor.take().unwrap().join();
-        for stream in self.streams.lock().unwrap().drain(..).filter_map(|stream| stream.upgrade()) {
-            // Its client may have closed it already.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.hang_up();
         std::fs::remove_file(&self.path).unwrap();
         assert!(std::thread::panicking() || ended.is_ok());
     }

@@ -59,7 +59,7 @@ impl Tree {
     }
 
     fn explain(&self, major: u32, minor: u32) -> Device {
-        self.sysfs().block(Number { major, minor })
+        self.sysfs().block(Number { major, minor }).unwrap()
     }
 }
 
@@ -87,7 +87,7 @@ fn a_scsi_disk_and_its_partition() {
     let tree = multipath();
     let disk = tree.explain(8, 0);
     assert_eq!((disk.kind(), disk.name()), (&Kind::ScsiBlock, Some("sda")));
-    assert_eq!(disk.to_string(), "8:0 (sda), a SCSI disk");
+    assert_eq!(disk.to_string(), "8:0 (sda), a SCSI device");
     tree.partition(&format!("{DISK}/sda1"), "8:1");
     let partition = tree.explain(8, 1);
     assert_eq!(partition.kind(), &Kind::Partition { disk: "sda".to_owned() });
@@ -163,7 +163,7 @@ fn unexplained(device: &Device, part: &str) -> bool {
 fn what_sysfs_does_not_tell_is_not_guessed() {
     let tree = multipath();
     assert!(unexplained(&tree.explain(8, 32), "dev/block/8:32: No such file"));
-    let nowhere = Sysfs::at("/nonexistent").block(Number { major: 8, minor: 0 });
+    let nowhere = Sysfs::at("/nonexistent").block(Number { major: 8, minor: 0 }).unwrap();
     assert!(unexplained(&nowhere, "/nonexistent/dev/block/8:0"));
 
     // The directory of another device.
@@ -225,7 +225,8 @@ fn the_devices_of_this_machine() {
         let entry = entry.unwrap();
         let number = entry.file_name().into_string().unwrap();
         let (major, minor) = number.split_once(':').unwrap();
-        let device = Sysfs::default().block(Number { major: major.parse().unwrap(), minor: minor.parse().unwrap() });
+        let number = Number { major: major.parse().unwrap(), minor: minor.parse().unwrap() };
+        let device = Sysfs::default().block(number).unwrap();
         // It may go at any time, as loop devices do.
         if entry.path().exists() {
             let uevent = fs::read_to_string(entry.path().join("uevent")).unwrap_or_default();

@@ -12,7 +12,6 @@ use scsi_pr::{Command, Completion, Error, Opcode, PrManager};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, event};
 
-use super::Asked;
 use crate::device::Device;
 use crate::throttle::Budget;
 pub use counters::{Counters, Counts};
@@ -72,8 +71,7 @@ impl<M> Observed<M> {
             name: "pr_helper_reserve_out",
             target: TARGET,
             Level::INFO,
-            "{command} on {device} by {client}: {result}{took}{left_out}",
-            command = Asked(command),
+            "{command}, on {device} by {client}: {result}{took}{left_out}",
             device = Named(device),
             client = self.client,
             result = Answer(result),

@@ -1,12 +1,12 @@
 //! [`WholeUnit`].
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use scsi_pr::{Command, Completion, Error, Key, Opcode, PrManager, ReserveOut, SenseCode};
+use scsi_pr::{Command, Completion, Error, Key, Opcode, PrManager, ReserveOut, SenseCode, Status};
 use tracing::warn;
 
-use super::Asked;
 use crate::device::{Device, Kind, Number, Sysfs};
 use crate::throttle::Throttle;
 
@@ -33,6 +33,9 @@ use crate::throttle::Throttle;
 /// to try again (BUSY), or speaks of this one command (INVALID FIELD), would have it go on. The log says which device, why,
 /// and what to do, once a minute for each device.
 ///
+/// While no file of sysfs can be opened, because this process or the machine has too many open, the answer is BUSY: that
+/// passes.
+///
 /// Nothing is remembered from one command to the next: device numbers are reused.
 #[derive(Debug)]
 pub struct WholeUnit<M> {
@@ -46,6 +49,7 @@ pub struct WholeUnit<M> {
 enum Told {
     Refused,
     OnePath,
+    NoRoom,
 }
 
 impl<M> WholeUnit<M> {
@@ -57,11 +61,18 @@ impl<M> WholeUnit<M> {
     fn refuse(&self, device: &Device, command: Command<'_>, why: &str) -> Completion {
         if self.told.permits((device.number(), Told::Refused)) {
             warn!(
-                "{} refused on {device}: {why}; if it must be sent all the same, start the helper with --manager=sg-io",
-                Asked(command)
+                "{command}, refused on {device}: {why}; if it must be sent all the same, start the helper with \
+                 --manager=sg-io"
             );
         }
         Completion::check(SenseCode::INVALID_OPCODE)
+    }
+
+    fn put_off(&self, command: Command<'_>, error: &io::Error) -> Completion {
+        if self.told.permits((None, Told::NoRoom)) {
+            warn!("{command}, answered with BUSY: cannot tell what the device is: {error}");
+        }
+        Completion::Status(Status::BUSY)
     }
 }
 
@@ -70,18 +81,17 @@ impl<M: PrManager> PrManager for WholeUnit<M> {
         if command.opcode() == Opcode::ReserveIn {
             return self.inner.execute(descriptor, command);
         }
-        let device = self
-            .sysfs
-            .device(descriptor)
-            .map_err(|error| Error::not_run("tell what the descriptor is").because(error))?;
+        let device = match self.sysfs.device(descriptor) {
+            Ok(device) => device,
+            Err(error) => return Ok(self.put_off(command, &error)),
+        };
         if let Some(why) = objection(device.kind(), command.opcode()) {
             if !(matches!(device.kind(), Kind::Multipath { .. }) && gives_up(command)) {
                 return Ok(self.refuse(&device, command, why));
             }
             if self.told.permits((device.number(), Told::OnePath)) {
                 warn!(
-                    "{} sent to one path alone of {device}: what was registered through the others stays there",
-                    Asked(command)
+                    "{command}, sent to one path alone of {device}: what was registered through the others stays there"
                 );
             }
         }
@@ -131,11 +141,16 @@ mod tests {
     use super::super::tests::{Log, Recorder, keys, reserve_in, reserve_out};
     use super::*;
     use crate::device::tests::Tree;
-    use rustix::fs::FileType;
+    use proptest::prelude::*;
+    use rustix::fs::{FileType, Mode, OFlags, open};
+    use scsi_pr::{Cdb, Sense};
     use std::fs::File;
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, OwnedFd};
 
-    const REFUSED: Completion = Completion::CheckCondition(scsi_pr::Sense::fixed(SenseCode::INVALID_OPCODE));
+    const fn shareable<T: Send + Sync>() {}
+    const _: () = shareable::<WholeUnit<crate::SgIo>>();
+
+    const REFUSED: Completion = Completion::CheckCondition(Sense::fixed(SenseCode::INVALID_OPCODE));
 
     fn kinds() -> Vec<Kind> {
         let (text, over) = (String::new, Vec::new);
@@ -189,19 +204,20 @@ mod tests {
         let mut release = [0; 16];
         (release[0], release[1], release[2], release[8]) = (0x5f, 2, 5, 24);
         let list = keys(1, 0);
-        assert!(gives_up(Command::new(scsi_pr::Cdb::new(release).unwrap(), &list).unwrap()));
+        assert!(gives_up(Command::new(Cdb::new(release).unwrap(), &list).unwrap()));
         // What cannot be read asks for who knows what.
         assert!(!gives_up(reserve_out(0, &[0; 8])));
         assert!(!gives_up(Command::cleanup()));
     }
 
-    /// A block device of this machine, which the tree may call what it likes.
-    fn block_device() -> Option<(File, String)> {
-        ["loop0", "vda", "sda", "nvme0n1", "zram0"].iter().find_map(|name| {
-            let device = File::open(format!("/dev/{name}")).ok()?;
-            let number = Device::of(device.as_fd()).ok()?.number()?;
-            Some((device, number.to_string()))
-        })
+    /// A descriptor of a block device and its number, if there is one here. Any will do: nothing is sent to it, and the
+    /// trees of the tests call it what they like.
+    fn block_device() -> Option<(OwnedFd, String)> {
+        let device = ["loop0", "vda", "sda", "nvme0n1", "zram0"]
+            .iter()
+            .find_map(|name| open(format!("/dev/{name}"), OFlags::PATH, Mode::empty()).ok())?;
+        let number = Device::of(device.as_fd()).unwrap().number()?;
+        Some((device, number.to_string()))
     }
 
     /// What a manager around `inner` answers to IN, RESERVE, un-REGISTER and CLEANUP.
@@ -270,5 +286,21 @@ mod tests {
     #[test]
     fn the_connection_is_that_of_the_manager_inside() {
         assert!(!WholeUnit::new(Recorder::good(), Sysfs::default()).is_connected());
+    }
+
+    proptest! {
+        #[test]
+        fn who_gives_up_releases_or_registers_zero(
+            action in 0_u8..0x20,
+            scope_type: u8,
+            list in prop::collection::vec(prop_oneof![Just(0_u8), any::<u8>()], 0..64),
+        ) {
+            let mut bytes = *reserve_out(action, &list).cdb().bytes();
+            bytes[2] = scope_type;
+            if gives_up(Command::new(Cdb::new(bytes).unwrap(), &list).unwrap()) {
+                prop_assert!(action == 2 || action == 0 || action == 6);
+                prop_assert!(action == 2 || list[8..16] == [0; 8]);
+            }
+        }
     }
 }

@@ -117,7 +117,8 @@ pub(super) fn sg_io(
     // point to slices of those lengths, borrowed (for writing where the kernel writes) until the call returns, and the
     // kernel touches none of them afterwards: it waits for the unit, or (`/dev/sgN`, interrupted) drops what comes later.
     // A driver that knows the number by another interface (bsg) or not at all looks for its own mark in the first word,
-    // or returns ENOTTY; the kernel copies no memory for it.
+    // or returns ENOTTY; the kernel copies no memory for it. (A process behind a CUSE device could ask for more of this
+    // process's memory; as root alone can make one, it is trusted as a driver is.)
     unsafe { ioctl(device, Call(&mut header)) }?;
     Ok(Report {
         status: header.status,

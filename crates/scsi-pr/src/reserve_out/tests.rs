@@ -136,6 +136,44 @@ fn register_and_move_has_a_list_of_its_own() {
     assert_eq!(expected.encode().unwrap(), out(7, 0, &list));
 }
 
+/// Bytes of somebody else: what `sg_persist` of sg3_utils 1.46 sends for REGISTER with three `--transport-id`s, and for
+/// REGISTER AND MOVE.
+#[test]
+fn what_sg_persist_sends_is_read_and_written() {
+    let iscsi = |name, isid| TransportId::new(InitiatorPort::Iscsi { name, isid }).unwrap();
+    let register = ReserveOut::Register {
+        key: Key::ZERO,
+        service_action_key: Key(1),
+        initiator_ports: Some(vec![
+            TransportId::new(InitiatorPort::Sas { address: 0x5001_4057_0000_abcd }).unwrap(),
+            iscsi("iqn.1994-05.com.redhat:a", None),
+            TransportId::new(InitiatorPort::FibreChannel { port_name: 0x2100_0024_0000_0001 }).unwrap(),
+        ]),
+        all_tg_pt: false,
+        aptpl: false,
+    };
+    let list = b"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\
+        \x00\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x50\x06\x00\x00\x00\
+        \x50\x01\x40\x57\x00\x00\xab\xcd\x00\x00\x00\x00\x00\x00\x00\x00\
+        \x00\x00\x00\x00\x05\x00\x00\x1ciqn.1994-05.com.redhat:a\x00\x00\x00\x00\
+        \x00\x00\x00\x00\x00\x00\x00\x00\x21\x00\x00\x24\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00";
+    assert_eq!(register.encode().unwrap(), out(0, 0, list));
+    assert_eq!(parse(0, 0, list), Ok(register));
+
+    let register_and_move = ReserveOut::RegisterAndMove {
+        key: Key(1),
+        service_action_key: Key(2),
+        unregister: true,
+        aptpl: true,
+        relative_target_port: 0x1234,
+        transport_id: iscsi("iqn.1994-05.com.redhat:a", Some([0, 2, 0x3d, 0, 0, 1])),
+    };
+    let list = b"\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02\
+        \x00\x03\x12\x34\x00\x00\x00\x30\x45\x00\x00\x2ciqn.1994-05.com.redhat:a,i,0x00023d000001\x00\x00\x00";
+    assert_eq!(register_and_move.encode().unwrap(), out(7, 0, list));
+    assert_eq!(parse(7, 0, list), Ok(register_and_move));
+}
+
 #[test]
 fn a_list_of_the_wrong_length_is_refused_before_anything_else() {
     for length in [0, 1, 20, 21, 23, 25, 28, 48] {

@@ -1,0 +1,306 @@
+//! The helper's end: serves any [`PrManager`] over a listening Unix socket.
+//!
+//! The protocol allows one command in flight on a connection, commands block (for minutes, on a dying array), and
+//! nearly all connections are silent nearly always. So:
+//!
+//! * A silent connection is parked on epoll and costs no thread. The epoll thread is the caller of [`serve`]; it never
+//!   touches what a client sent, not even to close it, because a client's file can make any call on it hang.
+//! * A connection that becomes readable gets a thread of its own, which reads, runs, answers, and *lingers* for a moment
+//!   before it parks the connection: one that is busy runs at the speed of a bare loop.
+//! * No pool whose exhaustion would stop the others: bounds per device and per peer process. What is over them waits,
+//!   without a thread, in the order of arrival; then the answer is BUSY.
+//! * A connection is closed for violations of the protocol only: libvirt takes a closed connection for a dead helper.
+
+mod attend;
+mod books;
+mod complaints;
+mod connection;
+mod shared;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{SendFlags, Shutdown, SocketFlags, accept_with};
+use rustix::time::Timespec;
+use scsi_pr::{Completion, PrManager, Status};
+
+use books::{Closing, Id};
+use connection::Connection;
+use shared::Shared;
+
+use crate::wire::feature_word;
+
+/// One event, then silence until the connection is parked again.
+const CONNECTION_EVENTS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ONESHOT);
+
+/// How long nothing is accepted when the system has no room for another connection.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// The process at the other end, as it was when it connected (SO_PEERCRED, unix(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// Its process id; 0 when it lives in a process namespace that cannot be seen from here.
+    pub pid: u32,
+    /// Its effective user id.
+    pub uid: u32,
+    /// Its effective group id.
+    pub gid: u32,
+}
+
+/// What [`serve`] bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections; over them nothing is accepted until one is closed.
+    pub connections: usize,
+    /// Connections that are being served, one thread each: the commands that may hang at a time.
+    pub running: usize,
+    /// Commands running on one device.
+    pub per_device: usize,
+    /// One peer process may have one part in this many of `connections` and of `running`.
+    pub peer_share: usize,
+    /// How long a command over a bound waits before it is answered BUSY.
+    pub wait: Duration,
+    /// How long a thread waits for the next request of its connection; zero: it does not.
+    pub linger: Duration,
+    /// How long a client may take to read an answer.
+    pub send_timeout: Duration,
+    /// How long a client may take from the first byte of a request to the last.
+    pub half_sent: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16_384,
+            running: 4_096,
+            per_device: 64,
+            peer_share: 4,
+            wait: Duration::from_secs(30),
+            linger: Duration::from_millis(10),
+            send_timeout: Duration::from_secs(30),
+            half_sent: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What still runs after [`serve`] has returned.
+#[must_use = "commands may still be running"]
+pub struct Draining {
+    shared: Arc<Shared>,
+}
+
+impl Draining {
+    /// How many commands were begun and not answered.
+    pub fn running(&self) -> usize {
+        self.shared.running()
+    }
+
+    /// Returns when the last running command was answered and its connection closed; for a command that hangs, never.
+    pub fn wait(self) {
+        self.shared.wait_until_drained();
+    }
+}
+
+impl fmt::Debug for Draining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Draining").field("running", &self.running()).finish()
+    }
+}
+
+/// Serves until `stop` is readable. Then the listener is closed, and with it every connection that waits; commands that
+/// wait for their turn are answered BUSY. What still runs is in [`Draining`].
+///
+/// `manager_for` is asked once for each connection, on the calling thread: it must be quick.
+///
+/// # Errors
+///
+/// Those of epoll_create1(2), eventfd(2) and of adding the listener and `stop` to it. Nothing has been accepted then.
+pub fn serve(
+    listener: OwnedFd,
+    manager_for: impl Fn(&Peer) -> Arc<dyn PrManager>,
+    limits: Limits,
+    stop: BorrowedFd<'_>,
+) -> io::Result<Draining> {
+    let shared = Arc::new(Shared::new(limits)?);
+    let mut reception = Reception { shared: Arc::clone(&shared), listener, manager_for, door: Door::Open, accepted: 0 };
+    let result = reception.run(stop);
+    drop(reception);
+    shared.change(|state| {
+        state.stopping = true;
+        state.books.close_all(|connection| {
+            if connection.pending.is_some() {
+                let _ = connection.answer(&Completion::Status(Status::BUSY), 0, Duration::ZERO, || ());
+            }
+            // At once: the thread that closes it may be held up by the connection before.
+            let _ = rustix::net::shutdown(&connection.socket, Shutdown::Both);
+        });
+    });
+    shared.dismiss();
+    result.map(|()| Draining { shared })
+}
+
+/// Whether connections are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    Open,
+    /// Until a connection is closed.
+    Full,
+    /// Until then, because accept(2) failed.
+    Until(Instant),
+}
+
+/// The epoll thread.
+struct Reception<F> {
+    shared: Arc<Shared>,
+    listener: OwnedFd,
+    manager_for: F,
+    door: Door,
+    accepted: u64,
+}
+
+/// What is on epoll besides connections, whose ids are small.
+const LISTENER: u64 = u64::MAX;
+const STOP: u64 = u64::MAX - 1;
+const WAKE: u64 = u64::MAX - 2;
+
+impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
+    fn run(&mut self, stop: BorrowedFd<'_>) -> io::Result<()> {
+        // Between two looks at the listener another process that has it may accept what was there.
+        rustix::io::ioctl_fionbio(&self.listener, true)?;
+        for (source, data) in [(self.listener.as_fd(), LISTENER), (stop, STOP), (self.shared.wake.as_fd(), WAKE)] {
+            epoll::add(&self.shared.epoll, source, EventData::new_u64(data), EventFlags::IN)?;
+        }
+        let mut events = Vec::with_capacity(256);
+        let mut readable = Vec::new();
+        loop {
+            let now = Instant::now();
+            self.open_door(now);
+            self.shared.violations.count(now);
+            self.shared.failures.count(now);
+            let until = self.shared.before_sleep(now, |state| {
+                for id in readable.drain(..) {
+                    state.books.readable(id, now);
+                }
+                state.books.expire(now);
+            });
+            events.clear();
+            let timeout = until.map(|until| timespec(until.saturating_duration_since(now)));
+            match epoll::wait(&self.shared.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    STOP => return Ok(()),
+                    LISTENER => self.accept(),
+                    WAKE => {
+                        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+                    }
+                    id => readable.push(id as Id),
+                }
+            }
+        }
+    }
+
+    /// Accepts what there is, but not for ever: parked connections have their turn too.
+    fn accept(&mut self) {
+        for _ in 0..64 {
+            if self.shared.change(|state| {
+                state.full = state.books.is_full();
+                state.full
+            }) {
+                return self.close_door(Door::Full);
+            }
+            match accept_with(&self.listener, SocketFlags::CLOEXEC) {
+                Ok(socket) => self.welcome(socket),
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(errno) => {
+                    tracing::event!(
+                        name: "pr_helper_accept_failed",
+                        tracing::Level::WARN,
+                        "cannot accept a connection, waiting: {}",
+                        connection::reason(errno)
+                    );
+                    return self.close_door(Door::Until(Instant::now() + BACK_OFF));
+                }
+            }
+        }
+    }
+
+    fn close_door(&mut self, door: Door) {
+        // Whether it succeeds makes no difference but that of a vain wake-up.
+        let _ = epoll::delete(&self.shared.epoll, &self.listener);
+        self.door = door;
+    }
+
+    fn open_door(&mut self, now: Instant) {
+        let open = match self.door {
+            Door::Open => return,
+            Door::Full => self.shared.change(|state| {
+                state.full = state.books.is_full();
+                !state.full
+            }),
+            Door::Until(until) => until <= now,
+        };
+        if open && epoll::add(&self.shared.epoll, &self.listener, EventData::new_u64(LISTENER), EventFlags::IN).is_ok()
+        {
+            self.door = Door::Open;
+        }
+    }
+
+    fn welcome(&mut self, socket: OwnedFd) {
+        self.accepted += 1;
+        let (number, limits) = (self.accepted, &self.shared.limits);
+        let peer = peer_of(&socket);
+        tracing::event!(
+            name: "pr_helper_accept",
+            tracing::Level::DEBUG,
+            connection = number,
+            pid = peer.pid,
+            uid = peer.uid,
+            "accepted"
+        );
+        for (which, time) in [(Timeout::Send, limits.send_timeout), (Timeout::Recv, limits.linger)] {
+            // Zero would mean for ever.
+            let _ = set_socket_timeout(&socket, which, Some(time.max(Duration::from_millis(1))));
+        }
+        // A client that is gone already is found out when its connection is read.
+        let _ = rustix::net::send(&socket, &feature_word(0), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        let connection = Box::new(Connection::new(socket, peer, number, (self.manager_for)(&peer)));
+        self.shared.change(|state| match state.books.open((peer.pid, peer.uid)) {
+            Ok(id) => {
+                let data = EventData::new_u64(id as u64);
+                match epoll::add(&self.shared.epoll, &connection.socket, data, CONNECTION_EVENTS) {
+                    Ok(()) => state.books.park(id, connection, None),
+                    Err(_) => state.books.dispose(id, connection, Closing::Refused),
+                }
+            }
+            Err(id) => {
+                // The peer learns it at once, even if no thread is free to close it.
+                let _ = rustix::net::shutdown(&connection.socket, Shutdown::Both);
+                state.books.dispose(id, connection, Closing::Refused);
+            }
+        });
+    }
+}
+
+/// rustix has this too, but its process id cannot be 0, which the kernel says for other process namespaces.
+fn peer_of(socket: &OwnedFd) -> Peer {
+    getsockopt(socket, PeerCredentials).map_or(Peer { pid: 0, uid: u32::MAX, gid: u32::MAX }, |credentials| Peer {
+        pid: credentials.pid().try_into().unwrap_or(0),
+        uid: credentials.uid(),
+        gid: credentials.gid(),
+    })
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: duration.subsec_nanos().into() }
+}

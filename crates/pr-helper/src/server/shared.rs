@@ -1,0 +1,227 @@
+//! What the epoll thread and the others share: the books behind a lock, and the crew of threads.
+//!
+//! Threads are started when there is work for them and kept in reserve for a moment, two for good. The last thread of
+//! the reserve is not spent on a command, which may hang, unless it can be replaced: where no more threads are to be
+//! had it answers BUSY.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+
+use super::attend::attend;
+use super::books::{Books, Bounds, Job, Task};
+use super::complaints::Complaints;
+use super::connection::{Breach, Connection, Device};
+use super::{Limits, Peer};
+
+use std::os::fd::OwnedFd;
+
+/// How many threads stay in reserve for good, and how long the others do.
+const RESERVE: usize = 2;
+const RESERVE_TIME: Duration = Duration::from_secs(5);
+
+/// A command may go through several layers of managers.
+const STACK: usize = 256 * 1024;
+
+/// Who shares the bounds of one peer: process and user.
+pub(super) type PeerKey = (u32, u32);
+pub(super) type ServerJob = Job<Box<Connection>, PeerKey, Device>;
+
+pub(super) struct Shared {
+    pub(super) limits: Limits,
+    pub(super) epoll: OwnedFd,
+    /// Readable when the epoll thread is to look at the state.
+    pub(super) wake: OwnedFd,
+    state: Mutex<State>,
+    /// Threads in reserve wait here.
+    reserve: Condvar,
+    /// Who drains waits here.
+    drained: Condvar,
+    pub(super) violations: Complaints,
+    pub(super) failures: Complaints,
+}
+
+pub(super) struct State {
+    pub(super) books: Books<Box<Connection>, PeerKey, Device>,
+    /// Threads that wait for a job, or were started to.
+    reserve: usize,
+    /// Commands that were begun and whose answer is not sent.
+    pub(super) commands: usize,
+    pub(super) stopping: bool,
+    /// The epoll thread waits for a connection to be closed.
+    pub(super) full: bool,
+    /// No thread could be started for the jobs there are.
+    stranded: bool,
+    /// Until when the epoll thread sleeps.
+    asleep_until: Option<Instant>,
+}
+
+impl Shared {
+    pub(super) fn new(limits: Limits) -> Result<Self, rustix::io::Errno> {
+        let share = |whole: usize| (whole / limits.peer_share.max(1)).max(1);
+        // An eighth more for what must not wait for hanging commands.
+        let errands = (limits.running / 8).max(limits.peer_share);
+        let bounds = Bounds {
+            connections: limits.connections,
+            connections_of_peer: share(limits.connections),
+            seats: [limits.running, errands],
+            seats_of_peer: [share(limits.running), share(errands)],
+            per_device: limits.per_device,
+            wait: limits.wait,
+        };
+        Ok(Self {
+            limits,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            state: Mutex::new(State {
+                books: Books::new(bounds),
+                reserve: 0,
+                commands: 0,
+                stopping: false,
+                full: false,
+                stranded: false,
+                asleep_until: None,
+            }),
+            reserve: Condvar::new(),
+            drained: Condvar::new(),
+            violations: Complaints::new("connections that were closed"),
+            failures: Complaints::new("commands that failed"),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change of the state is whole: a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, and sees to what follows from it: threads for new jobs, an earlier deadline, the last answer.
+    pub(super) fn change<T>(self: &Arc<Self>, act: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let jobs = state.books.jobs();
+        let result = act(&mut state);
+        let new_jobs = state.books.jobs().saturating_sub(jobs);
+        let hire = new_jobs > 0 && state.reserve == 0;
+        state.reserve += usize::from(hire);
+        let notify = new_jobs.min(state.reserve);
+        let wake = state.full && !state.books.is_full()
+            || state.books.deadline().is_some_and(|first| state.asleep_until.is_some_and(|until| first < until));
+        let drained = state.stopping && state.commands == 0;
+        drop(state);
+        for _ in 0..notify {
+            self.reserve.notify_one();
+        }
+        if hire && !self.hire() {
+            self.lock().stranded = true;
+            self.wake();
+        }
+        if wake {
+            self.wake();
+        }
+        if drained {
+            self.drained.notify_all();
+        }
+        result
+    }
+
+    /// Has the epoll thread look at the state.
+    pub(super) fn wake(&self) {
+        // It fails when the counter is full: the thread is woken already.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// For the epoll thread: until when it may sleep, after `act`.
+    pub(super) fn before_sleep(self: &Arc<Self>, now: Instant, act: impl FnOnce(&mut State)) -> Option<Instant> {
+        const RETRY: Duration = Duration::from_millis(100);
+        let retry = self.change(|state| {
+            act(state);
+            let retry = std::mem::take(&mut state.stranded) && state.books.jobs() > 0 && state.reserve == 0;
+            state.reserve += usize::from(retry);
+            retry
+        });
+        let stranded = retry && !self.hire();
+        let complaints = [self.violations.deadline(), self.failures.deadline()].into_iter().flatten().min();
+        let mut state = self.lock();
+        state.stranded |= stranded;
+        let retry = state.stranded.then(|| now + RETRY);
+        // A far deadline, so that "asleep for ever" is no special case.
+        let until = state.books.deadline().into_iter().chain(complaints).chain(retry).min();
+        state.asleep_until = Some(until.unwrap_or(now + Duration::from_secs(3600)));
+        state.asleep_until
+    }
+
+    /// Starts a thread that counts as one in reserve already.
+    fn hire(self: &Arc<Self>) -> bool {
+        let shared = Arc::clone(self);
+        let started = std::thread::Builder::new().name("pr-command".into()).stack_size(STACK).spawn(move || {
+            let mut job = shared.next_job(false);
+            while let Some((assigned, may_run)) = job {
+                attend(&shared, assigned, may_run);
+                job = shared.next_job(true);
+            }
+        });
+        if started.is_err() {
+            self.lock().reserve -= 1;
+        }
+        started.is_ok()
+    }
+
+    /// The next job of a thread, and whether it may run a command; `None` when the thread is not needed any more.
+    fn next_job(self: &Arc<Self>, returns: bool) -> Option<(ServerJob, bool)> {
+        let mut state = self.lock();
+        state.reserve += usize::from(returns);
+        let mut waited = false;
+        loop {
+            if let Some(job) = state.books.next_job() {
+                state.reserve -= 1;
+                let last = state.reserve == 0 && matches!(job.task, Task::Serve(_)) && !state.stopping;
+                state.reserve += usize::from(last);
+                drop(state);
+                return Some((job, !last || self.hire()));
+            }
+            if state.stopping || (waited && state.reserve > RESERVE) {
+                state.reserve -= 1;
+                return None;
+            }
+            (state, waited) = if state.reserve > RESERVE {
+                let (state, result) =
+                    self.reserve.wait_timeout(state, RESERVE_TIME).unwrap_or_else(PoisonError::into_inner);
+                (state, result.timed_out())
+            } else {
+                (self.reserve.wait(state).unwrap_or_else(PoisonError::into_inner), false)
+            };
+        }
+    }
+
+    /// Lets threads in reserve see that the server stops.
+    pub(super) fn dismiss(&self) {
+        self.reserve.notify_all();
+    }
+
+    pub(super) fn wait_until_drained(&self) {
+        let state = self.lock();
+        let _drained =
+            self.drained.wait_while(state, |state| state.commands > 0).unwrap_or_else(PoisonError::into_inner);
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.lock().commands
+    }
+
+    /// Says why a connection is closed, if anybody should know.
+    pub(super) fn complain(&self, peer: &Peer, number: u64, breach: &Breach) {
+        if breach.is_told() {
+            if self.violations.say(peer, breach, Instant::now()) {
+                self.wake();
+            }
+        } else {
+            tracing::event!(
+                name: "pr_helper_violation",
+                tracing::Level::DEBUG,
+                connection = number,
+                pid = peer.pid,
+                "{breach}"
+            );
+        }
+    }
+}
