@@ -41,10 +41,12 @@ impl Helper {
 
     #[track_caller]
     pub(crate) fn wait_until_served(&mut self) {
-        eventually("the helper's socket can be connected to", || {
+        let client = eventually("the helper's socket can be connected to", || {
             self.assert_running();
             Client::try_connect(&self.socket()).ok()
         });
+        // It speaks once its start is over, privileges dropped.
+        client.read::<4>();
     }
 
     #[track_caller]
