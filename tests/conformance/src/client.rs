@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 
 use crate::wait::DEADLINE;
 
@@ -200,11 +201,9 @@ impl Client {
         }
     }
 
-    /// Whether the connection is open and nothing has come.
+    /// Whether the connection is open and nothing has come that was not read.
     pub fn is_silent(&self) -> bool {
-        self.0.set_nonblocking(true).expect("non-blocking");
-        let result = (&self.0).read(&mut [0; 1]);
-        self.0.set_nonblocking(false).expect("blocking");
-        result.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        let peeked = recv(&self.0, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        peeked.is_err_and(|error| error == Errno::AGAIN)
     }
 }

@@ -102,10 +102,19 @@ impl Process {
 
     /// The processor time it has used, in clock ticks (of 10 ms).
     pub fn processor_ticks(self) -> u64 {
-        let stat = fs::read_to_string(self.path("stat")).unwrap_or_default();
-        // The name in parentheses may hold anything; utime and stime are the 12th and 13th field after it.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        [11, 12].iter().filter_map(|index| fields.get(*index)?.parse::<u64>().ok()).sum()
+        [13, 14].into_iter().filter_map(|index| self.stat(index)).map(u64::from).sum()
+    }
+
+    /// The session that it belongs to, by the id of its leader.
+    pub fn session(self) -> Option<u32> {
+        self.stat(5)
+    }
+
+    /// A field of /proc/PID/stat after the name, counted from 0 (proc(5) counts from 1).
+    fn stat(self, index: usize) -> Option<u32> {
+        let stat = fs::read_to_string(self.path("stat")).ok()?;
+        // The name is the second field, in parentheses, and may hold anything.
+        stat.rsplit(')').next()?.split_whitespace().nth(index - 2)?.parse().ok()
     }
 
     /// The processes that it started and that still run.

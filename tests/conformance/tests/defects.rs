@@ -1,0 +1,224 @@
+//! The defects that QEMU's helper was found to have, one test each: it shows them, ours passes.
+//!
+//! Those of a socket's or a pid file's life are with their themes: [`socket_life`](../socket_life.rs),
+//! [`pidfile`](../pidfile.rs), [`signals`](../signals.rs), [`privileges`](../privileges.rs),
+//! [`activation`](../activation.rs).
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+use conformance::sg_io::{Done, Reply};
+use conformance::{
+    Answer, Client, Helper, Subject, against_each_helper, eventually, holds_for, in_cdb, null, out_cdb, regular_file,
+    sense,
+};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+against_each_helper!(
+    stale_sense_bytes_in_a_read_only_refusal,
+    no_stale_sense_bytes_otherwise,
+    bytes_of_another_client,
+    good_on_unknown_host_status,
+    a_residual_over_the_transfer_length_aborts,
+    a_full_descriptor_table_spins,
+    nonblocking_is_cleared_on_the_clients_description,
+    sixty_four_commands_stop_all_others,
+    commands_of_one_device_are_bounded,
+);
+
+fn supervised(subject: &Subject) -> Helper {
+    subject.command().supervised().serve()
+}
+
+/// Sense data of 96 bytes, none of them zero.
+fn long_sense() -> Vec<u8> {
+    (0..96).map(|byte| if byte == 0 { 0x70 } else { 0x80 | byte }).collect()
+}
+
+/// What a connection answers to `request` after it passed long sense data on.
+fn after_long_sense(helper: &Helper, request: impl FnOnce(&Client) -> Answer) -> Answer {
+    helper.supervisor().reply(Reply::sense(&long_sense()));
+    let client = helper.connect();
+    assert_eq!(client.run(&in_cdb(0, 8), &[], null()).sense[..], long_sense()[..]);
+    request(&client)
+}
+
+fn stale_sense_bytes_in_a_read_only_refusal(subject: &Subject) {
+    let helper = supervised(subject);
+    let read_only = File::open("/dev/null").unwrap();
+    let answer = after_long_sense(&helper, |client| client.run(&out_cdb(0, 0), &[], &read_only));
+    let clean = sense(0x05, 0x20, 0x00);
+    let stale: Vec<u8> = [&clean[..18], &long_sense()[18..]].concat();
+    assert_eq!(answer.status, 0x02);
+    assert_eq!(answer.sense[..], subject.differs("stale-sense", &stale[..], &clean)[..]);
+}
+
+fn no_stale_sense_bytes_otherwise(subject: &Subject) {
+    let helper = supervised(subject);
+    let short = Answer::check(0x06, 0x2a, 0x05);
+    for (reply, expected) in [
+        (Reply::Errno(Errno::IO.raw_os_error()), Answer::io_process_terminated()),
+        (Reply::Errno(Errno::BADE.raw_os_error()), Answer::status(0x18)),
+        (Reply::Done(Done { host_status: 0x01, ..Done::default() }), Answer::check(0x0b, 0x05, 0x00)),
+        (Reply::Done(Done { status: 0x18, ..Done::default() }), Answer::status(0x18)),
+        (Reply::Done(Done { residual: 8192, ..Done::default() }), Answer::good(&[])),
+        (Reply::sense(&short.sense[..18]), short),
+    ] {
+        let answer = after_long_sense(&helper, |client| {
+            helper.supervisor().reply(reply.clone());
+            client.run(&in_cdb(0, 8), &[], null())
+        });
+        assert_eq!(answer, expected, "{reply:?}");
+    }
+}
+
+fn bytes_of_another_client(subject: &Subject) {
+    let helper = supervised(subject);
+    helper.supervisor().reply_with(Reply::data(&[0xa5; 8192]));
+    let victim = helper.connect();
+    victim.run(&in_cdb(0, 8192), &[], null());
+    drop(victim);
+    // A device that transfers nothing, and says that it transferred everything.
+    helper.supervisor().reply(Reply::Done(Done::default()));
+    let mut leaked = 0;
+    for _ in 0..10 {
+        let answer = helper.connect().run(&in_cdb(0, 8192), &[], null());
+        assert_eq!((answer.status, answer.size), (0, 8192));
+        leaked = leaked.max(answer.data.iter().filter(|byte| **byte == 0xa5).count());
+    }
+    let expected = subject.differs("bytes-of-another-client", true, false);
+    assert_eq!(leaked > 0, expected, "{leaked} bytes of another client");
+    let not_zero = helper.supervisor().calls().iter().skip(1).any(|call| call.buffer.iter().any(|byte| *byte != 0));
+    assert_eq!(not_zero, expected, "buffers that are given to the device");
+}
+
+fn good_on_unknown_host_status(subject: &Subject) {
+    let helper = supervised(subject);
+    // DID_ERROR: the RESERVE never reached the unit.
+    helper.supervisor().reply(Reply::Done(Done { host_status: 0x07, ..Done::default() }));
+    let reserved = helper.connect().run(&out_cdb(1, 24), &[0; 24], null()).status == 0;
+    assert_eq!(reserved, subject.differs("unknown-host-status", true, false));
+}
+
+fn a_residual_over_the_transfer_length_aborts(subject: &Subject) {
+    for residual in [8193, 9000, i32::MAX] {
+        let mut helper = supervised(subject);
+        helper.supervisor().reply(Reply::Done(Done { residual, ..Done::default() }));
+        let client = helper.connect();
+        client.request(&in_cdb(0, 8192), &[], null());
+        let answer = client.try_answer().ok();
+        assert_eq!(answer, subject.differs("residual", None, Some(Answer::good(&[]))), "residual {residual}");
+        if answer.is_none() {
+            assert_eq!(helper.wait().signal(), Some(6), "SIGABRT");
+            assert!(helper.socket().exists());
+        }
+    }
+}
+
+fn a_full_descriptor_table_spins(subject: &Subject) {
+    let helper = subject.command().shell("ulimit -n 48").serve();
+    let crowd = crowd(&helper, 100);
+    let process = helper.process();
+    let start = process.processor_ticks();
+    let busy = || process.processor_ticks() - start;
+    // In a second, 100 ticks of 10 ms can be used up.
+    let idles = holds_for(Duration::from_secs(1), || busy() < 30);
+    if !subject.differs("descriptor-spin", false, true) {
+        eventually("it uses up a processor", || (busy() > 50).then_some(()));
+    } else {
+        assert!(idles, "{} ticks used with a full table", busy());
+    }
+    drop(crowd);
+    let client = helper.connect();
+    assert_eq!(client.run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
+}
+
+/// Up to `count` connections, as many as the helper takes or queues.
+fn crowd(helper: &Helper, count: usize) -> Vec<OwnedFd> {
+    let address = SocketAddrUnix::new(helper.socket()).unwrap();
+    let mut refused = 0;
+    let mut crowd = Vec::new();
+    while crowd.len() < count && refused < 200 {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+        match connect(&socket, &address) {
+            Ok(()) => {
+                refused = 0;
+                crowd.push(socket);
+            }
+            // The queue is full, for a moment or for good.
+            Err(Errno::AGAIN) => {
+                refused += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    crowd
+}
+
+fn nonblocking_is_cleared_on_the_clients_description(subject: &Subject) {
+    let helper = subject.serve();
+    let client = helper.connect();
+    let device = null();
+    fcntl_setfl(&device, fcntl_getfl(&device).unwrap() | OFlags::NONBLOCK).unwrap();
+    client.run(&in_cdb(0, 8), &[], &device);
+    let kept = fcntl_getfl(&device).unwrap().contains(OFlags::NONBLOCK);
+    assert_eq!(kept, subject.differs("nonblocking", false, true));
+}
+
+/// One command on each of `count` devices, all of which hang.
+fn hang(helper: &Helper, devices: &[File]) -> Vec<Client> {
+    helper.supervisor().hold();
+    devices
+        .iter()
+        .map(|device| {
+            let client = helper.connect();
+            client.request(&in_cdb(0, 8), &[], device);
+            client
+        })
+        .collect()
+}
+
+fn sixty_four_commands_stop_all_others(subject: &Subject) {
+    const COMMANDS: usize = 130;
+    let helper = supervised(subject);
+    let devices: Vec<File> = (0..COMMANDS).map(|_| regular_file()).collect();
+    let clients = hang(&helper, &devices);
+    let running = subject.differs("pool", 64, COMMANDS);
+    helper.supervisor().wait_for_held(running);
+    assert!(holds_for(Duration::from_millis(200), || helper.supervisor().held() == running));
+    // Until the last is answered.
+    eventually("all are answered", || {
+        helper.supervisor().release(Reply::data(&[7; 8]));
+        clients.iter().all(|client| !client.is_silent()).then_some(())
+    });
+    for client in &clients {
+        assert_eq!(client.answer(), Answer::good(&[7; 8]));
+    }
+}
+
+fn commands_of_one_device_are_bounded(subject: &Subject) {
+    const COMMANDS: usize = 70;
+    let helper = supervised(subject);
+    let device = regular_file();
+    let devices: Vec<File> = (0..COMMANDS).map(|_| device.try_clone().unwrap()).collect();
+    let clients = hang(&helper, &devices);
+    helper.supervisor().wait_for_held(64);
+    assert!(holds_for(Duration::from_millis(200), || helper.supervisor().held() == 64));
+    // Another device is not kept waiting by it.
+    let other = helper.connect();
+    other.request(&in_cdb(0, 8), &[], regular_file().as_fd());
+    let waiting = holds_for(Duration::from_millis(200), || helper.supervisor().held() == 64);
+    assert_eq!(waiting, subject.differs("pool", true, false));
+    eventually("all are answered", || {
+        helper.supervisor().release(Reply::data(&[7; 8]));
+        clients.iter().chain([&other]).all(|client| !client.is_silent()).then_some(())
+    });
+    for client in clients.iter().chain([&other]) {
+        assert_eq!(client.answer(), Answer::good(&[7; 8]));
+    }
+}

@@ -1,0 +1,152 @@
+//! The pid file: what it holds, its lock, and what a second instance is told.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use conformance::process::Process;
+use conformance::{Answer, Client, Helper, Subject, against_each_helper, eventually, in_cdb, null};
+use rustix::process::{Flock, FlockType, fcntl_getlk};
+
+against_each_helper!(
+    it_holds_the_pid_and_a_newline,
+    it_is_written_only_when_asked_for_or_as_a_daemon,
+    it_is_locked_for_life_and_never_removed,
+    an_existing_one_is_overwritten_and_keeps_its_mode,
+    a_relative_one_is_relative_to_where_it_runs,
+    a_daemon_has_left_its_starter,
+    a_daemon_of_a_bad_socket_fails_in_the_foreground,
+    a_duplicate_start_leaves_the_service_alone,
+);
+
+/// The pid that is in the file once it is complete.
+#[track_caller]
+fn pid_in(file: &Path) -> u32 {
+    eventually("the pid file is written", || fs::read_to_string(file).ok()?.strip_suffix('\n')?.parse().ok())
+}
+
+/// Who holds a lock over the file that excludes another.
+fn lock(file: &Path) -> Option<Flock> {
+    let file = File::options().read(true).write(true).open(file).unwrap();
+    fcntl_getlk(&file, &FlockType::WriteLock.into()).unwrap()
+}
+
+#[track_caller]
+fn serves(helper: &Helper) {
+    let client = Client::try_connect(&helper.socket()).unwrap();
+    client.handshake();
+    assert_eq!(client.run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
+}
+
+fn it_holds_the_pid_and_a_newline(subject: &Subject) {
+    let start = subject.command();
+    let file = start.path("pid");
+    let helper = start.arg("-f").arg(&file).serve();
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("{}\n", helper.process().pid()));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+}
+
+fn it_is_written_only_when_asked_for_or_as_a_daemon(subject: &Subject) {
+    // In a /run of its own, where it would be written.
+    let own_run = r#"set -- unshare --mount sh -c 'mount -t tmpfs none /run && exec "$@"' sh "$@""#;
+    let helper = subject.command().shell(own_run).serve();
+    let run = format!("/proc/{}/root/run", helper.process().pid());
+    assert_eq!(fs::read_dir(&run).unwrap().count(), 0);
+    // With -d: `defaults_lie_in_the_runtime_directory`.
+}
+
+fn it_is_locked_for_life_and_never_removed(subject: &Subject) {
+    let start = subject.command();
+    let file = start.path("pid");
+    let helper = start.arg("-f").arg(&file).serve();
+    let held = lock(&file).expect("a lock");
+    assert_eq!((held.start, held.length), (0, 0), "over the whole file");
+    serves(&helper);
+    assert!(lock(&file).is_some());
+    let pid = helper.process().pid();
+    let end = helper.terminate();
+    assert_eq!(end.code(), 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("{pid}\n"));
+    assert!(lock(&file).is_none());
+}
+
+fn an_existing_one_is_overwritten_and_keeps_its_mode(subject: &Subject) {
+    let start = subject.command();
+    let file = start.path("pid");
+    fs::write(&file, "what was there before, and longer\n").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    let helper = start.arg("-f").arg(&file).serve();
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("{}\n", helper.process().pid()));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o644);
+}
+
+fn a_relative_one_is_relative_to_where_it_runs(subject: &Subject) {
+    let start = subject.command();
+    let directory = start.directory().display().to_string();
+    let helper = start.shell(&format!("cd {directory}")).args(["-f", "pid"]).serve();
+    assert_eq!(pid_in(&helper.path("pid")), helper.process().pid());
+
+    // A daemon's is the root.
+    let start = subject.command().socket();
+    let path = start.path("pid");
+    let mut helper = start.arg("-d").arg("-f").arg(path.strip_prefix("/").unwrap()).start();
+    assert_eq!(helper.wait().code(), Some(0));
+    pid_in(&path);
+    serves(&helper);
+}
+
+fn a_daemon_has_left_its_starter(subject: &Subject) {
+    let start = subject.command().socket();
+    let file = start.path("pid");
+    let mut helper = start.arg("-d").arg("-f").arg(&file).start();
+    let starter = helper.process().pid();
+    assert_eq!(helper.wait().code(), Some(0));
+    let daemon = Process::new(pid_in(&file));
+    serves(&helper);
+    assert_ne!(daemon.pid(), starter);
+    assert_eq!(daemon.working_directory().as_deref(), Some(Path::new("/")));
+    let descriptors = daemon.descriptors();
+    for standard in 0..3 {
+        assert_eq!(descriptors[&standard], Path::new("/dev/null"), "descriptor {standard}");
+    }
+    assert_eq!(daemon.session(), Some(daemon.pid()), "in a session of its own");
+    daemon.signal(rustix::process::Signal::TERM);
+    eventually("the daemon ends", || (!daemon.is_running()).then_some(()));
+    assert!(!helper.socket().exists());
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("{}\n", daemon.pid()));
+    eventually("all that it started ends", || helper.processes().is_empty().then_some(()));
+}
+
+fn a_daemon_of_a_bad_socket_fails_in_the_foreground(subject: &Subject) {
+    let start = subject.command();
+    let path = start.path("missing/socket").display().to_string();
+    let end = start.args(["-d", "-k", &path]).finish();
+    let expected = format!("qemu-pr-helper: Failed to bind socket to {path}: No such file or directory\n");
+    assert_eq!((end.code(), end.stderr), (1, expected));
+}
+
+fn a_duplicate_start_leaves_the_service_alone(subject: &Subject) {
+    let start = subject.command();
+    let file = start.path("pid");
+    let helper = start.arg("-f").arg(&file).serve();
+    let end = subject.command().arg("-k").arg(helper.socket()).arg("-f").arg(&file).finish();
+    let message = "qemu-pr-helper: Cannot lock pid file: Resource temporarily unavailable\n";
+    assert_eq!((end.code(), &*end.stderr), (1, message));
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("{}\n", helper.process().pid()));
+    // The first runs on; whether anybody still reaches it is another question.
+    let reached = Client::try_connect(&helper.socket()).is_ok();
+    assert_eq!(reached, subject.differs("lock-first", false, true));
+}
+
+#[test]
+fn ours_and_the_c_helper_exclude_each_other() {
+    let (Some(ours), Some(c)) = (Subject::ours(), Subject::c()) else { return };
+    for (first, second) in [(ours, c), (c, ours)] {
+        let start = first.command();
+        let file = start.path("pid");
+        let _helper = start.arg("-f").arg(&file).serve();
+        let end = second.command().socket().arg("-f").arg(&file).finish();
+        assert_eq!(end.code(), 1);
+        assert!(end.stderr.contains("Cannot lock pid file"), "{}", end.stderr);
+    }
+}

@@ -1,0 +1,92 @@
+//! What is left of root's privileges once the helper serves.
+
+use conformance::sg_io::Reply;
+use conformance::{Answer, Helper, Subject, against_each_helper, in_cdb, null};
+
+against_each_helper!(
+    root_keeps_one_capability,
+    a_user_keeps_it_too,
+    user_and_group_are_taken_apart,
+    a_thread_keeps_all_privileges,
+    a_command_still_reaches_the_device,
+    without_root_it_says_why_or_serves,
+);
+
+/// CAP_SYS_RAWIO, bit 17: what SG_IO needs to pass PERSISTENT RESERVE on.
+const SYS_RAWIO: &str = "0000000000020000";
+const NONE: &str = "0000000000000000";
+
+#[track_caller]
+fn has_one_capability(helper: &Helper) {
+    let status = helper.process().status();
+    for (field, expected) in
+        [("CapPrm", SYS_RAWIO), ("CapEff", SYS_RAWIO), ("CapInh", NONE), ("CapAmb", NONE), ("CapBnd", NONE)]
+    {
+        assert_eq!(status[field], expected, "{field}");
+    }
+    assert_eq!(status["Groups"], "");
+}
+
+/// The four user and the four group ids.
+fn ids(helper: &Helper) -> (String, String) {
+    let status = helper.process().status();
+    (status["Uid"].replace('\t', " "), status["Gid"].replace('\t', " "))
+}
+
+fn four(uid: &str, gid: &str) -> (String, String) {
+    ([uid; 4].join(" "), [gid; 4].join(" "))
+}
+
+fn root_keeps_one_capability(subject: &Subject) {
+    let helper = subject.serve();
+    has_one_capability(&helper);
+    assert_eq!(ids(&helper), four("0", "0"));
+}
+
+fn a_user_keeps_it_too(subject: &Subject) {
+    let helper = subject.command().args(["-u", "nobody", "-g", "nogroup"]).serve();
+    has_one_capability(&helper);
+    assert_eq!(ids(&helper), four("65534", "65534"));
+}
+
+fn user_and_group_are_taken_apart(subject: &Subject) {
+    let helper = subject.command().args(["-u", "nobody"]).serve();
+    assert_eq!(ids(&helper), four("65534", "0"));
+    let helper = subject.command().args(["-g", "nogroup"]).serve();
+    assert_eq!(ids(&helper), four("0", "65534"));
+    has_one_capability(&helper);
+}
+
+fn a_thread_keeps_all_privileges(subject: &Subject) {
+    for user in [&[][..], &["-u", "nobody"]] {
+        let helper = subject.command().args(user).supervised().serve();
+        // While commands run, so that the threads that run them are seen too.
+        helper.supervisor().hold();
+        let clients: Vec<_> = (0..8).map(|_| helper.connect()).collect();
+        clients.iter().for_each(|client| client.request(&in_cdb(0, 8), &[], null()));
+        helper.supervisor().wait_for_held(8);
+        let threads = helper.process().threads();
+        assert!(threads.len() > 8, "{} threads", threads.len());
+        let has_more = |field: &str, than: &str| {
+            let bits = |hex: &str| u64::from_str_radix(hex, 16).unwrap();
+            threads.iter().any(|thread| bits(&thread[field]) & !bits(than) != 0)
+        };
+        let found = (has_more("CapEff", SYS_RAWIO), has_more("CapBnd", NONE));
+        // An ordinary user has no capabilities left on that thread, but programs that it started could.
+        assert_eq!(found, subject.differs("privileged-thread", (user.is_empty(), true), (false, false)), "{user:?}");
+    }
+}
+
+fn a_command_still_reaches_the_device(subject: &Subject) {
+    let helper = subject.command().args(["-u", "nobody"]).supervised().serve();
+    helper.supervisor().reply_with(Reply::data(&[1, 2, 3]));
+    assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], null()), Answer::good(&[1, 2, 3]));
+}
+
+fn without_root_it_says_why_or_serves(subject: &Subject) {
+    let start = subject.command();
+    std::os::unix::fs::chown(start.directory(), Some(65534), Some(65534)).unwrap();
+    let ordinary = r#"set -- setpriv --reuid=65534 --regid=65534 --clear-groups "$@""#;
+    let end = start.shell(ordinary).socket().finish();
+    assert_eq!((end.code(), &*end.stderr), (1, "qemu-pr-helper: Failed to drop privileges: Operation not permitted\n"));
+}

@@ -1,0 +1,182 @@
+//! The socket's path: whose it is, when it appears, when it goes.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use conformance::{Answer, Client, Helper, Subject, against_each_helper, eventually, in_cdb, null};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::process::Signal;
+
+against_each_helper!(
+    a_stale_socket_is_replaced,
+    a_file_is_replaced,
+    a_symbolic_link_is_replaced_and_its_target_left,
+    a_live_instance_is_not_robbed,
+    a_socket_that_somebody_else_serves_is_not_robbed,
+    the_mode_is_what_the_umask_leaves,
+    it_is_removed_at_a_clean_exit,
+    it_stays_when_the_process_is_killed,
+    a_socket_that_took_its_place_is_left_alone,
+    a_path_that_is_gone_at_exit_is_no_error,
+    it_is_removed_by_an_ordinary_user_too,
+    it_cannot_be_connected_to_before_it_listens,
+    connections_queue_up,
+);
+
+fn serves(helper: &Helper) {
+    assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
+}
+
+/// The process that listens at the helper's path.
+fn served_by(helper: &Helper) -> u32 {
+    let client = helper.connect();
+    sockopt::socket_peercred(client.socket()).unwrap().pid.as_raw_nonzero().get().cast_unsigned()
+}
+
+fn a_stale_socket_is_replaced(subject: &Subject) {
+    let start = subject.command();
+    drop(UnixListener::bind(start.path("socket")).unwrap());
+    serves(&start.serve());
+}
+
+fn a_file_is_replaced(subject: &Subject) {
+    let start = subject.command();
+    fs::write(start.path("socket"), "not a socket").unwrap();
+    serves(&start.serve());
+}
+
+fn a_symbolic_link_is_replaced_and_its_target_left(subject: &Subject) {
+    let start = subject.command();
+    fs::write(start.path("target"), "precious").unwrap();
+    symlink(start.path("target"), start.path("socket")).unwrap();
+    let helper = start.serve();
+    serves(&helper);
+    assert!(fs::symlink_metadata(helper.socket()).unwrap().file_type().is_socket());
+    assert_eq!(fs::read_to_string(helper.path("target")).unwrap(), "precious");
+}
+
+fn a_live_instance_is_not_robbed(subject: &Subject) {
+    let mut first = subject.serve();
+    let mut second = subject.command().arg("-k").arg(first.socket()).start();
+    let robbed = eventually("the second serves or has ended", || {
+        let (server, ended) = (served_by(&first), second.ended());
+        (server == second.process().pid()).then_some(true).or(ended.map(|_| false))
+    });
+    assert_eq!(robbed, subject.differs("live-instance", true, false), "{}", second.stderr());
+    if robbed {
+        // What is worse: the first takes the second's socket with it.
+        first.signal(Signal::TERM);
+        first.wait();
+        assert!(!first.socket().exists());
+        return;
+    }
+    let end = second.finish();
+    assert_eq!(end.code(), 1);
+    assert!(end.stderr.starts_with("qemu-pr-helper: ") && end.stderr.lines().count() == 1, "{}", end.stderr);
+    assert_eq!(served_by(&first), first.process().pid());
+}
+
+fn a_socket_that_somebody_else_serves_is_not_robbed(subject: &Subject) {
+    let start = subject.command().socket();
+    let listener = UnixListener::bind(start.path("socket")).unwrap();
+    let owner = fs::metadata(start.path("socket")).unwrap().ino();
+    let mut helper = start.start();
+    let robbed = eventually("the path is taken, or the helper has ended", || {
+        let now = fs::metadata(helper.socket()).ok().map(|metadata| metadata.ino());
+        let taken = now.is_some_and(|now| now != owner);
+        taken.then_some(true).or(helper.ended().map(|_| false))
+    });
+    assert_eq!(robbed, subject.differs("live-instance", true, false), "{}", helper.stderr());
+    drop(listener);
+}
+
+fn the_mode_is_what_the_umask_leaves(subject: &Subject) {
+    for (umask, mode) in [("022", 0o755), ("077", 0o700), ("0", 0o777), ("007", 0o770)] {
+        let helper = subject.command().shell(&format!("umask {umask}")).serve();
+        let metadata = fs::metadata(helper.socket()).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o7777, mode, "umask {umask}");
+        assert_eq!((metadata.uid(), metadata.gid()), (0, 0));
+    }
+    // It stays with who started it.
+    let helper = subject.command().shell("umask 022").args(["-u", "nobody", "-g", "nogroup"]).serve();
+    let metadata = fs::metadata(helper.socket()).unwrap();
+    assert_eq!((metadata.uid(), metadata.gid(), metadata.permissions().mode() & 0o7777), (0, 0, 0o755));
+}
+
+fn it_is_removed_at_a_clean_exit(subject: &Subject) {
+    let helper = subject.serve();
+    let socket = helper.socket();
+    let end = helper.terminate();
+    assert_eq!((end.code(), &*end.stderr), (0, ""));
+    assert!(!socket.exists());
+}
+
+fn it_stays_when_the_process_is_killed(subject: &Subject) {
+    for signal in [Signal::KILL, Signal::QUIT] {
+        let mut helper = subject.serve();
+        helper.signal(signal);
+        helper.wait();
+        assert!(helper.socket().exists(), "{signal:?}");
+        assert_eq!(UnixStream::connect(helper.socket()).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+fn a_socket_that_took_its_place_is_left_alone(subject: &Subject) {
+    let mut helper = subject.serve();
+    fs::remove_file(helper.socket()).unwrap();
+    let _another = UnixListener::bind(helper.socket()).unwrap();
+    helper.signal(Signal::TERM);
+    assert_eq!(helper.wait().code(), Some(0));
+    let left = helper.socket().exists();
+    assert_eq!(left, subject.differs("socket-of-another", false, true), "{}", helper.stderr());
+}
+
+fn a_path_that_is_gone_at_exit_is_no_error(subject: &Subject) {
+    let helper = subject.serve();
+    fs::remove_file(helper.socket()).unwrap();
+    let end = helper.terminate();
+    assert_eq!((end.code(), &*end.stderr), (0, ""));
+}
+
+fn it_is_removed_by_an_ordinary_user_too(subject: &Subject) {
+    // The directory is root's.
+    let helper = subject.command().args(["-u", "nobody", "-g", "nogroup"]).serve();
+    let socket = helper.socket();
+    let end = helper.terminate();
+    assert_eq!(end.code(), 0);
+    let message = format!("qemu-pr-helper: Failed to unlink socket {}: Permission denied\n", socket.display());
+    let expected = subject.differs("removed-as-user", (true, &*message), (false, ""));
+    assert_eq!((socket.exists(), &*end.stderr), expected);
+}
+
+fn it_cannot_be_connected_to_before_it_listens(subject: &Subject) {
+    let helper = subject.command().socket().stopping_at(&["listen"]).start();
+    helper.supervisor().wait_for_stop();
+    // libvirt waits for the file alone; QEMU connects much later.
+    assert!(helper.socket().exists());
+    assert_eq!(UnixStream::connect(helper.socket()).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    helper.supervisor().let_go();
+    let client = eventually("it listens", || Client::try_connect(&helper.socket()).ok());
+    client.handshake();
+}
+
+fn connections_queue_up(subject: &Subject) {
+    let helper = subject.serve();
+    helper.signal(Signal::STOP);
+    eventually("it is stopped", || {
+        helper.process().status().get("State").filter(|state| state.starts_with('T')).cloned()
+    });
+    let address = SocketAddrUnix::new(helper.socket()).unwrap();
+    let try_connect = || -> Result<OwnedFd, Errno> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None)?;
+        connect(&socket, &address).map(|()| socket)
+    };
+    let queued: Vec<OwnedFd> = (0..100).map_while(|_| try_connect().ok()).collect();
+    assert_eq!(queued.len(), subject.differs("backlog", 2, 100));
+    helper.signal(Signal::CONT);
+    serves(&helper);
+}
