@@ -101,6 +101,15 @@ impl Default for Sysfs {
     }
 }
 
+/// Whether `descriptor` is a block device's: all others are what they are by themselves.
+///
+/// # Errors
+///
+/// Those of fstat(2).
+pub(crate) fn is_block_device(descriptor: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(FileType::from_raw_mode(fstat(descriptor)?.st_mode) == FileType::BlockDevice)
+}
+
 impl Device {
     /// What `descriptor` refers to, after `/sys`.
     ///

@@ -20,7 +20,7 @@ pub use counters::{Counters, Counts};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
     /// Its process; 0 when the process is not to be seen from here.
-    pub pid: i32,
+    pub pid: u32,
     /// Its user.
     pub uid: u32,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use scsi_pr::{Command, Completion, Error, Key, Opcode, PrManager, ReserveOut, SenseCode, Status};
 use tracing::warn;
 
-use crate::device::{Device, Kind, Number, Sysfs};
+use crate::device::{Device, Kind, Number, Sysfs, is_block_device};
 use crate::throttle::Throttle;
 
 /// Lets PERSISTENT RESERVE OUT through to whole logical units only. For a manager inside that sends commands down the
@@ -58,6 +58,11 @@ impl<M> WholeUnit<M> {
         Self { inner, sysfs, told: Throttle::new(Duration::from_secs(60)) }
     }
 
+    /// The block device; `None` for what is none, which is not worth the time of looking it up.
+    fn block_device(&self, descriptor: BorrowedFd<'_>) -> io::Result<Option<Device>> {
+        is_block_device(descriptor)?.then(|| self.sysfs.device(descriptor)).transpose()
+    }
+
     fn refuse(&self, device: &Device, command: Command<'_>, why: &str) -> Completion {
         if self.told.permits((device.number(), Told::Refused)) {
             warn!(
@@ -78,11 +83,13 @@ impl<M> WholeUnit<M> {
 
 impl<M: PrManager> PrManager for WholeUnit<M> {
     fn execute(&self, descriptor: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
-        if command.opcode() == Opcode::ReserveIn {
-            return self.inner.execute(descriptor, command);
-        }
-        let device = match self.sysfs.device(descriptor) {
-            Ok(device) => device,
+        let looked_up = match command.opcode() {
+            Opcode::ReserveIn => Ok(None),
+            Opcode::ReserveOut | Opcode::Cleanup => self.block_device(descriptor),
+        };
+        let device = match looked_up {
+            Ok(Some(device)) => device,
+            Ok(None) => return self.inner.execute(descriptor, command),
             Err(error) => return Ok(self.put_off(command, &error)),
         };
         if let Some(why) = objection(device.kind(), command.opcode()) {
