@@ -7,6 +7,8 @@
 //! The project's only `unsafe` code is here, in files named `sys.rs`.
 
 pub mod device;
+#[cfg(test)]
+mod log;
 pub mod policy;
 pub mod sg_io;
 mod throttle;

@@ -59,13 +59,17 @@ impl SgIo {
         let mut sense = [0; Sense::LENGTH];
         let timeout = self.timeout_in_milliseconds();
         let report = sys::sg_io(device, command.cdb().bytes(), transfer, &mut sense, timeout);
-        if report.is_err_and(|errno| errno == Errno::PERM) && self.privilege_missing.permits(()) {
-            warn!(
-                "the kernel refused a {} by SG_IO (EPERM): give this process the capability CAP_SYS_RAWIO",
-                command.opcode()
-            );
+        if let Err(errno) = report {
+            self.explain(errno, command.opcode());
         }
         Answer { report, sense }
+    }
+
+    /// Tells the administrator what the guest's sense data do not.
+    fn explain(&self, errno: Errno, opcode: Opcode) {
+        if errno == Errno::PERM && self.privilege_missing.permits(()) {
+            warn!("the kernel refused a {opcode} by SG_IO (EPERM): give this process the capability CAP_SYS_RAWIO");
+        }
     }
 }
 
@@ -96,6 +100,7 @@ impl PrManager for SgIo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::Log;
     use proptest::prelude::*;
     use scsi_pr::{Cdb, SenseCode};
     use std::fs::{File, OpenOptions};
@@ -176,6 +181,19 @@ mod tests {
         assert_eq!(SgIo::default().timeout_in_milliseconds(), 30_000);
         assert_eq!(SgIo::with_timeout(Duration::ZERO).timeout_in_milliseconds(), 1);
         assert_eq!(SgIo::with_timeout(Duration::MAX).timeout_in_milliseconds(), i32::MAX as u32);
+    }
+
+    #[test]
+    fn a_missing_privilege_is_told_now_and_then() {
+        let log = Log::at(tracing::Level::WARN);
+        let manager = SgIo::new();
+        log.during(|| {
+            for errno in [Errno::NOTTY, Errno::PERM, Errno::PERM, Errno::ACCESS] {
+                manager.explain(errno, Opcode::ReserveOut);
+            }
+        });
+        let [event] = &log.events()[..] else { panic!("{:?}", log.events()) };
+        assert!(event.message.contains("PERSISTENT RESERVE OUT") && event.message.contains("CAP_SYS_RAWIO"));
     }
 
     proptest! {

@@ -145,9 +145,10 @@ fn gives_up(command: Command<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Log, Recorder, keys, reserve_in, reserve_out};
+    use super::super::tests::{Recorder, keys, reserve_in, reserve_out};
     use super::*;
     use crate::device::tests::Tree;
+    use crate::log::Log;
     use proptest::prelude::*;
     use rustix::fs::{FileType, Mode, OFlags, open};
     use scsi_pr::{Cdb, Sense};

@@ -1,5 +1,6 @@
-use super::super::tests::{Log, Recorder, keys, reserve_in, reserve_out};
+use super::super::tests::{Recorder, keys, reserve_in, reserve_out};
 use super::*;
+use crate::log::Log;
 use scsi_pr::{SenseCode, Status};
 use std::fs::File;
 use std::os::fd::AsFd;
