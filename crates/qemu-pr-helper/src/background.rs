@@ -1,0 +1,111 @@
+//! `-d`: the helper in the background, and a launcher in the foreground that waits until it serves.
+//!
+//! The C helper forks and its parent exits at once, so that whoever started it learns of no failure after that. A Rust
+//! program does not fork safely, and need not: the launcher starts the same binary again with the same arguments, shares
+//! a socket with it as its standard input, and ends when the helper says that it serves, or does not.
+
+use std::env;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode};
+
+use pr_helper::descriptor::{self, Passed};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::activation;
+use crate::message::{Message, Result, invoked_as, reason};
+use crate::signals;
+
+/// Set for a helper that a launcher started.
+const MARK: &str = "QEMU_PR_HELPER_LAUNCHED";
+
+fn failed(error: impl Into<io::Error>) -> Message {
+    Message::new(format!("Failed to daemonize: {}", reason(error)))
+}
+
+/// Starts the helper in the background and waits until it serves. A listening socket that was passed to this process is
+/// passed on.
+pub(crate) fn launch(listener: Option<OwnedFd>) -> Result<ExitCode> {
+    let (helper, theirs) = UnixStream::pair().map_err(failed)?;
+    match &listener {
+        Some(listener) => descriptor::send(&helper, &[0], listener.as_fd(), SendFlags::empty()).map_err(failed)?,
+        None => rustix::net::send(&helper, &[0], SendFlags::NOSIGNAL).map_err(failed)?,
+    };
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(invoked_as()).args(env::args_os().skip(1)).env(MARK, "1").stdin(OwnedFd::from(theirs));
+    for variable in activation::VARIABLES {
+        command.env_remove(variable);
+    }
+    let process = command.spawn().map_err(failed)?;
+    // The command holds the other end.
+    drop(command);
+    drop(listener);
+    wait(&helper, process)
+}
+
+/// The exit code of the launcher: success once the helper serves.
+fn wait(helper: &UnixStream, mut process: Child) -> Result<ExitCode> {
+    let stop = signals::stop()?;
+    let mut ready = [PollFd::new(helper, PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut ready, None)).map_err(failed)?;
+    if ready[0].revents().is_empty() {
+        // Stopped. The helper will find that nobody waits for it, and end.
+        return Ok(ExitCode::FAILURE);
+    }
+    let (length, _) = rustix::net::recv(helper, &mut [0; 1], RecvFlags::empty()).map_err(failed)?;
+    if length == 1 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    // It has said why, unless it was killed.
+    let status = process.wait().map_err(failed)?;
+    match status.code() {
+        Some(_) => Ok(ExitCode::FAILURE),
+        None => Err(Message::new(format!("the helper ended before it was ready: {status}"))),
+    }
+}
+
+/// Whether a launcher started this process.
+pub(crate) fn was_launched() -> bool {
+    env::var_os(MARK).is_some()
+}
+
+/// What a helper that a launcher started has of it.
+pub(crate) struct Launcher(OwnedFd);
+
+impl Launcher {
+    /// The launcher of this process, and the listening socket that was passed on.
+    pub(crate) fn of_this_process() -> Result<(Self, Option<OwnedFd>)> {
+        let _ = rustix::thread::set_name(c"qemu-pr-helper");
+        let socket = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+        let (_, passed) = descriptor::receive(&socket, &mut [0; 1], RecvFlags::empty()).map_err(failed)?;
+        let listener = match passed {
+            Passed::One(listener) => Some(listener),
+            _ => None,
+        };
+        Ok((Self(socket), listener))
+    }
+
+    /// Leaves the session and the directory of whoever started the launcher.
+    pub(crate) fn leave(&self) -> Result<()> {
+        nix::unistd::setsid().map_err(failed)?;
+        env::set_current_dir("/").map_err(failed)
+    }
+
+    /// Tells the launcher that the helper serves, and lets go of the standard streams.
+    ///
+    /// # Errors
+    ///
+    /// Nobody is waiting any more: the start was cancelled.
+    pub(crate) fn ready(self) -> Result<()> {
+        let _ = io::stdout().flush();
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+        rustix::stdio::dup2_stdin(&null).map_err(failed)?;
+        rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL)
+            .map_err(|_| Message::new("stopped: nobody waits any more for the helper to start"))?;
+        rustix::stdio::dup2_stdout(&null).and_then(|()| rustix::stdio::dup2_stderr(&null)).map_err(failed)
+    }
+}

@@ -1,0 +1,71 @@
+//! What `-h` and `-V` print.
+
+use pr_helper::Limits;
+
+use crate::message::invoked_as;
+use crate::options::{DEFAULT_PID_FILE, DEFAULT_SOCKET};
+
+/// The text of `--help`.
+pub(crate) fn help() -> String {
+    let limits = Limits::default();
+    format!(
+        "\
+Usage: {program} [OPTIONS]
+Runs SCSI persistent reservation commands for virtual machines, which may not run them themselves.
+
+  -h, --help                print this and exit
+  -V, --version             print the version and exit
+
+  -d, --daemon              run in the background; returns once the helper serves
+  -f, --pidfile=PATH        write a pid file, and lock it
+                            (with -d by default '{DEFAULT_PID_FILE}')
+  -k, --socket=PATH         the Unix socket to listen on, an absolute path
+                            (default '{DEFAULT_SOCKET}')
+  -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]
+                            log events by name; '-T help' lists them
+  -u, --user=USER           the user to run as, by name or number
+  -g, --group=GROUP         the group to run as, by name or number
+  -v, --verbose             log more; may be repeated
+  -q, --quiet               log nothing about clients
+
+      --manager=auto|sg-io  what reservations are sent to: 'auto' refuses them on devices that are only a part
+                            or one path of a disk, 'sg-io' sends them wherever they are asked for
+                            (default 'auto')
+      --max-connections=N   how many clients may be connected (default {connections})
+      --max-commands=N      how many commands may run at once (default {commands})
+
+A socket passed by systemd (LISTEN_FDS) is used in place of --socket.
+",
+        program = invoked_as(),
+        connections = limits.connections,
+        commands = limits.running,
+    )
+}
+
+/// The text of `--version`.
+pub(crate) fn version() -> String {
+    format!(
+        "\
+{} {} (scsi-pr)
+Takes the place of QEMU's qemu-pr-helper.
+
+Licence: MIT or Apache-2.0, at your choice. There is no warranty.
+",
+        invoked_as(),
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::LONG_OPTIONS;
+
+    #[test]
+    fn every_option_is_listed() {
+        let help = help();
+        for (name, _) in LONG_OPTIONS {
+            assert!(help.contains(&format!("--{name}")), "--{name}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The lines that the program prints about itself, and the error that ends it.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::OnceLock;
+
+/// What a function that can end the program returns.
+pub(crate) type Result<T> = std::result::Result<T, Message>;
+
+/// A line for stderr in QEMU's form, `<program>: <text>`. As an error it ends the program with exit code 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    text: String,
+    place: Option<String>,
+    before: Option<String>,
+    after: Option<&'static str>,
+}
+
+impl Message {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), place: None, before: None, after: None }
+    }
+
+    pub(crate) fn warning(text: impl fmt::Display) -> Self {
+        Self::new(format!("warning: {text}"))
+    }
+
+    /// The file, or file and line, that the text is about.
+    pub(crate) fn at(mut self, place: impl fmt::Display) -> Self {
+        self.place = Some(place.to_string());
+        self
+    }
+
+    /// A whole line that comes first.
+    pub(crate) fn preceded_by(mut self, line: String) -> Self {
+        self.before = Some(line);
+        self
+    }
+
+    /// A whole line that comes last.
+    pub(crate) fn followed_by(mut self, line: &'static str) -> Self {
+        self.after = Some(line);
+        self
+    }
+
+    /// Writes it to stderr. Nobody may be reading there any more (libvirt closes its end once the helper runs), and
+    /// that is no reason to fail.
+    pub(crate) fn print(&self) {
+        let _ = io::stderr().lock().write_all(self.to_string().as_bytes());
+    }
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = &self.before {
+            writeln!(f, "{line}")?;
+        }
+        write!(f, "{}:", program_name())?;
+        if let Some(place) = &self.place {
+            write!(f, "{place}:")?;
+        }
+        writeln!(f, " {}", self.text)?;
+        self.after.map_or(Ok(()), |line| writeln!(f, "{line}"))
+    }
+}
+
+/// The program as it was invoked: the first word of the command line.
+pub(crate) fn invoked_as() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| match std::env::args_os().next() {
+        Some(name) if !name.is_empty() => name.to_string_lossy().into_owned(),
+        _ => env!("CARGO_PKG_NAME").to_owned(),
+    })
+}
+
+/// What messages begin with: the last part of [`invoked_as`], as in QEMU.
+pub(crate) fn program_name() -> &'static str {
+    invoked_as().rsplit('/').next().unwrap_or_default()
+}
+
+/// The text of strerror(3), without the number that the standard library adds.
+pub(crate) fn reason(error: impl Into<io::Error>) -> String {
+    let mut text = error.into().to_string();
+    if let Some(end) = text.rfind(" (os error ") {
+        text.truncate(end);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn messages_have_qemu_s_form() {
+        let name = program_name();
+        assert_eq!(Message::new("no").to_string(), format!("{name}: no\n"));
+        assert_eq!(Message::warning("hm").at("ev:5").to_string(), format!("{name}:ev:5: warning: hm\n"));
+        let three = Message::new("two").preceded_by("one".to_owned()).followed_by("three");
+        assert_eq!(three.to_string(), format!("one\n{name}: two\nthree\n"));
+    }
+
+    #[test]
+    fn reasons_are_those_of_the_c_library() {
+        assert_eq!(reason(Errno::AGAIN), "Resource temporarily unavailable");
+        assert_eq!(reason(Errno::NOENT), "No such file or directory");
+        assert_eq!(reason(io::Error::other("other")), "other");
+    }
+}

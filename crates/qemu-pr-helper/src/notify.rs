@@ -1,0 +1,79 @@
+//! Tells a service manager how far the helper is (sd_notify(3)).
+
+use std::env;
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// The service manager's socket, if there is one.
+pub(crate) struct ServiceManager(Option<UnixDatagram>);
+
+impl ServiceManager {
+    /// The one that `NOTIFY_SOCKET` names. Connected now, while this process may still reach it.
+    pub(crate) fn from_environment() -> Self {
+        Self(env::var_os("NOTIFY_SOCKET").and_then(|name| connect(&name)))
+    }
+
+    /// READY=1: clients are served.
+    pub(crate) fn ready(&self) {
+        self.tell("READY=1");
+    }
+
+    /// STOPPING=1: only what is running is still served.
+    pub(crate) fn stopping(&self) {
+        self.tell("STOPPING=1");
+    }
+
+    fn tell(&self, state: &str) {
+        if let Some(socket) = &self.0 {
+            // A manager that does not listen is served no worse.
+            let _ = socket.send(state.as_bytes());
+        }
+    }
+}
+
+fn connect(name: &OsStr) -> Option<UnixDatagram> {
+    let address = match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(name),
+    };
+    let socket = UnixDatagram::unbound().ok()?;
+    socket.connect_addr(&address.ok()?).ok()?;
+    // Nor is a manager that does not read waited for.
+    socket.set_nonblocking(true).ok()?;
+    Some(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_arrive_at_paths_and_abstract_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let abstract_name = format!("scsi-pr-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&abstract_name).unwrap();
+        for (receiver, name) in [
+            (UnixDatagram::bind(&path).unwrap(), path.as_os_str().to_owned()),
+            (UnixDatagram::bind_addr(&address).unwrap(), format!("@{abstract_name}").into()),
+        ] {
+            let manager = ServiceManager(connect(&name));
+            manager.ready();
+            manager.stopping();
+            let mut room = [0; 16];
+            for expected in ["READY=1", "STOPPING=1"] {
+                let length = receiver.recv(&mut room).unwrap();
+                assert_eq!(room[..length], *expected.as_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn a_manager_that_is_not_there_changes_nothing() {
+        ServiceManager(connect(OsStr::new("/nonexistent/notify"))).ready();
+        ServiceManager(connect(OsStr::new(""))).ready();
+        ServiceManager(None).stopping();
+    }
+}

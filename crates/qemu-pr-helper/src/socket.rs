@@ -1,0 +1,305 @@
+//! The socket's life in the file system: a live one is never taken from anybody, one that is left over is replaced, and
+//! at the end only our own is removed.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::message::{Message, Result, reason};
+
+/// Listens at `path`. The mode of its file is 0777 less the umask.
+pub(crate) fn listen(path: &Path) -> Result<(OwnedFd, SocketFile)> {
+    let address = SocketAddrUnix::new(path).map_err(|_| {
+        Message::new(format!("UNIX socket path '{}' is too long", path.display()))
+            .followed_by("Path must be less than 108 bytes")
+    })?;
+    let not_bound =
+        |error: Errno| Message::new(format!("Failed to bind socket to {}: {}", path.display(), reason(error)));
+    let socket = stream_socket(SocketFlags::empty()).map_err(not_bound)?;
+    // Another helper that starts now would take our socket for a left-over one between bind and listen.
+    let _lock = DirectoryLock::of(path);
+    make_way(path, &address)?;
+    rustix::net::bind(&socket, &address).map_err(not_bound)?;
+    // The kernel takes less if net.core.somaxconn says so.
+    let file = rustix::net::listen(&socket, i32::MAX).and_then(|()| SocketFile::at(path)).map_err(|error| {
+        let _ = rustix::fs::unlink(path);
+        Message::new(format!("Failed to listen on socket {}: {}", path.display(), reason(error)))
+    })?;
+    Ok((socket, file))
+}
+
+fn stream_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags | SocketFlags::CLOEXEC, None)
+}
+
+/// Removes the socket that an instance left at `path`. Anything else that is there is an error: a socket on which
+/// somebody may still listen, and every file that is none.
+fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<()> {
+    let cannot_unlink =
+        |error: Errno| Message::new(format!("Failed to unlink socket {}: {}", path.display(), reason(error)));
+    let occupied = |why: &str| Message::new(format!("Failed to bind socket to {}: {why}", path.display()));
+    match rustix::fs::lstat(path).map(|file| FileType::from_raw_mode(file.st_mode)) {
+        Ok(FileType::Socket) => {}
+        Ok(FileType::Directory) => return Err(cannot_unlink(Errno::ISDIR)),
+        Ok(_) => return Err(occupied("there is a file that is not a socket; remove it or use another path")),
+        // What is wrong with the path, if anything, bind will say.
+        Err(_) => return Ok(()),
+    }
+    let probe = stream_socket(SocketFlags::NONBLOCK)
+        .map_err(|error| occupied(&format!("cannot find out who listens there: {}", reason(error))))?;
+    match rustix::net::connect(&probe, address) {
+        Err(Errno::CONNREFUSED) => match rustix::fs::unlink(path) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(cannot_unlink(error)),
+        },
+        Err(Errno::NOENT) => Ok(()),
+        // AGAIN: so many are waiting to be accepted that there is no room for another.
+        Ok(()) | Err(Errno::AGAIN) => Err(occupied("another program listens there; stop it or use another path")),
+        Err(Errno::PROTOTYPE) => Err(occupied("another program uses a socket there; stop it or use another path")),
+        Err(error) => Err(occupied(&format!("cannot find out who listens there: {}", reason(error)))),
+    }
+}
+
+/// The file of a socket that we bound.
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Opened with O_PATH. While it is held, the file system cannot give the file's number to another file, so numbers
+    /// can be compared.
+    file: OwnedFd,
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> rustix::io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// The file of which another process holds `file`, opened with O_PATH, and knows the path.
+    pub(crate) fn from_parts(path: PathBuf, file: OwnedFd) -> Self {
+        Self { path, file }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes it from its path, unless something else is there by now.
+    ///
+    /// # Errors
+    ///
+    /// Those of unlink(2), but for `ENOENT`: it is gone then.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        // Another helper may just be looking at our file.
+        let _lock = DirectoryLock::of(&self.path);
+        let ours = rustix::fs::fstat(&self.file)?;
+        match rustix::fs::lstat(&self.path) {
+            Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => {
+                match rustix::fs::unlinkat(CWD, &self.path, rustix::fs::AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for SocketFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Keeps other helpers from starting or ending in the directory of a socket: a flock(2) on the directory itself, which
+/// leaves nothing behind.
+struct DirectoryLock(#[expect(dead_code, reason = "closing it unlocks")] OwnedFd);
+
+impl DirectoryLock {
+    /// Helpers hold it for microseconds. Others may lock a directory too, for their own reasons and for long, and some
+    /// file systems and permissions do not let it be locked: a helper that then could not start would be worse than one
+    /// that starts unlocked.
+    fn of(path: &Path) -> Option<Self> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().as_bytes().is_empty())?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(parent, flags, Mode::empty()).ok()?;
+        for _ in 0..200 {
+            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Some(Self(directory)),
+                Err(Errno::WOULDBLOCK) => sleep(Duration::from_millis(10)),
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+    fn refusal(path: &Path) -> String {
+        match listen(path) {
+            Ok(_) => panic!("{} was taken", path.display()),
+            Err(message) => message.to_string(),
+        }
+    }
+
+    /// What `path` holds, to see that it was left alone.
+    fn identity(path: &Path) -> (u64, u64) {
+        let file = std::fs::symlink_metadata(path).unwrap();
+        (file.dev(), file.ino())
+    }
+
+    #[test]
+    fn a_free_path_is_bound_and_left_clean() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let (listener, file) = listen(&path).unwrap();
+        let listener = UnixListener::from(listener);
+        let client = UnixStream::connect(&path).unwrap();
+        drop((client, listener.accept().unwrap()));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        file.remove().unwrap();
+        assert!(!path.exists());
+        file.remove().unwrap();
+    }
+
+    #[test]
+    fn a_left_over_socket_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let (_listener, _file) = listen(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        let datagram = directory.path().join("d");
+        drop(UnixDatagram::bind(&datagram).unwrap());
+        listen(&datagram).unwrap();
+    }
+
+    #[test]
+    fn a_live_socket_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = stream_socket(SocketFlags::empty()).unwrap();
+        rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let before = identity(&path);
+        assert!(refusal(&path).contains("another program listens there"));
+        // The probe waits to be accepted, so from here on there is no room.
+        assert!(refusal(&path).contains("another program listens there"));
+        assert_eq!(identity(&path), before);
+
+        let path = directory.path().join("d");
+        let _datagram = UnixDatagram::bind(&path).unwrap();
+        assert!(refusal(&path).contains("another program uses a socket there"));
+        assert!(std::fs::symlink_metadata(&path).unwrap().file_type().is_socket());
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        assert!(refusal(&file).contains("there is a file that is not a socket"));
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+
+        let stale = directory.path().join("stale");
+        drop(UnixListener::bind(&stale).unwrap());
+        let link = directory.path().join("link");
+        symlink(&stale, &link).unwrap();
+        assert!(refusal(&link).contains("there is a file that is not a socket"));
+        assert!(stale.exists() && link.is_symlink());
+
+        let path = directory.path();
+        assert!(refusal(path).ends_with(&format!(" Failed to unlink socket {}: Is a directory\n", path.display())));
+    }
+
+    #[test]
+    fn paths_that_cannot_be_bound_are_told() {
+        let expected = " Failed to bind socket to /nonexistent/s: No such file or directory\n";
+        assert!(refusal(Path::new("/nonexistent/s")).ends_with(expected));
+        let long = format!("/tmp/{}", "a".repeat(104));
+        let expected = format!(" UNIX socket path '{long}' is too long\nPath must be less than 108 bytes\n");
+        assert!(refusal(Path::new(&long)).ends_with(&expected));
+    }
+
+    #[test]
+    fn a_path_may_have_108_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let room = 108 - directory.path().as_os_str().len() - 1;
+        let path = directory.path().join("s".repeat(room));
+        let (_listener, file) = listen(&path).unwrap();
+        assert!(path.exists());
+        assert!(refusal(&path).contains("another program listens there"));
+        file.remove().unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_our_own_socket_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let (listener, file) = listen(&path).unwrap();
+        drop(listener);
+        // The other one may not get the number of ours, which is still held.
+        let (_listener, other) = listen(&path).unwrap();
+        file.remove().unwrap();
+        assert!(path.exists());
+        other.remove().unwrap();
+        std::fs::write(&path, "not a socket").unwrap();
+        other.remove().unwrap();
+        assert!(path.exists());
+    }
+
+    /// Many start on one path at once, again and again: exactly one gets it, and it keeps it.
+    #[test]
+    fn of_many_that_start_at_once_one_wins() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        for _ in 0..50 {
+            drop(UnixListener::bind(&path).unwrap());
+            let start = std::sync::Barrier::new(4);
+            let attempt = || {
+                start.wait();
+                listen(&path)
+            };
+            let mut won: Vec<_> = std::thread::scope(|scope| {
+                let attempts: Vec<_> = (0..4).map(|_| scope.spawn(attempt)).collect();
+                attempts.into_iter().filter_map(|attempt| attempt.join().unwrap().ok()).collect()
+            });
+            let (listener, file) = won.pop().expect("one of them gets it");
+            assert!(won.is_empty());
+            let listener = UnixListener::from(listener);
+            listener.set_nonblocking(true).unwrap();
+            while listener.accept().is_ok() {}
+            let _client = UnixStream::connect(&path).unwrap();
+            listener.accept().expect("the winner is the one at the path");
+            file.remove().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_locked_directory_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let lock = DirectoryLock::of(&path).unwrap();
+        std::thread::scope(|scope| {
+            let listening = scope.spawn(|| listen(&path));
+            sleep(Duration::from_millis(50));
+            assert!(!path.exists(), "bound although the directory is locked");
+            drop(lock);
+            listening.join().unwrap().unwrap();
+        });
+    }
+}

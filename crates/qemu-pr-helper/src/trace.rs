@@ -1,0 +1,170 @@
+//! What is logged and where: messages for the administrator, and events by name (`-T`).
+//!
+//! Both are events of the `tracing` crate. One of WARN or worse (with `-v`: of lower levels too) is a message and goes
+//! to stderr as QEMU's programs print theirs. One that has a name of its own goes, when `-T` asked for it, to stderr or
+//! a file as QEMU's log backend prints it: name and text.
+
+mod pattern;
+mod settings;
+
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::Mutex;
+
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::span;
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
+
+use crate::message::{Message, Result, reason};
+pub(crate) use settings::{Added, Settings};
+
+/// The events that `-T` can enable.
+pub(crate) const EVENTS: [&str; 2] = ["pr_manager_execute", "pr_manager_run"];
+
+/// What `-T help` prints.
+pub(crate) fn list() -> String {
+    EVENTS.iter().map(|event| format!("{event}\n")).collect()
+}
+
+/// Logs from here on: messages of `level` and worse, and the events of `settings`. Opens their file.
+pub(crate) fn start(level: LevelFilter, settings: &Settings) -> Result<()> {
+    let file =
+        match &settings.file {
+            None => None,
+            Some(path) => Some(Mutex::new(File::create(path).map_err(|error| {
+                Message::new(format!("Error opening logfile {}: {}", path.display(), reason(error)))
+            })?)),
+        };
+    tracing::subscriber::set_global_default(Log { level, enabled: settings.enabled.clone(), file })
+        .expect("logging is started once");
+    Ok(())
+}
+
+struct Log {
+    level: LevelFilter,
+    enabled: Vec<&'static str>,
+    file: Option<Mutex<File>>,
+}
+
+impl Log {
+    fn is_message(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= self.level
+    }
+
+    fn is_wanted(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && self.enabled.contains(&metadata.name())
+    }
+}
+
+impl Subscriber for Log {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        // Nothing changes later, so what is not wanted costs a load and a branch.
+        if self.enabled(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.is_message(metadata) || self.is_wanted(metadata)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(if self.enabled.is_empty() { self.level } else { LevelFilter::TRACE })
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let text = text.into_line();
+        if self.is_message(event.metadata()) {
+            Message::new(text.as_str()).print();
+        }
+        if self.is_wanted(event.metadata()) {
+            let line = format!("{} {}\n", event.metadata().name(), text);
+            // A full disk or a closed pipe is no reason to stop serving.
+            let _ = match &self.file {
+                Some(file) => file.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).write_all(line.as_bytes()),
+                None => std::io::stderr().lock().write_all(line.as_bytes()),
+            };
+        }
+    }
+
+    // Spans are not used.
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+/// An event in words: its message, or where it has none its fields, `name=value`. On one line, whatever it holds: what a
+/// client sends must not be able to look like another line.
+#[derive(Default)]
+struct Text {
+    message: Option<String>,
+    fields: String,
+}
+
+impl Text {
+    fn into_line(self) -> String {
+        self.message.unwrap_or(self.fields).replace(|c: char| c.is_control(), " ")
+    }
+}
+
+impl Visit for Text {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.message = Some(format!("{value:?}"));
+        } else {
+            let space = if self.fields.is_empty() { "" } else { " " };
+            write!(self.fields, "{space}{}={value:?}", field.name()).expect("a String takes all");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `log` prints, in the file, while `act` runs.
+    fn traced(enabled: &[&'static str], act: impl FnOnce()) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let log =
+            Log { level: LevelFilter::OFF, enabled: enabled.to_vec(), file: Some(Mutex::new(file.reopen().unwrap())) };
+        tracing::subscriber::with_default(log, act);
+        std::fs::read_to_string(file.path()).unwrap()
+    }
+
+    #[test]
+    fn events_are_logged_as_qemu_does() {
+        let lines = traced(&["pr_manager_run"], || {
+            tracing::trace!(name: "pr_manager_run", "fd={} cmd={:#04x} service action={:#04x}", 3, 0x5e, 0);
+            tracing::trace!(name: "pr_manager_execute", "not enabled");
+            tracing::trace!("has no name");
+        });
+        assert_eq!(lines, "pr_manager_run fd=3 cmd=0x5e service action=0x00\n");
+    }
+
+    #[test]
+    fn an_event_is_one_line() {
+        let lines = traced(&["pr_manager_run"], || {
+            tracing::trace!(name: "pr_manager_run", fd = 3, "a\nb");
+            tracing::trace!(name: "pr_manager_run", fd = 3, path = "c\nd");
+        });
+        assert_eq!(lines, "pr_manager_run a b\npr_manager_run fd=3 path=c d\n");
+    }
+
+    #[test]
+    fn a_log_file_that_cannot_be_made_is_told() {
+        let settings = Settings { file: Some("/nonexistent/log".into()), ..Settings::default() };
+        let error = Message::new("Error opening logfile /nonexistent/log: No such file or directory");
+        assert_eq!(start(LevelFilter::OFF, &settings), Err(error));
+    }
+}

@@ -1,0 +1,137 @@
+//! A socket from the service manager.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{HELPER, Running, directory, handshake, outcome, processes_with, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The helper with `descriptor` as its descriptor 3, and these variables; `$$` is its process id.
+fn activated(descriptor: impl Into<OwnedFd>, variables: &str, arguments: &str) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("export {variables}; exec {HELPER} {arguments} 3<&0 </dev/null")]);
+    command.stdin(descriptor.into());
+    command
+}
+
+const TO_THE_HELPER: &str = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=x";
+
+fn refused(command: &mut Command, text: &str) {
+    assert_eq!(outcome(command), (Some(1), String::new(), format!("qemu-pr-helper: {text}\n")));
+}
+
+#[test]
+fn the_passed_socket_is_served_and_left() {
+    let directory = directory();
+    let socket = directory.path().join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let running = Running::start(&mut activated(listener, TO_THE_HELPER, ""), &socket);
+    handshake(&socket);
+    assert_eq!(running.keeper(), None);
+    assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
+    assert!(socket.exists());
+}
+
+#[test]
+fn it_is_served_in_the_background_too() {
+    let directory = directory();
+    let (socket, pid_file) = (directory.path().join("s"), directory.path().join("pid"));
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut command = activated(listener, TO_THE_HELPER, &format!("-d -f {}", pid_file.display()));
+    assert_eq!(outcome(&mut command), (Some(0), String::new(), String::new()));
+    handshake(&socket);
+    let pid = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("LISTEN_"));
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    wait_for("the helper to end", || processes_with(&pid_file).is_empty().then_some(()));
+    assert!(socket.exists());
+}
+
+#[test]
+fn variables_for_somebody_else_are_ignored() {
+    let directory = directory();
+    let (passed, own) = (directory.path().join("passed"), directory.path().join("own"));
+    for variables in
+        ["LISTEN_PID=1 LISTEN_FDS=1", "LISTEN_FDS=1", "LISTEN_PID=$$ LISTEN_FDS=0", "LISTEN_PID=$$ LISTEN_FDS=x"]
+    {
+        let _ = fs::remove_file(&passed);
+        let listener = UnixListener::bind(&passed).unwrap();
+        let running = Running::start(&mut activated(listener, variables, &format!("-k {}", own.display())), &own);
+        assert_eq!(running.end_by(Signal::TERM).code(), Some(0), "{variables}");
+        assert!(!own.exists() && passed.exists());
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_refused() {
+    let directory = directory();
+    let listener = || {
+        let path = directory.path().join("s");
+        let _ = fs::remove_file(&path);
+        UnixListener::bind(&path).unwrap()
+    };
+    let file = || fs::File::open("/dev/null").unwrap();
+    let failed = |why: &str| format!("Failed to use socket activation: {why}");
+
+    let text = "Unix socket can't be set when using socket activation";
+    refused(&mut activated(listener(), TO_THE_HELPER, "-k /run/x"), text);
+    refused(&mut activated(listener(), TO_THE_HELPER, "-d -k /run/x"), text);
+
+    let two = "LISTEN_PID=$$ LISTEN_FDS=2";
+    let text = "Socket activation failed: invalid file descriptor fd = 4: Bad file descriptor";
+    refused(&mut activated(listener(), two, ""), text);
+    let many = format!("{HELPER} does not support socket activation with LISTEN_FDS > 1");
+    refused(&mut activated(listener(), two, "4<&0"), &many);
+    // The C helper aborts.
+    for count in ["-1", "4294967296"] {
+        refused(&mut activated(listener(), &format!("LISTEN_PID=$$ LISTEN_FDS={count}"), ""), &many);
+    }
+
+    let text = failed("Unable to query remote socket address: Socket operation on non-socket");
+    refused(&mut activated(file(), TO_THE_HELPER, ""), &text);
+
+    // These the C helper takes, and never serves a command on them.
+    let text = failed("fd 3 is not a Unix stream socket, so no client could pass a device over it");
+    refused(&mut activated(TcpListener::bind("127.0.0.1:0").unwrap(), TO_THE_HELPER, ""), &text);
+    refused(&mut activated(UnixDatagram::unbound().unwrap(), TO_THE_HELPER, ""), &text);
+    let (connected, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    refused(&mut activated(connected, TO_THE_HELPER, ""), &failed("fd 3 is not a listening socket"));
+}
+
+#[test]
+fn a_closed_descriptor_is_told() {
+    let mut command = Command::new("/bin/sh");
+    let script = format!("export LISTEN_PID=$$ LISTEN_FDS=1; exec {HELPER} 3<&-");
+    command.args(["-c", &script]).stdin(Stdio::null());
+    refused(&mut command, "Socket activation failed: invalid file descriptor fd = 3: Bad file descriptor");
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let directory = directory();
+    let (socket, notify) = (directory.path().join("s"), directory.path().join("notify"));
+    let manager = UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    let told = || {
+        let mut room = [0; 64];
+        let length = manager.recv(&mut room).unwrap();
+        String::from_utf8_lossy(&room[..length]).into_owned()
+    };
+    let mut command = common::helper(["-k".as_ref(), socket.as_os_str()]);
+    let process = command.env("NOTIFY_SOCKET", &notify).spawn().unwrap();
+    let running = Running { process, socket: socket.clone() };
+    assert_eq!(told(), "READY=1");
+    // No waiting: it serves already.
+    handshake(Path::new(&socket));
+    running.signal(Signal::TERM);
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
+}

@@ -1,0 +1,163 @@
+//! What the helper and its keeper may do, on every thread.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use common::{HELPER, Running, directory, handshake, helper, is_root, outcome, processes_with, threads};
+use rustix::process::Signal;
+
+/// CAP_SYS_RAWIO, capability(7), as /proc shows it.
+const SYS_RAWIO: &str = "0000000000020000";
+/// CAP_DAC_OVERRIDE and CAP_FOWNER.
+const KEEPER: &str = "000000000000000a";
+const NONE: &str = "0000000000000000";
+
+fn ids(id: u32) -> String {
+    [id; 4].map(|id| id.to_string()).join("\t")
+}
+
+#[test]
+fn every_thread_has_cap_sys_rawio_and_nothing_else() {
+    if !is_root() {
+        return;
+    }
+    for (arguments, uid, gid) in [
+        (&[][..], 0, 0),
+        (&["-u", "nobody"], 65534, 0),
+        (&["-u", "65533", "-g", "65532"], 65533, 65532),
+        (&["-g", "nogroup"], 0, 65534),
+        (&["-u", "4294967295", "-g", "4294967295"], 0, 0),
+    ] {
+        let directory = directory();
+        let socket = directory.path().join("s");
+        let running = Running::start(helper(arguments).arg("-k").arg(&socket), &socket);
+        // Served by threads of their own, which are as many as there are clients for a moment.
+        let _clients: Vec<_> = (0..16).map(|_| handshake(&socket)).collect();
+        let threads = threads(running.pid());
+        assert!(!threads.is_empty());
+        for thread in threads {
+            assert_eq!(thread["CapPrm"], SYS_RAWIO);
+            assert_eq!(thread["CapEff"], SYS_RAWIO);
+            for set in ["CapInh", "CapBnd", "CapAmb"] {
+                assert_eq!(thread[set], NONE, "{set}");
+            }
+            assert_eq!(thread["NoNewPrivs"], "1");
+            assert_eq!(thread["Groups"], "");
+            assert_eq!((thread["Uid"].clone(), thread["Gid"].clone()), (ids(uid), ids(gid)), "{arguments:?}");
+        }
+        assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
+    }
+}
+
+#[test]
+fn the_keeper_has_what_removing_takes() {
+    if !is_root() {
+        return;
+    }
+    let directory = directory();
+    let socket = directory.path().join("s");
+    // A descriptor that is inherited, as libvirt's and systemd's are.
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("exec {HELPER} -u nobody -k {} 7</etc/passwd", socket.display())]);
+    let running = Running::start(&mut command, &socket);
+    assert!(fs::read_link(format!("/proc/{}/fd/7", running.pid())).is_ok_and(|file| file.ends_with("passwd")));
+    let keeper = running.keeper().expect("there is a keeper");
+    let threads = common::wait_for("the keeper to be ready", || {
+        let threads = threads(keeper);
+        (threads.first()?.get("NoNewPrivs")? == "1").then_some(threads)
+    });
+    let [thread] = &threads[..] else { panic!("the keeper has {} threads", threads.len()) };
+    assert_eq!((thread["CapPrm"].as_str(), thread["CapEff"].as_str()), (KEEPER, KEEPER));
+    for set in ["CapInh", "CapBnd", "CapAmb"] {
+        assert_eq!(thread[set], NONE, "{set}");
+    }
+    assert_eq!((thread["Uid"].clone(), thread["Groups"].as_str()), (ids(0), ""));
+    let descriptors: Vec<_> = fs::read_dir(format!("/proc/{keeper}/fd"))
+        .unwrap()
+        .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
+        .collect();
+    for file in &descriptors {
+        let known = file == "/dev/null" || file.starts_with("socket:[") || *file == socket.display().to_string();
+        assert!(known, "{descriptors:?}");
+    }
+    assert_eq!(fs::read_link(format!("/proc/{keeper}/cwd")).unwrap().to_str(), Some("/"));
+    assert_eq!(fs::read(format!("/proc/{keeper}/environ")).unwrap(), b"");
+    assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
+}
+
+#[test]
+fn the_keeper_outlives_signals_to_the_group() {
+    if !is_root() {
+        return;
+    }
+    let directory = directory();
+    let socket = directory.path().join("s");
+    let running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
+    let keeper = running.keeper().expect("there is a keeper");
+    let pid = rustix::process::Pid::from_raw(keeper.try_into().unwrap()).unwrap();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+    assert_eq!(running.keeper(), Some(keeper));
+    assert_eq!(running.end_by(Signal::QUIT).code(), None);
+    common::wait_for("the socket to be removed", || (!socket.exists()).then_some(()));
+}
+
+#[test]
+fn the_capability_alone_is_enough_and_takes_no_keeper() {
+    if !is_root() {
+        return;
+    }
+    let directory = directory();
+    let socket = directory.path().join("s");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["--inh-caps=-all,+sys_rawio", "--ambient-caps=+sys_rawio", "--bounding-set=-all,+sys_rawio"])
+        .args([HELPER, "-k"])
+        .arg(&socket);
+    let running = Running::start(&mut command, &socket);
+    assert_eq!(processes_with(&socket), [running.pid()]);
+    for thread in threads(running.pid()) {
+        assert_eq!((thread["CapPrm"].as_str(), thread["CapEff"].as_str()), (SYS_RAWIO, SYS_RAWIO));
+        assert_eq!((thread["CapInh"].as_str(), thread["CapAmb"].as_str()), (NONE, NONE));
+        assert_eq!(thread["NoNewPrivs"], "1");
+    }
+    assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn without_the_capability_there_is_no_start() {
+    if !is_root() {
+        return;
+    }
+    let directory = directory();
+    let socket = directory.path().join("s");
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-sys_rawio", HELPER, "-u", "nobody", "-k"]).arg(&socket);
+    let (code, out, err) = outcome(&mut command);
+    let expected = "qemu-pr-helper: Failed to drop privileges: Operation not permitted\n";
+    assert_eq!((code, out.as_str(), err.as_str()), (Some(1), "", expected));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    common::wait_for("the keeper to end", || processes_with(&socket).is_empty().then_some(()));
+}
+
+#[test]
+fn the_limit_on_descriptors_is_the_hard_one() {
+    let directory = directory();
+    let socket = directory.path().join("s");
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("ulimit -Sn 100 && ulimit -Hn 2000 && exec {HELPER} -k {}", socket.display())]);
+    let running = Running::start(&mut command, &socket);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", running.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let figures: Vec<_> = line["Max open files".len()..].split_whitespace().collect();
+    assert_eq!(figures, ["2000", "2000", "files"]);
+    assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
+}
