@@ -1,12 +1,13 @@
 //! Socket activation: the listening socket that systemd passes as descriptor 3.
 
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use conformance::{Answer, Client, Helper, Start, Subject, against_each_helper, eventually, in_cdb, null};
-use rustix::process::Signal;
+use conformance::{Answer, Client, Start, Subject, against_each_helper, eventually, holds_for, in_cdb, null};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
 against_each_helper!(
     the_passed_socket_is_served_and_its_path_left,
@@ -17,9 +18,10 @@ against_each_helper!(
     a_closed_descriptor_is_refused,
     what_is_no_socket_is_refused,
     a_count_out_of_range_is_refused,
-    a_tcp_socket_is_served,
-    a_socket_that_does_not_listen_is_useless,
+    a_seqpacket_socket_is_served,
+    a_socket_on_which_nobody_can_be_served_is_refused,
     the_variables_are_not_passed_on,
+    systemd_is_told_when_it_serves,
 );
 
 /// A start with a listening socket as descriptor 3, and its path.
@@ -112,26 +114,56 @@ fn a_count_out_of_range_is_refused(subject: &Subject) {
     }
 }
 
-fn a_tcp_socket_is_served(subject: &Subject) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let helper = subject.command().activated_with(listener).start();
-    let client = TcpStream::connect(address).unwrap();
-    client.set_read_timeout(Some(conformance::DEADLINE)).unwrap();
-    let mut word = [0xff; 4];
-    std::io::Read::read_exact(&mut &client, &mut word).unwrap();
-    assert_eq!(word, [0; 4]);
-    assert_eq!(helper.terminate().code(), 0);
+fn a_seqpacket_socket_is_served(subject: &Subject) {
+    let start = subject.command();
+    let address = SocketAddrUnix::new(start.path("activated")).unwrap();
+    let socket = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let listener = socket();
+    bind(&listener, &address).unwrap();
+    listen(&listener, 4).unwrap();
+    let _helper = start.activated_with(listener).start();
+    let client = socket();
+    connect(&client, &address).unwrap();
+    serves(&Client::new(UnixStream::from(client)));
 }
 
-fn a_socket_that_does_not_listen_is_useless(subject: &Subject) {
+fn a_socket_on_which_nobody_can_be_served_is_refused(subject: &Subject) {
     let (connected, _peer) = UnixStream::pair().unwrap();
-    let datagram = UnixDatagram::unbound().unwrap();
-    for socket in [OwnedFd::from(connected), OwnedFd::from(datagram)] {
-        let helper = subject.command().activated_with(socket.as_fd().try_clone_to_owned().unwrap()).start();
-        helper.signal(Signal::TERM);
-        let _: Helper = helper;
+    let sockets: [(&str, OwnedFd); 3] = [
+        // Descriptors cannot be passed over it.
+        ("TCP", TcpListener::bind("127.0.0.1:0").unwrap().into()),
+        ("not listening", connected.into()),
+        ("datagram", UnixDatagram::unbound().unwrap().into()),
+    ];
+    for (name, socket) in sockets {
+        let mut helper = subject.command().activated_with(socket).start();
+        if subject.differs("useless-socket", true, false) {
+            assert!(holds_for(Duration::from_millis(100), || helper.ended().is_none()), "{name}");
+        } else {
+            let end = helper.finish();
+            assert_eq!((end.code(), end.stderr.lines().count()), (1, 1), "{name}: {}", end.stderr);
+        }
     }
+}
+
+/// What systemd is told, with `Type=notify`.
+fn systemd_is_told_when_it_serves(subject: &Subject) {
+    let start = subject.command();
+    let path = start.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let received = || {
+        let mut message = [0; 256];
+        let length = manager.recv(&mut message).ok()?;
+        Some(String::from_utf8_lossy(&message[..length]).into_owned())
+    };
+    let helper = start.env("NOTIFY_SOCKET", &path).serve();
+    let ready = subject.differs("sd-notify", None, Some("READY=1".to_owned()));
+    // It speaks to clients only after that.
+    assert_eq!(received(), ready);
+    let end = helper.terminate();
+    assert_eq!(end.code(), 0);
+    assert_eq!(received(), ready.map(|_| "STOPPING=1".to_owned()));
 }
 
 fn the_variables_are_not_passed_on(subject: &Subject) {

@@ -16,6 +16,8 @@ against_each_helper!(
     a_relative_one_is_relative_to_where_it_runs,
     a_daemon_has_left_its_starter,
     a_daemon_of_a_bad_socket_fails_in_the_foreground,
+    a_daemon_that_cannot_start_says_so,
+    a_daemon_serves_once_its_starter_has_ended,
     a_duplicate_start_leaves_the_service_alone,
 );
 
@@ -123,6 +125,29 @@ fn a_daemon_of_a_bad_socket_fails_in_the_foreground(subject: &Subject) {
     let end = start.args(["-d", "-k", &path]).finish();
     let expected = format!("qemu-pr-helper: Failed to bind socket to {path}: No such file or directory\n");
     assert_eq!((end.code(), end.stderr), (1, expected));
+}
+
+fn a_daemon_that_cannot_start_says_so(subject: &Subject) {
+    let start = subject.command();
+    let file = start.path("pid");
+    let _first = start.arg("-f").arg(&file).serve();
+    let end = subject.command().socket().arg("-d").arg("-f").arg(&file).finish();
+    let message = "qemu-pr-helper: Cannot lock pid file: Resource temporarily unavailable\n";
+    let expected = subject.differs("daemon-failure", (0, ""), (1, message));
+    assert_eq!((end.code(), &*end.stderr), expected);
+}
+
+fn a_daemon_serves_once_its_starter_has_ended(subject: &Subject) {
+    for _ in 0..10 {
+        let start = subject.command().socket();
+        let file = start.path("pid");
+        let mut helper = start.arg("-d").arg("-f").arg(&file).start();
+        assert_eq!(helper.wait().code(), Some(0));
+        let written = fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'));
+        // QEMU's may have written it, or not yet.
+        assert!(subject.differs("daemon-ready", true, written));
+        serves(&helper);
+    }
 }
 
 fn a_duplicate_start_leaves_the_service_alone(subject: &Subject) {

@@ -6,15 +6,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use conformance::{Answer, Client, Helper, Subject, against_each_helper, eventually, in_cdb, null};
+use conformance::{Answer, Client, Helper, Start, Subject, against_each_helper, eventually, in_cdb, null};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use rustix::process::Signal;
 
 against_each_helper!(
     a_stale_socket_is_replaced,
-    a_file_is_replaced,
-    a_symbolic_link_is_replaced_and_its_target_left,
+    a_file_is_not_taken_for_a_socket,
+    a_symbolic_link_is_not_followed,
     a_live_instance_is_not_robbed,
     a_socket_that_somebody_else_serves_is_not_robbed,
     the_mode_is_what_the_umask_leaves,
@@ -43,20 +43,32 @@ fn a_stale_socket_is_replaced(subject: &Subject) {
     serves(&start.serve());
 }
 
-fn a_file_is_replaced(subject: &Subject) {
-    let start = subject.command();
-    fs::write(start.path("socket"), "not a socket").unwrap();
-    serves(&start.serve());
+/// Starts where something that is no socket is in the way; whether it was replaced.
+fn takes_the_place(start: Start) -> bool {
+    let mut helper = start.socket().start();
+    let path = helper.socket();
+    let is_socket = || fs::symlink_metadata(&path).is_ok_and(|file| file.file_type().is_socket());
+    let replaced = eventually("it serves, or has ended", || match helper.ended() {
+        Some(status) => Some(status.code() != Some(1)),
+        None => (is_socket() && UnixStream::connect(&path).is_ok()).then_some(true),
+    });
+    assert_eq!(is_socket(), replaced, "{}", helper.stderr());
+    replaced
 }
 
-fn a_symbolic_link_is_replaced_and_its_target_left(subject: &Subject) {
+fn a_file_is_not_taken_for_a_socket(subject: &Subject) {
     let start = subject.command();
-    fs::write(start.path("target"), "precious").unwrap();
-    symlink(start.path("target"), start.path("socket")).unwrap();
-    let helper = start.serve();
-    serves(&helper);
-    assert!(fs::symlink_metadata(helper.socket()).unwrap().file_type().is_socket());
-    assert_eq!(fs::read_to_string(helper.path("target")).unwrap(), "precious");
+    fs::write(start.path("socket"), "precious").unwrap();
+    assert_eq!(takes_the_place(start), subject.differs("file-at-path", true, false));
+}
+
+fn a_symbolic_link_is_not_followed(subject: &Subject) {
+    let start = subject.command();
+    let target = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&target, "precious").unwrap();
+    symlink(target.path(), start.path("socket")).unwrap();
+    assert_eq!(takes_the_place(start), subject.differs("file-at-path", true, false));
+    assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
 }
 
 fn a_live_instance_is_not_robbed(subject: &Subject) {
