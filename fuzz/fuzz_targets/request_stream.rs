@@ -1,0 +1,4 @@
+//! [`fuzz::request_stream`] for libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::request_stream(data));

@@ -1,0 +1,4 @@
+//! [`fuzz::sense`] for libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::sense(data));

@@ -1,0 +1,215 @@
+//! The helper protocol: what a client sends, and what a helper sends.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use pr_helper::HelperClient;
+use pr_helper::client::Config;
+use pr_helper::wire::{
+    self, Event, FEATURE_CLEANUP, RESPONSE_HEADER_LENGTH, RequestDecoder, RequestViolation, ResponseDecoder,
+    ResponseViolation,
+};
+use scsi_pr::{Cdb, Command, Completion, Error, MAX_TRANSFER, Opcode, PrManager, SenseCode};
+
+/// The ways in which a stream is cut, each as sizes of pieces that are used over and over.
+fn cuts(data: &[u8]) -> [Vec<usize>; 3] {
+    let by_data = data.iter().map(|byte| usize::from(byte % 29) + 1).chain([1]).collect();
+    [vec![1], vec![15, 2, 90], by_data]
+}
+
+/// What became of a stream.
+#[derive(Debug, PartialEq)]
+struct Requests {
+    events: Vec<Event>,
+    violation: Option<RequestViolation>,
+    consumed: usize,
+    idle: bool,
+}
+
+fn decode_requests(data: &[u8], pieces: &[usize]) -> Requests {
+    let mut decoder = RequestDecoder::new();
+    let mut requests = Requests { events: Vec::new(), violation: None, consumed: 0, idle: false };
+    for piece in pieces.iter().cycle() {
+        let takes_descriptor = decoder.takes_descriptor();
+        let room = decoder.wanted();
+        assert!(!room.is_empty() && room.len() <= MAX_TRANSFER);
+        assert!(!takes_descriptor || room.len() <= 16, "only the CDB has a descriptor");
+        let rest = &data[requests.consumed..];
+        let count = room.len().min(*piece).min(rest.len());
+        if count == 0 {
+            break;
+        }
+        room[..count].copy_from_slice(&rest[..count]);
+        requests.consumed += count;
+        match decoder.advance(count) {
+            Ok(event) => requests.events.extend(event),
+            Err(violation) => {
+                requests.violation = Some(violation);
+                return requests;
+            }
+        }
+    }
+    requests.idle = decoder.is_idle();
+    requests
+}
+
+/// What a client sends to a helper, from the handshake on.
+pub fn request_stream(data: &[u8]) {
+    let requests = decode_requests(data, &[usize::MAX]);
+    for pieces in cuts(data) {
+        assert_eq!(decode_requests(data, &pieces), requests, "cut into {pieces:?}");
+    }
+
+    let mut again = Vec::new();
+    for (number, event) in requests.events.iter().enumerate() {
+        match event {
+            Event::Negotiated(features) => {
+                assert_eq!(number, 0, "the handshake comes first, once");
+                assert_eq!(features & !FEATURE_CLEANUP, 0);
+                again.extend(wire::feature_word(*features));
+            }
+            Event::Request(request) => {
+                assert_ne!(number, 0, "nothing comes before the handshake");
+                let command = request.command();
+                assert_eq!(Cdb::new(*request.cdb().bytes()), Ok(*request.cdb()));
+                assert_eq!(command.parameter_list().len(), request.cdb().parameter_list_length());
+                crate::words::assert_printable(&command.to_string());
+                again.extend(request.cdb().bytes());
+                again.extend(command.parameter_list());
+            }
+        }
+    }
+    assert!(data.starts_with(&again), "what was accepted is what came");
+    match requests.violation {
+        None => {
+            assert_eq!(requests.consumed, data.len());
+            assert_eq!(requests.idle, again.len() == data.len(), "idle is between two requests");
+        }
+        Some(RequestViolation::Features(word)) => assert_eq!(wire::feature_word(word)[..], data[..4]),
+        Some(RequestViolation::Command(error)) => {
+            assert_eq!(requests.consumed, again.len() + 16, "nothing was read after the bad CDB");
+            let cdb = data[again.len()..requests.consumed].try_into().expect("16 bytes");
+            assert_eq!(Cdb::new(cdb), Err(error));
+        }
+        Some(other) => panic!("a violation that this target does not know: {other:?}"),
+    }
+}
+
+/// The answer to `cdb` that `data` begins with, and how many bytes it took; `None` when it is incomplete.
+fn decode_response(cdb: &Cdb, data: &[u8], pieces: &[usize]) -> (Result<Option<Completion>, ResponseViolation>, usize) {
+    let mut decoder = ResponseDecoder::new(cdb);
+    let mut consumed = 0;
+    for piece in pieces.iter().cycle() {
+        let room = decoder.wanted();
+        assert!(!room.is_empty() && consumed + room.len() <= RESPONSE_HEADER_LENGTH + cdb.allocation_length());
+        let count = room.len().min(*piece).min(data.len() - consumed);
+        if count == 0 {
+            break;
+        }
+        room[..count].copy_from_slice(&data[consumed..consumed + count]);
+        consumed += count;
+        match decoder.advance(count) {
+            Ok(None) => {}
+            answer => return (answer, consumed),
+        }
+    }
+    (Ok(None), consumed)
+}
+
+/// 16 bytes of a CDB, and what a helper answers to it.
+pub fn response_stream(data: &[u8]) {
+    let Some((cdb, data)) = data.split_first_chunk() else { return };
+    let Ok(cdb) = Cdb::new(*cdb) else { return };
+    let (answer, consumed) = decode_response(&cdb, data, &[usize::MAX]);
+    for pieces in cuts(data) {
+        assert_eq!(decode_response(&cdb, data, &pieces), (answer.clone(), consumed), "cut into {pieces:?}");
+    }
+
+    let status = data.first_chunk().map(|bytes| i32::from_be_bytes(*bytes));
+    match answer {
+        Ok(None) => assert_eq!(consumed, data.len()),
+        Ok(Some(completion)) => {
+            let (header, returned) = wire::encode_response(&completion, cdb.allocation_length());
+            assert_eq!(consumed, header.len() + returned.len());
+            assert_eq!((&header[..8], returned), (&data[..8], &data[header.len()..consumed]));
+            match &completion {
+                Completion::Good(good) => assert!(good == returned && good.len() <= cdb.allocation_length()),
+                // Only here the sense counts.
+                Completion::CheckCondition(_) => assert_eq!(header, data[..consumed]),
+                Completion::Status(status) => assert!(![0x00, 0x02].contains(&status.byte())),
+            }
+            crate::words::assert_printable(&completion.to_string());
+        }
+        Err(violation) => {
+            assert_eq!(consumed, RESPONSE_HEADER_LENGTH, "nothing was read after the bad header");
+            let is_status = status.is_some_and(|status| (0..=255).contains(&status));
+            assert_eq!(matches!(violation, ResponseViolation::Status(_)), !is_status, "{violation}");
+        }
+    }
+}
+
+/// 16 bytes of a CDB, and what a helper sends to a client that runs it, from the handshake on.
+pub fn helper_stream(data: &[u8]) {
+    static DEVICE: LazyLock<File> = LazyLock::new(|| File::open("/dev/null").expect("every system has it"));
+    let Some((cdb, data)) = data.split_first_chunk() else { return };
+    let Ok(cdb) = Cdb::new(*cdb) else { return };
+    // What a socket takes without anybody reading.
+    let data = &data[..data.len().min(32 * 1024)];
+
+    let (ours, mut theirs) = UnixStream::pair().expect("there are descriptors to be had");
+    theirs.write_all(data).expect("the socket has room for it");
+    theirs.shutdown(Shutdown::Write).expect("it is connected");
+    // Nothing is waited for: everything that will ever come has come.
+    let limit = Duration::from_secs(30);
+    let client = HelperClient::over(ours).with_config(Config {
+        attempts: 1,
+        pause: limit,
+        connect: limit,
+        turn: limit,
+        send: limit,
+        answer: limit,
+    });
+    let list = vec![0; cdb.parameter_list_length()];
+    let command = Command::new(cdb, &list).expect("it is as long as the CDB says");
+    let result = client.execute(DEVICE.as_fd(), command);
+
+    match expected(&cdb, data) {
+        Expected::NotRun => assert!(!lost(result).may_have_run()),
+        Expected::Unknown => {
+            assert!(lost(result).may_have_run());
+            assert!(!client.is_connected());
+        }
+        Expected::Answer(completion) => assert_eq!(result.expect("there is an answer"), completion),
+    }
+    // The helper has closed: nothing that came too much is taken for another answer.
+    assert!(!lost(client.execute(DEVICE.as_fd(), command)).may_have_run());
+    assert!(!client.is_connected());
+}
+
+fn lost(result: Result<Completion, Error>) -> Error {
+    let error = result.expect_err("there is no answer");
+    crate::words::assert_printable(&error.to_string());
+    error
+}
+
+enum Expected {
+    NotRun,
+    Unknown,
+    Answer(Completion),
+}
+
+fn expected(cdb: &Cdb, data: &[u8]) -> Expected {
+    let Some((offered, answer)) = data.split_first_chunk() else { return Expected::NotRun };
+    if cdb.opcode() == Opcode::Cleanup && wire::decode_features(*offered) & FEATURE_CLEANUP == 0 {
+        return Expected::Answer(Completion::check(SenseCode::INVALID_OPCODE));
+    }
+    match decode_response(cdb, answer, &[usize::MAX]) {
+        (Ok(Some(completion)), _) => Expected::Answer(completion),
+        _ => Expected::Unknown,
+    }
+}
