@@ -72,6 +72,8 @@ pub enum Reply {
     Errno(i32),
     /// The ioctl succeeds.
     Done(Done),
+    /// The ioctl succeeds, and nothing is written: to whoever answers it is another ioctl.
+    Ignored,
 }
 
 /// What is written into the header, and where it points to.

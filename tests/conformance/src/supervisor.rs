@@ -285,6 +285,7 @@ fn answer(notifications: &OwnedFd, id: u64, thread: u32, header: Header, reply: 
             let _ = write_reply(thread, header, done);
             ScmpNotifResp::new_val(id, 0, ScmpNotifRespFlags::empty())
         }
+        Reply::Ignored => ScmpNotifResp::new_val(id, 0, ScmpNotifRespFlags::empty()),
     };
     let _ = response.respond(notifications.as_raw_fd());
 }

@@ -15,6 +15,7 @@ against_each_helper!(
     driver_status_does_not_turn_into_good,
     failure_sense_does_not_turn_into_good,
     check_condition_has_sense,
+    an_ioctl_that_did_nothing_is_not_good,
     the_status_is_passed_on,
     sense_is_passed_on_byte_for_byte,
     data_are_what_was_transferred,
@@ -206,6 +207,14 @@ fn check_condition_has_sense(subject: &Subject) {
             assert_eq!(answer, subject.differs("check-condition-without-sense", none, some));
         }
     }
+}
+
+fn an_ioctl_that_did_nothing_is_not_good(subject: &Subject) {
+    let helper = supervised(subject);
+    let failure = Answer::check(0x0b, 0x08, 0x00);
+    let [read, reserved] = answers(&helper, Reply::Ignored);
+    assert_eq!(reserved, subject.differs("ioctl-of-another", Answer::good(&[]), failure.clone()));
+    assert_eq!((read.status, read.size), subject.differs("ioctl-of-another", (0x00, 24), (0x02, 0)));
 }
 
 fn the_status_is_passed_on(subject: &Subject) {

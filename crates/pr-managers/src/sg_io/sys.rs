@@ -29,6 +29,10 @@ const TO_DEVICE: c_int = -2;
 /// `SG_DXFER_FROM_DEV`.
 const FROM_DEVICE: c_int = -3;
 
+/// No host status of any kernel, whose codes are one byte: a driver, or a file of some user-space file system, that knows
+/// the ioctl by another meaning and returns 0 has done nothing, and leaves it in place.
+const NOT_WRITTEN: c_ushort = c_ushort::MAX;
+
 /// `struct sg_io_hdr`, version 3 of the interface.
 #[repr(C)]
 struct SgIoHdr {
@@ -106,7 +110,7 @@ pub(super) fn sg_io(
         masked_status: 0,
         msg_status: 0,
         sb_len_wr: 0,
-        host_status: 0,
+        host_status: NOT_WRITTEN,
         driver_status: 0,
         resid: 0,
         duration: 0,
