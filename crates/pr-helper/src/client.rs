@@ -178,14 +178,13 @@ impl HelperClient {
         Ok(connection)
     }
 
-    /// Only who has the turn changes the connection, so the callback sees the changes in order.
+    /// A connection is made where there is none, or dropped. Only who has the turn does either, so the callback sees the
+    /// changes in order.
     fn set_connection(&self, _turn: &Turn<'_>, connection: Option<Arc<Connection>>) {
         let connected = connection.is_some();
-        let before = std::mem::replace(&mut *self.connection(), connection);
+        *self.connection() = connection;
         tracing::debug!(peer = %self.peer, connected, "helper connection changed");
-        if before.is_some() != connected
-            && let Some(callback) = &self.on_change
-        {
+        if let Some(callback) = &self.on_change {
             callback(connected);
         }
     }

@@ -309,6 +309,21 @@ fn a_helper_that_comes_back_in_the_pause_is_used() {
 }
 
 #[test]
+fn others_may_run_in_the_pause() {
+    let helper = FakeHelper::new(|peer| if peer.number == 0 { None } else { play_well(peer) });
+    let hour = Duration::from_secs(60 * 60);
+    let config = Config { attempts: 2, pause: hour, turn: 2 * hour, ..patient() };
+    let client = Arc::new(HelperClient::new(helper.path()).with_config(config));
+    // Nobody waits for this one: it sleeps until the test program ends.
+    let pausing = Arc::clone(&client);
+    std::thread::spawn(move || run(&pausing, read_keys_command()));
+    wait_until("the attempt that fails", || helper.connections() == 1);
+    let (sender, answer) = mpsc::channel();
+    std::thread::spawn(move || sender.send(run(&client, read_keys_command())));
+    assert_eq!(answer.recv_timeout(LONG).unwrap().unwrap(), Completion::Good(vec![0x55; 8]));
+}
+
+#[test]
 fn the_pause_ends_with_the_time_for_a_turn() {
     let directory = tempfile::tempdir().unwrap();
     let config = Config { attempts: u32::MAX, pause: Duration::from_millis(5), turn: SHORT, ..patient() };
