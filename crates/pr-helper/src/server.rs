@@ -182,9 +182,9 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
         loop {
             let now = Instant::now();
             self.open_door(now);
-            self.shared.violations.count(now);
-            self.shared.failures.count(now);
-            let until = self.shared.before_sleep(now, |state| {
+            self.shared.complaints().for_each(|complaints| complaints.count(now));
+            let closed_until = if let Door::Until(until) = self.door { Some(until) } else { None };
+            let until = self.shared.before_sleep(now, closed_until, |state| {
                 for id in readable.drain(..) {
                     state.books.readable(id, now);
                 }
@@ -223,12 +223,14 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(errno) => {
-                    tracing::event!(
-                        name: "pr_helper_accept_failed",
-                        tracing::Level::WARN,
-                        "cannot accept a connection, waiting: {}",
-                        connection::reason(errno)
-                    );
+                    let reason = connection::reason(errno);
+                    self.shared.say(&self.shared.accepting, || {
+                        tracing::event!(
+                            name: "pr_helper_accept_failed",
+                            tracing::Level::WARN,
+                            "Unable to accept a connection, trying again: {reason}"
+                        );
+                    });
                     return self.close_door(Door::Until(Instant::now() + BACK_OFF));
                 }
             }
@@ -280,7 +282,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
                 let data = EventData::new_u64(id as u64);
                 match epoll::add(&self.shared.epoll, &connection.socket, data, CONNECTION_EVENTS) {
                     Ok(()) => state.books.park(id, connection, None),
-                    Err(_) => state.books.dispose(id, connection, Closing::Refused),
+                    Err(_) => state.books.dispose(id, connection, Closing::Unwatched),
                 }
             }
             Err(id) => {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use rustix::event::epoll;
 use scsi_pr::{Completion, SenseCode, Status};
+use tracing::Level;
 
 use super::books::{Closing, Id, Task, Turn};
 use super::connection::{Breach, Connection, Device, Read};
@@ -38,6 +39,7 @@ pub(super) fn attend(shared: &Arc<Shared>, job: ServerJob, may_run: bool) {
             seat.complain(&Breach::Connections(limit.max(1)));
         }
         Task::Close(Closing::HalfSent) => seat.complain(&Breach::HalfSent(shared.limits.half_sent)),
+        Task::Close(Closing::Unwatched) => seat.complain(&Breach::Unwatched),
     }
 }
 
@@ -82,7 +84,7 @@ impl Seat<'_> {
 
     fn complain(&self, breach: &Breach) {
         if let Some(connection) = &self.connection {
-            self.shared.complain(&connection.peer, connection.number, breach);
+            self.shared.complain(connection, breach);
         }
     }
 
@@ -144,7 +146,7 @@ impl Seat<'_> {
         if matches!(admission, Admission::Waits) {
             tracing::event!(
                 name: "pr_helper_wait",
-                tracing::Level::DEBUG,
+                Level::DEBUG,
                 connection = number,
                 "waits: as many commands as may run on its device"
             );
@@ -157,7 +159,7 @@ impl Seat<'_> {
         let cdb = request.cdb();
         tracing::event!(
             name: "pr_helper_request",
-            tracing::Level::TRACE,
+            Level::TRACE,
             connection = connection.number,
             opcode = cdb.bytes()[0],
             service_action = cdb.service_action(),
@@ -187,18 +189,16 @@ impl Seat<'_> {
     }
 
     /// There is no answer: the guest is told that the unit could not be reached, the log why.
-    fn failed(&self, error: &dyn std::fmt::Display) -> Completion {
-        if let Some(connection) = &self.connection
-            && self.shared.failures.say(&connection.peer, error, Instant::now())
-        {
-            self.shared.wake();
-        }
+    fn failed(&mut self, error: &dyn std::fmt::Display) -> Completion {
+        let Peer { pid, uid, .. } = self.connection().peer;
+        let shared = self.shared;
+        shared.say(&shared.failures, || tracing::event!(name: "pr_helper_failure", Level::WARN, pid, uid, "{error}"));
         Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE)
     }
 
     fn busy(&mut self, request: &Request) -> Result<(), Breach> {
         let number = self.connection().number;
-        tracing::event!(name: "pr_helper_busy", tracing::Level::DEBUG, connection = number, "answered BUSY");
+        tracing::event!(name: "pr_helper_busy", Level::DEBUG, connection = number, "answered BUSY");
         self.answer(&Completion::Status(Status::BUSY), request)
     }
 
@@ -246,7 +246,7 @@ impl Seat<'_> {
             state.books.park(self.id, connection, half_sent);
             self.leave(state);
         });
-        tracing::event!(name: "pr_helper_park", tracing::Level::TRACE, connection = number, "parked");
+        tracing::event!(name: "pr_helper_park", Level::TRACE, connection = number, "parked");
     }
 }
 
@@ -259,7 +259,7 @@ impl Drop for Seat<'_> {
             let Connection { number, peer: Peer { pid, .. }, .. } = *connection;
             // Closing may block: what the client sent and nobody read may hold descriptors.
             drop(connection);
-            tracing::event!(name: "pr_helper_close", tracing::Level::DEBUG, connection = number, pid, "closed");
+            tracing::event!(name: "pr_helper_close", Level::DEBUG, connection = number, pid, "closed");
         });
         let shared = self.shared;
         shared.change(|state| {

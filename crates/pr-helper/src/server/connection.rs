@@ -58,6 +58,7 @@ pub(super) enum Breach {
     Write(Errno),
     Connections(usize),
     HalfSent(Duration),
+    Unwatched,
 }
 
 impl Breach {
@@ -67,7 +68,7 @@ impl Breach {
             Self::Violation(RequestViolation::Command(InvalidCommand::Opcode(_))) => true,
             Self::Violation(_) | Self::ManyDescriptors | Self::Read(_) => false,
             Self::NoDescriptor | Self::EndInParameterList | Self::Write(_) => true,
-            Self::Connections(_) | Self::HalfSent(_) => true,
+            Self::Connections(_) | Self::HalfSent(_) | Self::Unwatched => true,
         }
     }
 }
@@ -86,6 +87,9 @@ impl fmt::Display for Breach {
             Self::Read(errno) => write!(f, "Unable to read from socket: {}", reason(*errno)),
             Self::Write(errno) => write!(f, "Unable to write to socket: {}", reason(*errno)),
             Self::Connections(most) => write!(f, "More than {most} connections of one process, closing socket."),
+            Self::Unwatched => {
+                f.write_str("Unable to watch a connection: the system has no room in epoll, closing socket.")
+            }
             Self::HalfSent(wait) => {
                 write!(f, "Half a request and nothing more for {} s, closing socket.", wait.as_secs())
             }

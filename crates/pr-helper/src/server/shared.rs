@@ -4,18 +4,18 @@
 //! the reserve is not spent on a command, which may hang, unless it can be replaced: where no more threads are to be
 //! had it answers BUSY.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use tracing::Level;
 
 use super::attend::attend;
 use super::books::{Books, Bounds, Job, Task};
 use super::complaints::Complaints;
 use super::connection::{Breach, Connection, Device};
 use super::{Limits, Peer};
-
-use std::os::fd::OwnedFd;
 
 /// How many threads stay in reserve for good, and how long the others do.
 const RESERVE: usize = 2;
@@ -40,6 +40,7 @@ pub(super) struct Shared {
     drained: Condvar,
     pub(super) violations: Complaints,
     pub(super) failures: Complaints,
+    pub(super) accepting: Complaints,
 }
 
 pub(super) struct State {
@@ -87,6 +88,7 @@ impl Shared {
             drained: Condvar::new(),
             violations: Complaints::new("connections that were closed"),
             failures: Complaints::new("commands that failed"),
+            accepting: Complaints::new("connections that could not be accepted"),
         })
     }
 
@@ -104,8 +106,13 @@ impl Shared {
         let hire = new_jobs > 0 && state.reserve == 0;
         state.reserve += usize::from(hire);
         let notify = new_jobs.min(state.reserve);
-        let wake = state.full && !state.books.is_full()
-            || state.books.deadline().is_some_and(|first| state.asleep_until.is_some_and(|until| first < until));
+        let has_room = state.full && !state.books.is_full();
+        let is_due = state.books.deadline().is_some_and(|first| state.asleep_until.is_some_and(|until| first < until));
+        let wake = has_room || is_due;
+        if wake {
+            // Once is enough.
+            (state.full, state.asleep_until) = (false, None);
+        }
         let drained = state.stopping && state.commands == 0;
         drop(state);
         for _ in 0..notify {
@@ -130,8 +137,13 @@ impl Shared {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// For the epoll thread: until when it may sleep, after `act`.
-    pub(super) fn before_sleep(self: &Arc<Self>, now: Instant, act: impl FnOnce(&mut State)) -> Option<Instant> {
+    /// For the epoll thread: until when it may sleep, after `act`; at most until `latest`.
+    pub(super) fn before_sleep(
+        self: &Arc<Self>,
+        now: Instant,
+        latest: Option<Instant>,
+        act: impl FnOnce(&mut State),
+    ) -> Option<Instant> {
         const RETRY: Duration = Duration::from_millis(100);
         let retry = self.change(|state| {
             act(state);
@@ -140,12 +152,12 @@ impl Shared {
             retry
         });
         let stranded = retry && !self.hire();
-        let complaints = [self.violations.deadline(), self.failures.deadline()].into_iter().flatten().min();
+        let complaints = self.complaints().filter_map(Complaints::deadline).min();
         let mut state = self.lock();
         state.stranded |= stranded;
         let retry = state.stranded.then(|| now + RETRY);
         // A far deadline, so that "asleep for ever" is no special case.
-        let until = state.books.deadline().into_iter().chain(complaints).chain(retry).min();
+        let until = state.books.deadline().into_iter().chain(complaints).chain(retry).chain(latest).min();
         state.asleep_until = Some(until.unwrap_or(now + Duration::from_secs(3600)));
         state.asleep_until
     }
@@ -208,20 +220,29 @@ impl Shared {
         self.lock().commands
     }
 
+    pub(super) fn complaints(&self) -> impl Iterator<Item = &Complaints> {
+        [&self.violations, &self.failures, &self.accepting].into_iter()
+    }
+
     /// Says why a connection is closed, if anybody should know.
-    pub(super) fn complain(&self, peer: &Peer, number: u64, breach: &Breach) {
+    pub(super) fn complain(&self, connection: &Connection, breach: &Breach) {
+        let Peer { pid, uid, .. } = connection.peer;
         if breach.is_told() {
-            if self.violations.say(peer, breach, Instant::now()) {
-                self.wake();
-            }
-        } else {
-            tracing::event!(
-                name: "pr_helper_violation",
-                tracing::Level::DEBUG,
-                connection = number,
-                pid = peer.pid,
-                "{breach}"
+            self.say(
+                &self.violations,
+                || tracing::event!(name: "pr_helper_violation", Level::WARN, pid, uid, "{breach}"),
             );
+        } else {
+            let connection = connection.number;
+            tracing::event!(name: "pr_helper_violation", Level::DEBUG, connection, pid, uid, "{breach}");
+        }
+    }
+
+    /// Says one of `complaints`, unless there were many just now.
+    pub(super) fn say(&self, complaints: &Complaints, complaint: impl FnOnce()) {
+        if complaints.say(complaint, Instant::now()) {
+            // To say in time how many there were.
+            self.wake();
         }
     }
 }

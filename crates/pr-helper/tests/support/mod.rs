@@ -5,7 +5,7 @@ use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -69,10 +69,22 @@ impl Server {
 
     /// A connection, whatever comes of it.
     pub(crate) fn connect_unheard(&self) -> Client {
-        let stream = UnixStream::connect(&self.path).unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        stream.set_write_timeout(Some(LONG)).unwrap();
-        Client { stream }
+        Client::connect(&self.path)
+    }
+
+    /// As [`client`](Self::client), where connections may be closed because their process has too many.
+    pub(crate) fn client_once_there_is_room(&self) -> Client {
+        let mut found = None;
+        wait_until("there is room for a connection", || {
+            let mut client = self.connect_unheard();
+            let served = client.try_receive::<4>()
+                && client.try_send(&[0; 4], &[]).is_ok()
+                && client.try_send(&reserve_in(0, 1), &[null().as_fd()]).is_ok()
+                && client.try_receive::<104>();
+            found = served.then_some(client);
+            found.is_some()
+        });
+        found.unwrap()
     }
 
     pub(crate) fn stop(mut self) -> Draining {
@@ -102,6 +114,16 @@ pub(crate) struct Answer {
 }
 
 impl Client {
+    pub(crate) fn connect(path: &Path) -> Self {
+        Self::over(UnixStream::connect(path).unwrap())
+    }
+
+    pub(crate) fn over(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.set_write_timeout(Some(LONG)).unwrap();
+        Self { stream }
+    }
+
     /// Sends all the bytes, and the descriptors with the first of them.
     pub(crate) fn send(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
         self.try_send(bytes, descriptors).unwrap();
@@ -119,6 +141,11 @@ impl Client {
         let mut bytes = [0; N];
         self.stream.read_exact(&mut bytes).unwrap();
         bytes
+    }
+
+    /// Whether as many bytes came before the end of the connection.
+    pub(crate) fn try_receive<const N: usize>(&mut self) -> bool {
+        self.stream.read_exact(&mut [0; N]).is_ok()
     }
 
     pub(crate) fn answer(&mut self) -> Answer {
@@ -244,4 +271,82 @@ impl PrManager for Gate {
         }
         Ok(Completion::check(SenseCode::IO_PROCESS_TERMINATED))
     }
+}
+
+/// The status.
+pub(crate) const BUSY: i32 = 8;
+
+/// CHECK CONDITION with fixed sense data of this code.
+pub(crate) fn check_condition(key: u8, asc: u8, ascq: u8) -> Answer {
+    let mut sense = [0; 96];
+    (sense[0], sense[2], sense[7], sense[12], sense[13]) = (0x70, key, 10, asc, ascq);
+    Answer { status: 2, sense, data: Vec::new() }
+}
+
+/// What [`Gate`] answers.
+pub(crate) fn io_process_terminated() -> Answer {
+    check_condition(0xb, 0x00, 0x06)
+}
+
+/// What a client does on a new connection, and the warning that it earns.
+pub(crate) type Breach = (&'static str, fn(&Server), Option<&'static str>);
+
+const NO_DESCRIPTOR: Option<&str> = Some("No file descriptor in request.");
+const INVALID_CDB: Option<&str> = Some("Invalid CDB, closing socket.");
+const UNEXPECTED_END: Option<&str> = Some("Unexpected end-of-file before all data were read");
+
+/// Every way to end a connection that the C helper tells apart.
+pub(crate) const BREACHES: [Breach; 19] = [
+    ("nothing", |server| drop(server.connect_unheard()), None),
+    ("half a handshake", |server| server.connect().send(&[0; 2], &[]), None),
+    ("half a CDB", |server| server.client().send(&reserve_in(0, 8)[..9], &[null().as_fd()]), None),
+    ("the end where a request could begin", |server| drop(server.client().ask(&reserve_in(0, 8), null())), None),
+    ("unknown features", |server| is_closed_on(server.connect(), &[0x80, 0, 0, 0], 0), None),
+    ("two descriptors", |server| is_closed_on(server.client(), &reserve_in(0, 8), 2), None),
+    ("253 descriptors", |server| is_closed_on(server.client(), &reserve_in(0, 8), 253), None),
+    ("two descriptors and no command", |server| is_closed_on(server.client(), &any_cdb(0x12, 0), 2), None),
+    ("two descriptors, one after the other", one_after_the_other, None),
+    ("too long IN", |server| is_closed_on(server.client(), &reserve_in(0, 8193), 1), None),
+    ("too long OUT", |server| is_closed_on(server.client(), &any_cdb(0x5f, 8193), 1), None),
+    ("no descriptor", |server| is_closed_on(server.client(), &reserve_in(0, 8), 0), NO_DESCRIPTOR),
+    ("no descriptor and no command", |server| is_closed_on(server.client(), &any_cdb(0x12, 0), 0), NO_DESCRIPTOR),
+    (
+        "one with the handshake",
+        |server| is_closed_on(server.connect(), &[&[0; 4][..], &reserve_in(0, 8)].concat(), 1),
+        NO_DESCRIPTOR,
+    ),
+    ("one with the list", one_with_the_list, NO_DESCRIPTOR),
+    ("TEST UNIT READY", |server| is_closed_on(server.client(), &[0; 16], 1), INVALID_CDB),
+    ("INQUIRY", |server| is_closed_on(server.client(), &any_cdb(0x12, 0), 1), INVALID_CDB),
+    (
+        "no parameter list",
+        |server| server.client().send(&reserve_out(0, &[0; 24])[..16], &[null().as_fd()]),
+        UNEXPECTED_END,
+    ),
+    (
+        "half a parameter list",
+        |server| server.client().send(&reserve_out(0, &[0; 24])[..30], &[null().as_fd()]),
+        UNEXPECTED_END,
+    ),
+];
+
+/// Sends it with as many descriptors, and sees the connection closed.
+pub(crate) fn is_closed_on(mut client: Client, bytes: &[u8], descriptors: usize) {
+    let null = null();
+    client.send(bytes, &vec![null.as_fd(); descriptors]);
+    assert!(client.is_closed());
+}
+
+fn one_after_the_other(server: &Server) {
+    let mut client = server.client();
+    client.send(&reserve_in(0, 8)[..3], &[null().as_fd()]);
+    is_closed_on(client, &reserve_in(0, 8)[3..], 1);
+}
+
+fn one_with_the_list(server: &Server) {
+    let mut client = server.client();
+    client.send(&reserve_out(0, &[0; 24])[..16], &[]);
+    // The server may have closed by now.
+    let _ = client.try_send(&[0; 24], &[null().as_fd()]);
+    assert!(client.is_closed());
 }
