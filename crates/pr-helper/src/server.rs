@@ -32,7 +32,7 @@ use rustix::time::Timespec;
 use scsi_pr::{Completion, PrManager, Status};
 
 use books::{Closing, Id};
-use connection::Connection;
+use connection::{Connection, SEND_PATIENCE};
 use shared::Shared;
 
 use crate::wire::feature_word;
@@ -136,7 +136,7 @@ pub fn serve(
         state.stopping = true;
         state.books.close_all(|connection| {
             if connection.pending.is_some() {
-                let _ = connection.answer(&Completion::Status(Status::BUSY), 0, Duration::ZERO, || ());
+                let _ = connection.answer(&Completion::Status(Status::BUSY), 0, Duration::ZERO, || false);
             }
             // At once: the thread that closes it may be held up by the connection before.
             let _ = rustix::net::shutdown(&connection.socket, Shutdown::Both);
@@ -270,7 +270,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
             uid = peer.uid,
             "accepted"
         );
-        for (which, time) in [(Timeout::Send, limits.send_timeout), (Timeout::Recv, limits.linger)] {
+        for (which, time) in [(Timeout::Send, SEND_PATIENCE.min(limits.send_timeout)), (Timeout::Recv, limits.linger)] {
             // Zero would mean for ever.
             let _ = set_socket_timeout(&socket, which, Some(time.max(Duration::from_millis(1))));
         }

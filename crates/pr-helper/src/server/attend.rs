@@ -207,7 +207,11 @@ impl Seat<'_> {
         let shared = self.shared;
         let answered =
             connection.answer(completion, request.cdb().allocation_length(), shared.limits.send_timeout, || {
-                shared.change(|state| self.leave_slot(state));
+                shared.change(|state| {
+                    self.leave_slot(state);
+                    // The end of the server does not wait for who does not read.
+                    !state.stopping
+                })
             });
         self.connection = Some(connection);
         answered.map_err(Breach::Write)

@@ -294,6 +294,16 @@ pub(crate) type Breach = (&'static str, fn(&Server), Option<&'static str>);
 const NO_DESCRIPTOR: Option<&str> = Some("No file descriptor in request.");
 const INVALID_CDB: Option<&str> = Some("Invalid CDB, closing socket.");
 const UNEXPECTED_END: Option<&str> = Some("Unexpected end-of-file before all data were read");
+// The C helper is silent about these.
+const MANY_DESCRIPTORS: Option<&str> = Some("More than one file descriptor in request, closing socket.");
+const UNKNOWN_FEATURES: Option<&str> =
+    Some("Invalid request, closing socket: unknown features 0x80000000 were requested");
+const LONG_IN: Option<&str> = Some(
+    "Invalid request, closing socket: PERSISTENT RESERVE IN of 8193 bytes, more than the 8192 that one command may move",
+);
+const LONG_OUT: Option<&str> = Some(
+    "Invalid request, closing socket: PERSISTENT RESERVE OUT of 8193 bytes, more than the 8192 that one command may move",
+);
 
 /// Every way to end a connection that the C helper tells apart.
 pub(crate) const BREACHES: [Breach; 19] = [
@@ -301,13 +311,13 @@ pub(crate) const BREACHES: [Breach; 19] = [
     ("half a handshake", |server| server.connect().send(&[0; 2], &[]), None),
     ("half a CDB", |server| server.client().send(&reserve_in(0, 8)[..9], &[null().as_fd()]), None),
     ("the end where a request could begin", |server| drop(server.client().ask(&reserve_in(0, 8), null())), None),
-    ("unknown features", |server| is_closed_on(server.connect(), &[0x80, 0, 0, 0], 0), None),
-    ("two descriptors", |server| is_closed_on(server.client(), &reserve_in(0, 8), 2), None),
-    ("253 descriptors", |server| is_closed_on(server.client(), &reserve_in(0, 8), 253), None),
-    ("two descriptors and no command", |server| is_closed_on(server.client(), &any_cdb(0x12, 0), 2), None),
-    ("two descriptors, one after the other", one_after_the_other, None),
-    ("too long IN", |server| is_closed_on(server.client(), &reserve_in(0, 8193), 1), None),
-    ("too long OUT", |server| is_closed_on(server.client(), &any_cdb(0x5f, 8193), 1), None),
+    ("unknown features", |server| is_closed_on(server.connect(), &[0x80, 0, 0, 0], 0), UNKNOWN_FEATURES),
+    ("two descriptors", |server| is_closed_on(server.client(), &reserve_in(0, 8), 2), MANY_DESCRIPTORS),
+    ("253 descriptors", |server| is_closed_on(server.client(), &reserve_in(0, 8), 253), MANY_DESCRIPTORS),
+    ("two descriptors and no command", |server| is_closed_on(server.client(), &any_cdb(0x12, 0), 2), MANY_DESCRIPTORS),
+    ("two descriptors, one after the other", one_after_the_other, MANY_DESCRIPTORS),
+    ("too long IN", |server| is_closed_on(server.client(), &reserve_in(0, 8193), 1), LONG_IN),
+    ("too long OUT", |server| is_closed_on(server.client(), &any_cdb(0x5f, 8193), 1), LONG_OUT),
     ("no descriptor", |server| is_closed_on(server.client(), &reserve_in(0, 8), 0), NO_DESCRIPTOR),
     ("no descriptor and no command", |server| is_closed_on(server.client(), &any_cdb(0x12, 0), 0), NO_DESCRIPTOR),
     (
