@@ -2,10 +2,36 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the limit on open files to what is allowed: each client takes one, and each running command another.
-pub(crate) fn raise() {
+/// What the helper has open besides clients and their devices, and more: standard streams, what it inherited, sockets,
+/// files of the log and of sysfs.
+const OTHERS: u64 = 32;
+
+/// Raises the limit on open files to what is allowed, and says how many clients may be connected then: each takes one
+/// descriptor, and its command another. A descriptor that does not fit is lost, and with it the connection on which it
+/// came, while a client that is not accepted just waits.
+pub(crate) fn raise() -> usize {
     let limit = getrlimit(Resource::Nofile);
     // Raising the soft limit up to the hard one is allowed to everybody. Where a sandbox forbids it, the old limit is
     // enough to serve.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    clients_within(if raised.is_ok() { limit.maximum } else { limit.current })
+}
+
+/// How many clients there is room for within this many descriptors, `None` for any number: one at least.
+fn clients_within(descriptors: Option<u64>) -> usize {
+    let clients = descriptors.map(|descriptors| descriptors.saturating_sub(OTHERS) / 2);
+    clients.map_or(usize::MAX, |clients| usize::try_from(clients).unwrap_or(usize::MAX).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_client_has_room_for_two() {
+        for (descriptors, clients) in [(0, 1), (32, 1), (36, 2), (1024, 496), (1 << 20, 524_272)] {
+            assert_eq!(clients_within(Some(descriptors)), clients, "{descriptors}");
+        }
+        assert_eq!(clients_within(None), usize::MAX);
+    }
 }

@@ -87,7 +87,7 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     if let Some(socket) = &mut socket {
         socket.start_keeper();
     }
-    limits::raise();
+    let room = limits::raise();
     let service_manager = ServiceManager::from_environment();
     privileges::drop_to(privileges::SG_IO, options.user, options.group)
         .map_err(|error| Message::new(format!("Failed to drop privileges: {}", reason(error))))?;
@@ -96,7 +96,9 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     }
     service_manager.ready();
 
-    let running = pr_helper::serve(listener, managers::manager_for(options.manager), options.limits(), stop.as_fd())
+    let mut limits = options.limits();
+    limits.connections = limits.connections.min(room);
+    let running = pr_helper::serve(listener, managers::manager_for(options.manager), limits, stop.as_fd())
         .map_err(|error| Message::new(format!("Failed to serve: {}", reason(error))))?;
     // Nobody is to come to a socket that nobody listens on while commands still run, for minutes perhaps.
     drop(socket);
