@@ -114,8 +114,16 @@ impl Client {
     /// Reads exactly 4 bytes that offer no features, and sends 4 that want none.
     #[track_caller]
     pub fn handshake(&self) {
-        assert_eq!(self.read::<4>(), [0; 4], "the features that are offered");
-        self.send(&[0; 4]);
+        self.try_handshake().unwrap_or_else(|error| panic!("no handshake: {error}"));
+    }
+
+    /// The same with a helper that may have closed the connection.
+    #[track_caller]
+    pub fn try_handshake(&self) -> io::Result<()> {
+        let mut features = [0xff; 4];
+        (&self.0).read_exact(&mut features)?;
+        assert_eq!(features, [0; 4], "the features that are offered");
+        self.try_send_with(&[0; 4], &[])
     }
 
     /// Reads exactly `N` bytes.

@@ -1,17 +1,21 @@
 //! A helper that runs, and is killed with everything it became when the test is over.
 
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
+use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::client::Client;
+use crate::client::{Client, in_cdb};
+use crate::device::null;
 use crate::process::{Mark, Process};
 use crate::start::Finished;
 use crate::supervisor::{Launch, Supervisor};
-use crate::wait::eventually;
+use crate::wait::{eventually, holds_for};
 
 pub(crate) const SOCKET: &str = "socket";
 pub(crate) const STDOUT: &str = "stdout";
@@ -83,6 +87,32 @@ impl Helper {
     #[track_caller]
     pub fn connect_silently(&self) -> Client {
         Client::try_connect(&self.socket()).unwrap_or_else(|error| panic!("no connection: {error}: {}", self.stderr()))
+    }
+
+    /// Connections that say nothing, as many of `count` as are accepted or queued.
+    pub fn crowd(&self, count: usize) -> Vec<OwnedFd> {
+        let address = SocketAddrUnix::new(self.socket()).expect("the path of a socket");
+        let connect = || {
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None)?;
+            connect(&socket, &address).map(|()| socket)
+        };
+        let mut crowd = Vec::new();
+        // A queue that is full may have room a moment later.
+        while crowd.len() < count
+            && !holds_for(Duration::from_millis(100), || connect().map(|socket| crowd.push(socket)).is_err())
+        {}
+        crowd
+    }
+
+    /// Waits until a new connection is served; until then it may be closed.
+    #[track_caller]
+    pub fn serves_again(&self) {
+        eventually("a connection is served", || {
+            let client = Client::try_connect(&self.socket()).ok()?;
+            client.try_handshake().ok()?;
+            client.try_send_with(&in_cdb(0, 8), &[null().as_fd()]).ok()?;
+            client.try_answer().ok()
+        });
     }
 
     /// The process that was started (not a daemon that it left).

@@ -1,12 +1,14 @@
 //! What /proc tells of a process.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::process::{Pid, Signal, kill_process};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 /// An environment variable by which everything that a helper became can be found again, a daemon too.
 #[derive(Debug)]
@@ -34,6 +36,27 @@ impl Mark {
             })
             .collect()
     }
+}
+
+/// A lock over a file (fcntl(2)) that excludes others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// From which byte on.
+    pub start: i64,
+    /// How many bytes; 0: to the end, wherever it is.
+    pub length: i64,
+    /// Whose it is: a process, or with -1 an open file description.
+    pub owner: i32,
+}
+
+/// The lock that keeps others from locking `file`.
+pub fn lock_over(file: &Path) -> Option<Lock> {
+    let file = File::options().read(true).write(true).open(file).expect("a file to be locked");
+    let mut lock =
+        libc::flock { l_type: libc::F_WRLCK as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(&file, FcntlArg::F_GETLK(&mut lock)).expect("F_GETLK");
+    let held = i32::from(lock.l_type) != libc::F_UNLCK;
+    held.then_some(Lock { start: lock.l_start, length: lock.l_len, owner: lock.l_pid })
 }
 
 /// Every process there is.
@@ -92,6 +115,14 @@ impl Process {
             .flatten()
             .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, fs::read_link(entry.path()).ok()?)))
             .collect()
+    }
+
+    /// Lets it open so many descriptors more, and no others.
+    pub fn leave_room_for(self, descriptors: usize) {
+        let open = self.descriptors();
+        let limit = (0..).filter(|number| !open.contains_key(number)).nth(descriptors).map(u64::from);
+        let pid = i32::try_from(self.0).ok().and_then(Pid::from_raw);
+        prlimit(pid, Resource::Nofile, Rlimit { current: limit, maximum: limit }).expect("prlimit");
     }
 
     /// Its resident memory in KiB.

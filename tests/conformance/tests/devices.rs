@@ -69,11 +69,14 @@ fn answers(helper: &Helper, device: &File) -> [Answer; 2] {
     [read, reserve]
 }
 
+/// An OUT of type WRITE EXCLUSIVE.
 #[track_caller]
 fn run_out(helper: &Helper, client: &Client, service_action: u8, list: &[u8; 24], device: &File) -> Answer {
     helper.supervisor().reply_with(Reply::data(&[]));
     let before = helper.supervisor().calls().len();
-    let answer = client.run(&out_cdb(service_action, 24), list, device);
+    let mut cdb = out_cdb(service_action, 24);
+    cdb[2] = 0x01;
+    let answer = client.run(&cdb, list, device);
     let sent = helper.supervisor().calls().len() - before;
     assert_eq!(sent == 1, answer.status == 0, "what is refused was not sent: {answer:?}");
     answer

@@ -3,8 +3,9 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use conformance::process::lock_over;
 use conformance::{Answer, Subject, against_each_helper, in_cdb, null};
-use rustix::process::{FlockType, Signal, fcntl_getlk};
+use rustix::process::Signal;
 
 against_each_helper!(
     the_process_that_was_started_is_the_helper,
@@ -34,13 +35,9 @@ fn inherited_descriptors_and_their_locks_are_kept(subject: &Subject) {
     let file = File::options().read(true).write(true).open(&path).unwrap();
     let locked = env!("CARGO_BIN_EXE_locked");
     let helper = start.stdin(file).shell(&format!("set -- {locked} \"$@\"")).redirect("5<&0 7<&0").serve();
-    let locked_by = || {
-        let file = File::options().read(true).write(true).open(&path).unwrap();
-        let lock = fcntl_getlk(&file, &FlockType::WriteLock.into()).unwrap();
-        lock.and_then(|lock| lock.pid).map(|pid| pid.as_raw_nonzero().get().cast_unsigned())
-    };
     assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
-    assert_eq!(locked_by(), Some(helper.process().pid()));
+    let owner = lock_over(&path).map(|lock| lock.owner.cast_unsigned());
+    assert_eq!(owner, Some(helper.process().pid()));
     let descriptors = helper.process().descriptors();
     for number in [5, 7] {
         assert_eq!(descriptors.get(&number).map(|at| &**at), Some(&*path));

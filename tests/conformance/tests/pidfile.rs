@@ -1,12 +1,11 @@
 //! The pid file: what it holds, its lock, and what a second instance is told.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use conformance::process::Process;
+use conformance::process::{Process, lock_over};
 use conformance::{Answer, Client, Helper, Subject, against_each_helper, eventually, in_cdb, null};
-use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 against_each_helper!(
     it_holds_the_pid_and_a_newline,
@@ -25,12 +24,6 @@ against_each_helper!(
 #[track_caller]
 fn pid_in(file: &Path) -> u32 {
     eventually("the pid file is written", || fs::read_to_string(file).ok()?.strip_suffix('\n')?.parse().ok())
-}
-
-/// Who holds a lock over the file that excludes another.
-fn lock(file: &Path) -> Option<Flock> {
-    let file = File::options().read(true).write(true).open(file).unwrap();
-    fcntl_getlk(&file, &FlockType::WriteLock.into()).unwrap()
 }
 
 #[track_caller]
@@ -61,15 +54,15 @@ fn it_is_locked_for_life_and_never_removed(subject: &Subject) {
     let start = subject.command();
     let file = start.path("pid");
     let helper = start.arg("-f").arg(&file).serve();
-    let held = lock(&file).expect("a lock");
+    let held = lock_over(&file).expect("a lock");
     assert_eq!((held.start, held.length), (0, 0), "over the whole file");
     serves(&helper);
-    assert!(lock(&file).is_some());
+    assert!(lock_over(&file).is_some());
     let pid = helper.process().pid();
     let end = helper.terminate();
     assert_eq!(end.code(), 0);
     assert_eq!(fs::read_to_string(&file).unwrap(), format!("{pid}\n"));
-    assert!(lock(&file).is_none());
+    assert!(lock_over(&file).is_none());
 }
 
 fn an_existing_one_is_overwritten_and_keeps_its_mode(subject: &Subject) {
