@@ -1,44 +1,59 @@
 //! A listening socket passed by a service manager: `LISTEN_PID`, `LISTEN_FDS`, descriptor 3 (sd_listen_fds(3)).
 
 use std::env;
-use std::fs;
-use std::os::fd::OwnedFd;
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use listenfd::ListenFd;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, getsockname, sendmsg};
+use pr_helper::descriptor::{self, Passed};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair, sockopt};
 
-use crate::message::{Message, Result, invoked_as};
+use crate::message::{Message, Result, invoked_as, reason};
 use crate::number::decimal;
 
 /// The variables of the protocol. No child of this process may see them.
 pub(crate) const VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// The first passed descriptor (`SD_LISTEN_FDS_START`).
-const FIRST: u64 = 3;
+const FIRST: RawFd = 3;
 
 /// The socket that was passed to this process, if one was; `socket_given` says whether `-k` names another.
+///
+/// This process must not have opened anything that is still open: it could be taken for what was passed.
 pub(crate) fn take(socket_given: bool) -> Result<Option<OwnedFd>> {
-    let variable = |name| env::var(name).ok();
-    let count = passed(variable, std::process::id());
+    let count = passed(|name| env::var(name).ok(), std::process::id());
     if count == 0 {
         return Ok(None);
     }
-    // Too many to be true are not looked for: the C helper aborts on them.
-    if u32::try_from(count).is_ok()
-        && let Some(closed) = (FIRST..FIRST + count).find(|number| !is_open(*number))
-    {
+    let program = invoked_as();
+    let several = Message::new(format!("{program} does not support socket activation with LISTEN_FDS > 1"));
+    // The C helper aborts. No process has as many descriptors.
+    let Ok(count) = RawFd::try_from(count) else { return Err(several) };
+    let mut numbers = FIRST..FIRST.saturating_add(count);
+    if let Some(closed) = numbers.find(|number| address(*number) == Err(Errno::BADF)) {
         return Err(Message::new(format!(
-            "Socket activation failed: invalid file descriptor fd = {closed}: Bad file descriptor"
+            "Socket activation failed: invalid file descriptor fd = {closed}: {}",
+            reason(Errno::BADF)
         )));
     }
     if socket_given {
         return Err(Message::new("Unix socket can't be set when using socket activation"));
     }
     if count > 1 {
-        let program = invoked_as();
-        return Err(Message::new(format!("{program} does not support socket activation with LISTEN_FDS > 1")));
+        return Err(several);
     }
-    listener().map(Some)
+    let failed = |why: &str| Message::new(format!("Failed to use socket activation: {why}"));
+    address(FIRST).map_err(|errno| failed(&format!("Unable to query remote socket address: {}", reason(errno))))?;
+    let socket = own(FIRST).map_err(|errno| failed(&reason(errno)))?;
+    // The C helper takes any socket, and then serves nobody.
+    if sockopt::socket_domain(&socket) != Ok(AddressFamily::UNIX) {
+        return Err(failed("fd 3 is not a Unix socket, so no client could pass a device over it"));
+    }
+    if sockopt::socket_acceptconn(&socket) != Ok(true) {
+        return Err(failed("fd 3 is not a listening socket"));
+    }
+    Ok(Some(socket))
 }
 
 /// How many descriptors were passed to the process `own_pid`.
@@ -57,36 +72,26 @@ fn passed(variable: impl Fn(&'static str) -> Option<String>, own_pid: u32) -> u6
     }
 }
 
-fn is_open(descriptor: u64) -> bool {
-    fs::symlink_metadata(format!("/proc/self/fd/{descriptor}")).is_ok()
+/// getsockname(2) on a descriptor that may not even be open.
+fn address(number: RawFd) -> rustix::io::Result<()> {
+    getsockname::<SockaddrStorage>(number).map(drop).map_err(errno)
 }
 
-/// Descriptor 3 as a listener.
-///
-/// The C helper takes any socket, and serves nobody on what is not listening or cannot pass descriptors.
-fn listener() -> Result<OwnedFd> {
-    let failed = |why: &str| Message::new(format!("Failed to use socket activation: {why}"));
-    let mut passed = ListenFd::from_env();
-    if !fs::metadata(format!("/proc/self/fd/{FIRST}")).is_ok_and(|file| is_socket(&file)) {
-        return Err(failed("Unable to query remote socket address: Socket operation on non-socket"));
-    }
-    let mut of_type = |kind: SocketType| -> Option<OwnedFd> {
-        let family = i32::from(AddressFamily::UNIX.as_raw());
-        let kind = i32::try_from(kind.as_raw()).expect("the kernel's types are small");
-        passed.take_custom(0, family, kind, "Unix socket").ok().flatten()
-    };
-    let listener = of_type(SocketType::STREAM)
-        .or_else(|| of_type(SocketType::SEQPACKET))
-        .ok_or_else(|| failed("fd 3 is not a Unix stream socket, so no client could pass a device over it"))?;
-    match sockopt::socket_acceptconn(&listener) {
-        Ok(true) => Ok(listener),
-        _ => Err(failed("fd 3 is not a listening socket")),
+/// Takes descriptor `number` as our own, close-on-exec, under another number. Safe code takes none by its number, but a
+/// message from us to ourselves does.
+fn own(number: RawFd) -> rustix::io::Result<OwnedFd> {
+    let (to, from) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let message = [ControlMessage::ScmRights(&[number])];
+    sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(&[0])], &message, MsgFlags::MSG_NOSIGNAL, None).map_err(errno)?;
+    nix::unistd::close(number).map_err(errno)?;
+    match descriptor::receive(&from, &mut [0], RecvFlags::empty())? {
+        (_, Passed::One(descriptor)) => Ok(descriptor),
+        _ => Err(Errno::MFILE),
     }
 }
 
-fn is_socket(file: &fs::Metadata) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    file.file_type().is_socket()
+fn errno(error: nix::Error) -> Errno {
+    Errno::from_raw_os_error(error as i32)
 }
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ impl Kept {
             Ok(keeper) => self.keeper = Some(keeper),
             // To serve is worth more than to leave nothing behind.
             Err(error) => tracing::warn!(
-                "the keeper cannot be started, so {} may stay behind at the end: {}",
+                "the keeper cannot be started (is /proc mounted?), so {} may stay behind at the end: {}",
                 self.file.path().display(),
                 reason(error)
             ),

@@ -16,13 +16,29 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span;
 use tracing::subscriber::Interest;
-use tracing::{Event, Metadata, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::message::{Message, Result, reason};
 pub(crate) use settings::{Added, Settings};
 
-/// The events that `-T` can enable.
-pub(crate) const EVENTS: [&str; 2] = ["pr_manager_execute", "pr_manager_run"];
+/// The events that `-T` can enable: those that the crates of this project name.
+pub(crate) const EVENTS: [&str; 14] = [
+    "pr_helper_accept",
+    "pr_helper_accept_failed",
+    "pr_helper_busy",
+    "pr_helper_close",
+    "pr_helper_complaints",
+    "pr_helper_completed",
+    "pr_helper_failure",
+    "pr_helper_park",
+    "pr_helper_request",
+    "pr_helper_reserve_out",
+    "pr_helper_violation",
+    "pr_helper_wait",
+    // QEMU's own, and with its text.
+    "pr_manager_execute",
+    "pr_manager_run",
+];
 
 /// What `-T help` prints.
 pub(crate) fn list() -> String {
@@ -74,9 +90,7 @@ impl Subscriber for Log {
     }
 
     fn event(&self, event: &Event<'_>) {
-        let mut text = Text::default();
-        event.record(&mut text);
-        let text = text.into_line();
+        let text = Text::of(event);
         if self.is_message(event.metadata()) {
             Message::new(text.as_str()).print();
         }
@@ -100,8 +114,7 @@ impl Subscriber for Log {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// An event in words: its message, or where it has none its fields, `name=value`. On one line, whatever it holds: what a
-/// client sends must not be able to look like another line.
+/// An event in words: its message, then its fields, `name=value`.
 #[derive(Default)]
 struct Text {
     message: Option<String>,
@@ -109,8 +122,19 @@ struct Text {
 }
 
 impl Text {
-    fn into_line(self) -> String {
-        self.message.unwrap_or(self.fields).replace(|c: char| c.is_control(), " ")
+    /// On one line, whatever the event holds: what a client sends must not be able to look like another line.
+    fn of(event: &Event<'_>) -> String {
+        let mut text = Self::default();
+        event.record(&mut text);
+        // What is meant for administrators has the C helper's words and no others, and QEMU's events have QEMU's.
+        let metadata = event.metadata();
+        let alone = *metadata.level() <= Level::INFO || metadata.name().starts_with("pr_manager_");
+        let line = match text.message {
+            None => text.fields,
+            Some(message) if alone || text.fields.is_empty() => message,
+            Some(message) => format!("{message} {}", text.fields),
+        };
+        line.replace(|c: char| c.is_control(), " ")
     }
 }
 
@@ -132,6 +156,8 @@ impl Visit for Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+    use std::path::Path;
 
     /// What `log` prints, in the file, while `act` runs.
     fn traced(enabled: &[&'static str], act: impl FnOnce()) -> String {
@@ -143,9 +169,9 @@ mod tests {
     }
 
     #[test]
-    fn events_are_logged_as_qemu_does() {
+    fn qemu_s_events_have_qemu_s_text() {
         let lines = traced(&["pr_manager_run"], || {
-            tracing::trace!(name: "pr_manager_run", "fd={} cmd={:#04x} service action={:#04x}", 3, 0x5e, 0);
+            tracing::trace!(name: "pr_manager_run", fd = 3, "fd={} cmd={:#04x} service action={:#04x}", 3, 0x5e, 0);
             tracing::trace!(name: "pr_manager_execute", "not enabled");
             tracing::trace!("has no name");
         });
@@ -153,12 +179,48 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_line() {
-        let lines = traced(&["pr_manager_run"], || {
-            tracing::trace!(name: "pr_manager_run", fd = 3, "a\nb");
-            tracing::trace!(name: "pr_manager_run", fd = 3, path = "c\nd");
+    fn other_events_have_their_fields_unless_they_are_messages() {
+        let lines = traced(&["pr_helper_close", "pr_helper_busy"], || {
+            tracing::debug!(name: "pr_helper_close", connection = 3, pid = 1, "closed");
+            tracing::debug!(name: "pr_helper_close", connection = 3, peer = "x");
+            tracing::debug!(name: "pr_helper_close", "closed");
+            tracing::warn!(name: "pr_helper_busy", connection = 3, "busy");
         });
-        assert_eq!(lines, "pr_manager_run a b\npr_manager_run fd=3 path=c d\n");
+        assert_eq!(
+            lines,
+            "pr_helper_close closed connection=3 pid=1\npr_helper_close connection=3 peer=x\npr_helper_close closed\n\
+             pr_helper_busy busy\n"
+        );
+    }
+
+    #[test]
+    fn an_event_is_one_line() {
+        let lines = traced(&["pr_helper_close"], || {
+            tracing::trace!(name: "pr_helper_close", path = "c\nd", "a\nb");
+        });
+        assert_eq!(lines, "pr_helper_close a b path=c d\n");
+    }
+
+    /// The names in the sources are those that `-T help` lists.
+    #[test]
+    fn every_event_of_the_project_is_listed() {
+        fn names(directory: &Path, found: &mut BTreeSet<String>) {
+            for entry in std::fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    names(&path, found);
+                } else if path.extension().is_some_and(|extension| extension == "rs") {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    let named = text.split("name: \"pr_").skip(1).filter_map(|rest| rest.split_once('"'));
+                    found.extend(named.map(|(name, _)| format!("pr_{name}")));
+                }
+            }
+        }
+        let mut found = BTreeSet::new();
+        for sources in ["../pr-helper/src", "../pr-managers/src"] {
+            names(&Path::new(env!("CARGO_MANIFEST_DIR")).join(sources), &mut found);
+        }
+        assert_eq!(found, BTreeSet::from(EVENTS.map(str::to_owned)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{HELPER, Running, directory, ended, handshake, helper, is_root, outcome, processes_with, wait_for};
+use common::{HELPER, Running, directory, ended, handshake, helper, outcome, processes_with, wait_for};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fs::{FlockOperation, fcntl_lock};
@@ -120,9 +120,6 @@ fn in_the_background_it_serves_when_the_launcher_ends() {
 /// With `-d` a relative pid file is in the root directory, as the C helper has it.
 #[test]
 fn a_relative_pid_file_is_in_the_root_directory() {
-    if !is_root() {
-        return;
-    }
     let directory = directory();
     let socket = directory.path().join("s");
     let name = directory.path().strip_prefix("/").unwrap().join("pid");
@@ -138,9 +135,6 @@ fn a_relative_pid_file_is_in_the_root_directory() {
 /// goes wrong before it forks.
 #[test]
 fn what_fails_in_the_background_is_told() {
-    if !is_root() {
-        return;
-    }
     let directory = directory();
     let (socket, pid_file) = (directory.path().join("s"), directory.path().join("pid"));
     let mut command = Command::new("setpriv");

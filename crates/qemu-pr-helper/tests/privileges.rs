@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use common::{HELPER, Running, directory, handshake, helper, is_root, outcome, processes_with, threads};
+use common::{HELPER, Running, directory, handshake, helper, outcome, processes_with, threads};
 use rustix::process::Signal;
 
 /// CAP_SYS_RAWIO, capability(7), as /proc shows it.
@@ -22,9 +22,6 @@ fn ids(id: u32) -> String {
 
 #[test]
 fn every_thread_has_cap_sys_rawio_and_nothing_else() {
-    if !is_root() {
-        return;
-    }
     for (arguments, uid, gid) in [
         (&[][..], 0, 0),
         (&["-u", "nobody"], 65534, 0),
@@ -55,9 +52,6 @@ fn every_thread_has_cap_sys_rawio_and_nothing_else() {
 
 #[test]
 fn the_keeper_has_what_removing_takes() {
-    if !is_root() {
-        return;
-    }
     let directory = directory();
     let socket = directory.path().join("s");
     // A descriptor that is inherited, as libvirt's and systemd's are.
@@ -91,9 +85,6 @@ fn the_keeper_has_what_removing_takes() {
 
 #[test]
 fn the_keeper_outlives_signals_to_the_group() {
-    if !is_root() {
-        return;
-    }
     let directory = directory();
     let socket = directory.path().join("s");
     let running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
@@ -109,9 +100,6 @@ fn the_keeper_outlives_signals_to_the_group() {
 
 #[test]
 fn the_capability_alone_is_enough_and_takes_no_keeper() {
-    if !is_root() {
-        return;
-    }
     let directory = directory();
     let socket = directory.path().join("s");
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -134,9 +122,6 @@ fn the_capability_alone_is_enough_and_takes_no_keeper() {
 
 #[test]
 fn without_the_capability_there_is_no_start() {
-    if !is_root() {
-        return;
-    }
     let directory = directory();
     let socket = directory.path().join("s");
     let mut command = Command::new("setpriv");

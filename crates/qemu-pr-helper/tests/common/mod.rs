@@ -1,4 +1,5 @@
-//! Starting the helper, and looking at what it does from outside.
+//! Starting the helper, and looking at what it does from outside. These tests have to be run as root, as the helper is:
+//! for anybody else it does not start.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;
@@ -47,15 +48,6 @@ pub(crate) fn helper<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) ->
         command.env_remove(name);
     }
     command
-}
-
-/// Whether this test may do what only user 0 may. Said aloud where it may not.
-pub(crate) fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("left out: needs to be run as root");
-    }
-    root
 }
 
 /// A running helper, which is killed if the test does not end it.
