@@ -14,13 +14,6 @@ fn descriptors() -> usize {
     read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// The server's threads that serve connections.
-fn threads() -> usize {
-    let names = read_dir("/proc/self/task").unwrap().map(|task| read_to_string(task.unwrap().path().join("comm")));
-    // One that ends meanwhile has none.
-    names.flatten().filter(|name| name.trim() == "pr-command").count()
-}
-
 /// Resident memory, in KiB.
 fn memory() -> usize {
     let status = read_to_string("/proc/self/status").unwrap();

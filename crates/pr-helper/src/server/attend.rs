@@ -91,10 +91,12 @@ impl Seat<'_> {
     /// Serves the connection until it falls silent; BUSY to the first command where none may run.
     fn serve(mut self, may_run: bool) {
         let patient = may_run && !self.shared.limits.linger.is_zero();
+        // Who has just shaken hands may be silent for long: only who asks is waited for.
+        let mut lingers = false;
         loop {
             let read = match self.connection().pending.take() {
                 Some(pending) => Read::Request(pending.0, pending.1),
-                None => self.connection().read(patient),
+                None => self.connection().read(patient, lingers),
             };
             let next = match read {
                 Read::Request(request, descriptor) if may_run => match self.admit(request, descriptor) {
@@ -116,7 +118,7 @@ impl Seat<'_> {
             };
             self.turn = None;
             match next {
-                Ok(Next::Linger) => {}
+                Ok(Next::Linger) => lingers = patient,
                 Ok(Next::Yield) => return self.park(),
                 Ok(Next::Close) => return,
                 Err(breach) => return self.complain(&breach),

@@ -141,10 +141,12 @@ impl Connection {
         }
     }
 
-    /// Reads until a request is whole or nothing comes; waits for more when `patient`, as long as SO_RCVTIMEO says.
-    pub(super) fn read(&mut self, patient: bool) -> Read {
-        let flags = if patient { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
+    /// Reads until a request is whole or nothing comes. Waits a moment, as long as SO_RCVTIMEO says, for the rest of a
+    /// request when `patient`, for its beginning when `lingers`.
+    pub(super) fn read(&mut self, patient: bool, lingers: bool) -> Read {
         loop {
+            let waits = lingers || (patient && !self.decoder.is_idle());
+            let flags = if waits { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
             let takes_descriptor = self.decoder.takes_descriptor();
             let room = self.decoder.wanted();
             let wanted = room.len();
