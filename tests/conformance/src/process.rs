@@ -117,12 +117,13 @@ impl Process {
             .collect()
     }
 
-    /// Lets it open so many descriptors more, and no others.
-    pub fn leave_room_for(self, descriptors: usize) {
+    /// Lets it open so many descriptors more, and no others; says how many it has then.
+    pub fn leave_room_for(self, descriptors: usize) -> usize {
         let open = self.descriptors();
         let limit = (0..).filter(|number| !open.contains_key(number)).nth(descriptors).map(u64::from);
         let pid = i32::try_from(self.0).ok().and_then(Pid::from_raw);
         prlimit(pid, Resource::Nofile, Rlimit { current: limit, maximum: limit }).expect("prlimit");
+        open.len() + descriptors
     }
 
     /// Its resident memory in KiB.

@@ -121,8 +121,9 @@ fn a_residual_over_the_transfer_length_aborts(subject: &Subject) {
 fn a_full_descriptor_table_spins(subject: &Subject) {
     let helper = subject.serve();
     let process = helper.process();
-    process.leave_room_for(4);
+    let full = process.leave_room_for(4);
     let crowd = helper.crowd(20);
+    eventually("the table is full", || (process.descriptors().len() == full).then_some(()));
     let start = process.processor_ticks();
     let busy = || process.processor_ticks() - start;
     if subject.differs("descriptor-spin", true, false) {

@@ -29,6 +29,7 @@ against_each_helper!(
     a_loop_device_says_so,
     read_only_refuses_out_after_taking_the_list,
     write_only_is_enough,
+    one_without_access_is_no_device,
     the_same_one_serves_many_requests,
 );
 
@@ -204,8 +205,9 @@ fn it_is_lost_when_the_table_is_full(subject: &Subject) {
     let helper = subject.serve();
     let client = helper.connect();
     leaves_nothing(&helper, || still_serves(&client));
-    helper.process().leave_room_for(2);
+    let full = helper.process().leave_room_for(2);
     let crowd = helper.crowd(10);
+    eventually("the table is full", || (helper.process().descriptors().len() == full).then_some(()));
     client.send_with(&in_cdb(0, 8), &[null().as_fd()]);
     let answer = client.try_answer().ok();
     assert_eq!(answer, subject.differs("descriptor-lost", None, Some(Answer::status(0x08))));
@@ -280,6 +282,15 @@ fn write_only_is_enough(subject: &Subject) {
     assert_eq!(client.run(&in_cdb(0, 8), &[], &device).status, 0);
     assert_eq!(client.run(&out_cdb(0, 24), &[0; 24], &device).status, 0);
     assert_eq!(helper.supervisor().calls().len(), 2);
+}
+
+fn one_without_access_is_no_device(subject: &Subject) {
+    let helper = subject.serve();
+    let client = helper.connect();
+    let path = open("/dev/null", OFlags::PATH, Mode::empty()).unwrap();
+    assert_eq!(client.run(&in_cdb(0, 8), &[], &path), Answer::io_process_terminated());
+    // Its access mode is that of a read-only one.
+    assert_eq!(client.run(&out_cdb(0, 24), &[0; 24], &path), Answer::check(0x05, 0x20, 0x00));
 }
 
 fn the_same_one_serves_many_requests(subject: &Subject) {

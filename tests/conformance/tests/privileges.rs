@@ -9,7 +9,9 @@ against_each_helper!(
     user_and_group_are_taken_apart,
     a_thread_keeps_all_privileges,
     a_command_still_reaches_the_device,
-    without_root_it_says_why_or_serves,
+    without_root_it_says_why,
+    programs_that_it_starts_gain_nothing,
+    as_many_descriptors_as_allowed_are_used,
 );
 
 /// CAP_SYS_RAWIO, bit 17: what SG_IO needs to pass PERSISTENT RESERVE on.
@@ -83,7 +85,22 @@ fn a_command_still_reaches_the_device(subject: &Subject) {
     assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], null()), Answer::good(&[1, 2, 3]));
 }
 
-fn without_root_it_says_why_or_serves(subject: &Subject) {
+fn programs_that_it_starts_gain_nothing(subject: &Subject) {
+    let helper = subject.serve();
+    for thread in helper.process().threads() {
+        assert_eq!(thread["NoNewPrivs"], subject.differs("no-new-privileges", "0", "1"));
+    }
+}
+
+fn as_many_descriptors_as_allowed_are_used(subject: &Subject) {
+    let helper = subject.command().shell("ulimit -Sn 256 && ulimit -Hn 4096").serve();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", helper.process().pid())).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let limits: Vec<&str> = line.split_whitespace().take(2).collect();
+    assert_eq!(limits, subject.differs("descriptor-limit", ["256", "4096"], ["4096", "4096"]));
+}
+
+fn without_root_it_says_why(subject: &Subject) {
     let start = subject.command();
     std::os::unix::fs::chown(start.directory(), Some(65534), Some(65534)).unwrap();
     let ordinary = r#"set -- setpriv --reuid=65534 --regid=65534 --clear-groups "$@""#;

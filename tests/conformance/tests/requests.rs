@@ -1,5 +1,6 @@
 //! Requests and answers: what is read, what is refused, what a client may do to a connection.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
@@ -21,7 +22,9 @@ against_each_helper!(
     requests_may_be_pipelined,
     a_client_that_never_reads_stalls_itself_alone,
     a_half_sent_request_stalls_itself_alone,
+    leaving_between_two_requests_is_no_news,
     protocol_violations_leave_nothing_behind,
+    protocol_violations_do_not_flood_the_log,
 );
 
 fn other_opcodes_close(subject: &Subject) {
@@ -37,7 +40,7 @@ fn other_opcodes_close(subject: &Subject) {
 }
 
 fn cleanup_has_nothing_to_clean(subject: &Subject) {
-    let helper = subject.serve();
+    let helper = subject.command().supervised().serve();
     let mut cdb = [0; 16];
     cdb[0] = 0xff;
     for feature in [0, 1] {
@@ -49,6 +52,12 @@ fn cleanup_has_nothing_to_clean(subject: &Subject) {
         let answer = client.try_answer().ok();
         assert_eq!(answer, subject.differs("cleanup", None, Some(Answer::good(&[]))), "feature word {feature}");
     }
+    let client = helper.connect();
+    let read_only = File::open("/dev/null").unwrap();
+    client.request(&cdb, &[], &read_only);
+    let answer = client.try_answer().ok();
+    assert_eq!(answer, subject.differs("cleanup", None, Some(Answer::check(0x05, 0x20, 0x00))), "read-only");
+    assert_eq!(helper.supervisor().calls(), [], "no device was asked");
 }
 
 fn the_limit_is_8192_each_way(subject: &Subject) {
@@ -224,6 +233,33 @@ fn a_half_sent_request_stalls_itself_alone(subject: &Subject) {
         }
         assert_eq!(client.answer(), Answer::io_process_terminated(), "from byte {count} on");
     }
+}
+
+fn leaving_between_two_requests_is_no_news(subject: &Subject) {
+    let helper = subject.serve();
+    drop(helper.connect_silently());
+    drop(helper.connect());
+    for count in 1..16 {
+        let client = helper.connect();
+        client.send_with(&in_cdb(0, 8)[..count], &[null().as_fd()]);
+    }
+    let client = helper.connect();
+    client.run(&in_cdb(0, 8), &[], null());
+    drop(client);
+    let end = helper.terminate();
+    assert_eq!((end.code(), &*end.stderr), (0, ""));
+}
+
+fn protocol_violations_do_not_flood_the_log(subject: &Subject) {
+    let helper = subject.serve();
+    for _ in 0..500 {
+        let client = helper.connect();
+        client.send(&in_cdb(0, 8));
+        client.assert_closed();
+    }
+    let end = helper.terminate();
+    let lines = end.stderr.lines().count();
+    assert!(subject.differs("log-flood", lines == 500, (1..100).contains(&lines)), "{lines} lines");
 }
 
 /// Each way to break the protocol, over and over: 10,000 connections in all.

@@ -65,7 +65,7 @@ fn a_running_command_is_answered_before_the_end(subject: &Subject) {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut helper = subject.command().supervised().serve();
         helper.supervisor().hold();
-        let busy = helper.connect();
+        let (busy, idle) = (helper.connect(), helper.connect());
         busy.request(&out_cdb(1, 24), &[0; 24], null());
         helper.supervisor().wait_for_held(1);
         helper.signal(signal);
@@ -76,6 +76,7 @@ fn a_running_command_is_answered_before_the_end(subject: &Subject) {
         helper.supervisor().release(Reply::data(&[]));
         assert_eq!(busy.answer(), Answer::good(&[]));
         busy.assert_closed();
+        idle.assert_closed();
         assert_eq!(helper.wait().code(), Some(0));
     }
 }

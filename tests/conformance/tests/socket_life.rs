@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use conformance::{Answer, Client, Helper, Start, Subject, against_each_helper, eventually, in_cdb, null};
@@ -24,6 +24,8 @@ against_each_helper!(
     a_path_that_is_gone_at_exit_is_no_error,
     it_is_removed_by_an_ordinary_user_too,
     it_cannot_be_connected_to_before_it_listens,
+    another_owner_and_mode_do_not_matter,
+    a_failed_start_leaves_none,
     connections_queue_up,
 );
 
@@ -177,6 +179,33 @@ fn it_cannot_be_connected_to_before_it_listens(subject: &Subject) {
     helper.supervisor().let_go();
     let client = eventually("it listens", || Client::try_connect(&helper.socket()).ok());
     client.handshake();
+}
+
+fn another_owner_and_mode_do_not_matter(subject: &Subject) {
+    // libvirt gives the socket to QEMU's user, and labels it.
+    let mut helper = subject.serve();
+    chown(helper.socket(), Some(65534), Some(65534)).unwrap();
+    fs::set_permissions(helper.socket(), fs::Permissions::from_mode(0o600)).unwrap();
+    serves(&helper);
+    helper.signal(Signal::TERM);
+    assert_eq!(helper.wait().code(), Some(0));
+    assert!(!helper.socket().exists());
+}
+
+fn a_failed_start_leaves_none(subject: &Subject) {
+    // The pid file cannot be made; privileges cannot be dropped.
+    let start = subject.command();
+    let pid_file = start.path("missing/pid");
+    let no_pid_file = start.arg("-f").arg(pid_file);
+    let start = subject.command();
+    chown(start.directory(), Some(65534), Some(65534)).unwrap();
+    let no_privileges = start.shell(r#"set -- setpriv --reuid=65534 --regid=65534 --clear-groups "$@""#);
+    for start in [no_pid_file, no_privileges] {
+        let end = start.socket().finish();
+        assert_eq!(end.code(), 1);
+        let left = end.directory.path().join("socket").exists();
+        assert_eq!(left, subject.differs("failed-start", true, false), "{}", end.stderr);
+    }
 }
 
 fn connections_queue_up(subject: &Subject) {
