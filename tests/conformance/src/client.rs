@@ -92,6 +92,14 @@ impl std::fmt::Debug for Answer {
 #[derive(Debug)]
 pub struct Client(UnixStream);
 
+impl Drop for Client {
+    /// Closing alone may take effect late: a program that another test is just starting has the descriptor too, until it
+    /// is executed.
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
 impl Client {
     /// Connects, and does nothing else.
     pub fn try_connect(path: &Path) -> io::Result<Self> {

@@ -38,26 +38,23 @@ impl Helper {
     #[track_caller]
     pub(crate) fn supervise(&mut self, launch: Launch) {
         self.supervisor = Some(eventually("the launcher hands over its filter", || {
-            self.assert_running();
-            launch.accept()
+            // In this order: it may hand it over and end at once.
+            let ended = self.ended();
+            let supervisor = launch.accept();
+            assert!(supervisor.is_some() || ended.is_none(), "the launcher ended: {ended:?}, {}", self.stderr());
+            supervisor
         }));
     }
 
     #[track_caller]
     pub(crate) fn wait_until_served(&mut self) {
         let client = eventually("the helper's socket can be connected to", || {
-            self.assert_running();
+            let ended = self.ended();
+            assert!(ended.is_none(), "the helper ended: {ended:?}, {}", self.stderr());
             Client::try_connect(&self.socket()).ok()
         });
         // It speaks once its start is over, privileges dropped.
         client.read::<4>();
-    }
-
-    #[track_caller]
-    fn assert_running(&mut self) {
-        if let Some(status) = self.child.try_wait().expect("its status") {
-            panic!("the helper ended with {status}: {}", self.stderr());
-        }
     }
 
     /// The directory of its files.
