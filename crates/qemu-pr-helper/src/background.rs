@@ -40,7 +40,9 @@ pub(crate) fn launch(listener: Option<OwnedFd>) -> Result<ExitCode> {
     for variable in activation::VARIABLES {
         command.env_remove(variable);
     }
-    let process = command.spawn().map_err(failed)?;
+    let process = command.spawn().map_err(|error| {
+        Message::new(format!("Failed to daemonize: cannot start /proc/self/exe again: {}", reason(error)))
+    })?;
     // The command holds the other end.
     drop(command);
     drop(listener);

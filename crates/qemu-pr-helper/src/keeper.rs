@@ -2,14 +2,15 @@
 //! the helper ends, whatever way it ends and whoever owns the directory.
 //!
 //! It is started before the helper drops its privileges and has one thread and one input: a socket shared with the
-//! helper, over which each message is a byte that says what it is, data, and descriptors. When the helper is gone that
+//! helper, over which each message is a byte that says what it is, data, and a descriptor. When the helper is gone that
 //! socket ends, and the keeper with it.
 //!
 //! ```text
-//! helper                                      keeper
-//!    ── 'S', path, descriptor of the file ──▶         the first message, once: the socket to watch over
-//!    ── 'R' ─────────────────────────────────▶        remove it
-//!    ◀──────────────────────── errno, or 0 ──         as 4 bytes in native order
+//! helper                                        keeper
+//!    ── 'D', descriptor of its directory ──▶             the first two, once: the socket to watch over
+//!    ── 'S', name, descriptor of the file ──▶
+//!    ── 'R' ────────────────────────────────▶            remove it
+//!    ◀─────────────────────── errno, or 0 ──             as 4 bytes in native order
 //! ```
 
 use std::ffi::OsString;
@@ -17,6 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ const NAME: &str = "qemu-pr-helper-keeper";
 /// What the keeper may do besides being user 0: remove a file from a directory of another user, with the sticky bit too.
 const PRIVILEGES: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::FOWNER);
 
+const DIRECTORY: u8 = b'D';
 const SOCKET: u8 = b'S';
 const REMOVE: u8 = b'R';
 
@@ -52,16 +55,17 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Starts the keeper, to watch over `file`.
-    pub(crate) fn start(file: &SocketFile) -> io::Result<Self> {
+    /// Starts the keeper, to watch over `file`; `path` is for people to see which one.
+    fn start(file: &SocketFile, path: &Path) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        let message = [&[SOCKET], file.path().as_os_str().as_bytes()].concat();
-        descriptor::send(&socket, &message, file.as_fd(), SendFlags::empty())?;
+        let (directory, name, file) = file.parts();
+        descriptor::send(&socket, &[DIRECTORY], directory, SendFlags::empty())?;
+        descriptor::send(&socket, &[&[SOCKET], name.as_bytes()].concat(), file, SendFlags::empty())?;
         let process = Command::new("/proc/self/exe")
             .arg0(NAME)
-            .arg(file.path())
+            .arg(path)
             .env_clear()
             .stdin(theirs)
             .stdout(Stdio::null())
@@ -99,14 +103,15 @@ impl Keeper {
 
 /// Our socket's file, which goes when this value does.
 pub(crate) struct Kept {
+    path: PathBuf,
     file: SocketFile,
     keeper: Option<Keeper>,
 }
 
 impl Kept {
-    /// Without a keeper.
-    pub(crate) fn new(file: SocketFile) -> Self {
-        Self { file, keeper: None }
+    /// The file at `path`, without a keeper.
+    pub(crate) fn new(path: PathBuf, file: SocketFile) -> Self {
+        Self { path, file, keeper: None }
     }
 
     /// Starts a keeper, where this process could become unable to remove the file itself: user 0 is about to drop its
@@ -115,12 +120,12 @@ impl Kept {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        match Keeper::start(&self.file) {
+        match Keeper::start(&self.file, &self.path) {
             Ok(keeper) => self.keeper = Some(keeper),
             // To serve is worth more than to leave nothing behind.
             Err(error) => tracing::warn!(
                 "the keeper cannot be started (is /proc mounted?), so {} may stay behind at the end: {}",
-                self.file.path().display(),
+                self.path.display(),
                 reason(error)
             ),
         }
@@ -131,7 +136,7 @@ impl Drop for Kept {
     fn drop(&mut self) {
         let removed = self.keeper.take().is_some_and(|keeper| keeper.finish().is_ok());
         if !removed && let Err(error) = self.file.remove() {
-            Message::new(format!("Failed to unlink socket {}: {}", self.file.path().display(), reason(error))).print();
+            Message::new(format!("Failed to unlink socket {}: {}", self.path.display(), reason(error))).print();
         }
     }
 }
@@ -172,14 +177,20 @@ fn close_inherited(helper: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The first message. Only the helper as it was before it served anybody can have sent it: it is there before the
+/// The first messages. Only the helper as it was before it served anybody can have sent them: they are there before the
 /// keeper starts.
 fn socket_to_keep(helper: &OwnedFd) -> io::Result<SocketFile> {
+    let (_, directory) = part(helper, DIRECTORY)?;
+    let (name, file) = part(helper, SOCKET)?;
+    Ok(SocketFile::from_parts(directory, name, file))
+}
+
+/// The data and the descriptor of the next message, which must be of this kind.
+fn part(helper: &OwnedFd, kind: u8) -> io::Result<(OsString, OwnedFd)> {
     let mut room = [0; ROOM];
     match descriptor::receive(helper, &mut room, RecvFlags::empty())? {
-        (length, Passed::One(file)) if room[0] == SOCKET => {
-            let path = OsString::from_vec(room[1..length].to_vec());
-            Ok(SocketFile::from_parts(path.into(), file))
+        (length @ 1.., Passed::One(descriptor)) if room[0] == kind => {
+            Ok((OsString::from_vec(room[1..length].to_vec()), descriptor))
         }
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
@@ -193,7 +204,7 @@ fn keep(helper: &OwnedFd, file: &SocketFile) {
         if room[0] != REMOVE {
             break;
         }
-        let errno = file.remove().err().map_or(0, |error| error.raw_os_error().unwrap_or(-1));
+        let errno = file.remove().err().map_or(0, rustix::io::Errno::raw_os_error);
         let _ = rustix::net::send(helper, &errno.to_ne_bytes(), SendFlags::NOSIGNAL);
     }
     let _ = file.remove();

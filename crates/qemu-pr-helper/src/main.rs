@@ -75,7 +75,7 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
         Some(listener) => (listener, None),
         None => {
             let (listener, file) = socket::listen(options.socket())?;
-            (listener, Some(Kept::new(file)))
+            (listener, Some(Kept::new(options.socket().to_owned(), file)))
         }
     };
     if let Some(launcher) = &launcher {

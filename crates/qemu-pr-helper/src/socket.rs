@@ -1,14 +1,13 @@
 //! The socket's life in the file system: a live one is never taken from anybody, one that is left over is replaced, and
 //! at the end only our own is removed.
 
-use std::io;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -23,16 +22,32 @@ pub(crate) fn listen(path: &Path) -> Result<(OwnedFd, SocketFile)> {
     let not_bound =
         |error: Errno| Message::new(format!("Failed to bind socket to {}: {}", path.display(), reason(error)));
     let socket = stream_socket(SocketFlags::empty()).map_err(not_bound)?;
+    let (directory, name) = match (path.parent(), path.file_name()) {
+        (Some(directory), Some(name)) => (open_directory(directory).map_err(not_bound)?, name.to_owned()),
+        // It ends in `/` or `..`.
+        _ => return Err(not_unlinked(path, Errno::ISDIR)),
+    };
     // Another helper that starts now would take our socket for a left-over one between bind and listen.
-    let _lock = DirectoryLock::of(path);
+    let _lock = lock(&directory);
     make_way(path, &address)?;
     rustix::net::bind(&socket, &address).map_err(not_bound)?;
     // The kernel takes less if net.core.somaxconn says so.
-    let file = rustix::net::listen(&socket, i32::MAX).and_then(|()| SocketFile::at(path)).map_err(|error| {
-        let _ = rustix::fs::unlink(path);
-        Message::new(format!("Failed to listen on socket {}: {}", path.display(), reason(error)))
-    })?;
-    Ok((socket, file))
+    let listening = rustix::net::listen(&socket, i32::MAX).and_then(|()| SocketFile::in_directory(directory, name));
+    match listening {
+        Ok(file) => Ok((socket, file)),
+        Err(error) => {
+            let _ = rustix::fs::unlink(path);
+            Err(Message::new(format!("Failed to listen on socket {}: {}", path.display(), reason(error))))
+        }
+    }
+}
+
+fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn not_unlinked(path: &Path, error: Errno) -> Message {
+    Message::new(format!("Failed to unlink socket {}: {}", path.display(), reason(error)))
 }
 
 fn stream_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
@@ -42,12 +57,10 @@ fn stream_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
 /// Removes the socket that an instance left at `path`. Anything else that is there is an error: a socket on which
 /// somebody may still listen, and every file that is none.
 fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<()> {
-    let cannot_unlink =
-        |error: Errno| Message::new(format!("Failed to unlink socket {}: {}", path.display(), reason(error)));
     let occupied = |why: &str| Message::new(format!("Failed to bind socket to {}: {why}", path.display()));
     match rustix::fs::lstat(path).map(|file| FileType::from_raw_mode(file.st_mode)) {
         Ok(FileType::Socket) => {}
-        Ok(FileType::Directory) => return Err(cannot_unlink(Errno::ISDIR)),
+        Ok(FileType::Directory) => return Err(not_unlinked(path, Errno::ISDIR)),
         Ok(_) => return Err(occupied("there is a file that is not a socket; remove it or use another path")),
         // What is wrong with the path, if anything, bind will say.
         Err(_) => return Ok(()),
@@ -57,7 +70,7 @@ fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<()> {
     match rustix::net::connect(&probe, address) {
         Err(Errno::CONNREFUSED) => match rustix::fs::unlink(path) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(cannot_unlink(error)),
+            Err(error) => Err(not_unlinked(path, error)),
         },
         Err(Errno::NOENT) => Ok(()),
         // AGAIN: so many are waiting to be accepted that there is no room for another.
@@ -69,77 +82,70 @@ fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<()> {
 
 /// The file of a socket that we bound.
 pub(crate) struct SocketFile {
-    path: PathBuf,
+    /// Opened with O_PATH, so that no path has to be followed again: by then it may lead elsewhere.
+    directory: OwnedFd,
+    name: OsString,
     /// Opened with O_PATH. While it is held, the file system cannot give the file's number to another file, so numbers
     /// can be compared.
     file: OwnedFd,
 }
 
 impl SocketFile {
-    fn at(path: &Path) -> rustix::io::Result<Self> {
+    fn in_directory(directory: OwnedFd, name: OsString) -> rustix::io::Result<Self> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self { path: path.to_owned(), file })
+        let file = rustix::fs::openat(&directory, &name, flags, Mode::empty())?;
+        Ok(Self { directory, name, file })
     }
 
-    /// The file of which another process holds `file`, opened with O_PATH, and knows the path.
-    pub(crate) fn from_parts(path: PathBuf, file: OwnedFd) -> Self {
-        Self { path, file }
+    /// The file that another process has in these parts.
+    pub(crate) fn from_parts(directory: OwnedFd, name: OsString, file: OwnedFd) -> Self {
+        Self { directory, name, file }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    /// The directory, the name in it, and the file.
+    pub(crate) fn parts(&self) -> (BorrowedFd<'_>, &OsStr, BorrowedFd<'_>) {
+        (self.directory.as_fd(), &self.name, self.file.as_fd())
     }
 
-    /// Removes it from its path, unless something else is there by now.
+    /// Removes it from its directory, unless something else has its name by now.
     ///
     /// # Errors
     ///
     /// Those of unlink(2), but for `ENOENT`: it is gone then.
-    pub(crate) fn remove(&self) -> io::Result<()> {
+    pub(crate) fn remove(&self) -> rustix::io::Result<()> {
         // Another helper may just be looking at our file.
-        let _lock = DirectoryLock::of(&self.path);
+        let _lock = lock(&self.directory);
         let ours = rustix::fs::fstat(&self.file)?;
-        match rustix::fs::lstat(&self.path) {
+        match rustix::fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => {
-                match rustix::fs::unlinkat(CWD, &self.path, rustix::fs::AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => Ok(()),
-                    Err(error) => Err(error.into()),
+                match rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty()) {
+                    Err(Errno::NOENT) => Ok(()),
+                    result => result,
                 }
             }
-            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(_) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 }
 
-impl AsFd for SocketFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
-/// Keeps other helpers from starting or ending in the directory of a socket: a flock(2) on the directory itself, which
-/// leaves nothing behind.
-struct DirectoryLock(#[expect(dead_code, reason = "closing it unlocks")] OwnedFd);
-
-impl DirectoryLock {
-    /// Helpers hold it for microseconds. Others may lock a directory too, for their own reasons and for long, and some
-    /// file systems and permissions do not let it be locked: a helper that then could not start would be worse than one
-    /// that starts unlocked.
-    fn of(path: &Path) -> Option<Self> {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().as_bytes().is_empty())?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(parent, flags, Mode::empty()).ok()?;
-        for _ in 0..200 {
-            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Some(Self(directory)),
-                Err(Errno::WOULDBLOCK) => sleep(Duration::from_millis(10)),
-                Err(_) => return None,
-            }
+/// Keeps other helpers from starting or ending in `directory` for as long as the value lives: a flock(2) on the directory
+/// itself, which leaves nothing behind.
+///
+/// Helpers hold it for microseconds. Others may lock a directory too, for their own reasons and for long, and some file
+/// systems and permissions do not let it be locked: a helper that then could not start would be worse than one that
+/// starts unlocked.
+fn lock(directory: impl AsFd) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(directory, ".", flags, Mode::empty()).ok()?;
+    for _ in 0..200 {
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(directory),
+            Err(Errno::WOULDBLOCK) => sleep(Duration::from_millis(10)),
+            Err(_) => return None,
         }
-        None
     }
+    None
 }
 
 #[cfg(test)]
@@ -221,8 +227,9 @@ mod tests {
         assert!(refusal(&link).contains("there is a file that is not a socket"));
         assert!(stale.exists() && link.is_symlink());
 
-        let path = directory.path();
-        assert!(refusal(path).ends_with(&format!(" Failed to unlink socket {}: Is a directory\n", path.display())));
+        for path in [directory.path(), Path::new("/"), Path::new("/tmp/..")] {
+            assert!(refusal(path).ends_with(&format!(" Failed to unlink socket {}: Is a directory\n", path.display())));
+        }
     }
 
     #[test]
@@ -244,6 +251,19 @@ mod tests {
         assert!(refusal(&path).contains("another program listens there"));
         file.remove().unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn it_is_removed_from_the_directory_that_it_was_made_in() {
+        let directory = tempfile::tempdir().unwrap();
+        let (before, after) = (directory.path().join("before"), directory.path().join("after"));
+        std::fs::create_dir(&before).unwrap();
+        let (_listener, file) = listen(&before.join("s")).unwrap();
+        std::fs::rename(&before, &after).unwrap();
+        std::fs::create_dir(&before).unwrap();
+        std::fs::write(before.join("s"), "another's").unwrap();
+        file.remove().unwrap();
+        assert!(before.join("s").exists() && !after.join("s").exists());
     }
 
     #[test]
@@ -293,7 +313,7 @@ mod tests {
     fn a_locked_directory_is_waited_for() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
-        let lock = DirectoryLock::of(&path).unwrap();
+        let lock = lock(open_directory(directory.path()).unwrap()).unwrap();
         std::thread::scope(|scope| {
             let listening = scope.spawn(|| listen(&path));
             sleep(Duration::from_millis(50));
