@@ -206,6 +206,20 @@ impl Sysfs {
         })
     }
 
+    /// Whether a block device is an NVMe namespace or has one at its bottom; `true` when sysfs does not tell.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2) that [`device`](Self::device) has.
+    pub(crate) fn reaches_nvme(&self, number: Number) -> io::Result<bool> {
+        let directory = Directory::at(self.root.join("dev/block").join(number.to_string()));
+        match directory.and_then(|directory| directory.reaches_nvme(DEEPEST)) {
+            Ok(nvme) => Ok(nvme),
+            Err(Untold::Because(_)) => Ok(true),
+            Err(Untold::ForNow(error)) => Err(error),
+        }
+    }
+
     fn block(&self, number: Number) -> io::Result<Device> {
         let (name, kind) = match self.explain(number) {
             Ok((name, kind)) => (Some(name), kind),
@@ -250,6 +264,14 @@ enum Untold {
 /// How deep devices may be stacked. The kernel has no limit of its own; a deeper stack is not explained.
 const DEEPEST: usize = 32;
 
+/// The subsystem of a namespace with one path, and of one with several.
+const NVME: &str = "nvme";
+const NVME_MULTIPATH: &str = "nvme-subsystem";
+
+fn one_deeper(depth: usize) -> Result<usize, Untold> {
+    depth.checked_sub(1).ok_or_else(|| Untold::Because("too many devices one above the other".to_owned()))
+}
+
 impl Directory {
     /// The directory behind the symbolic links: its name is the device's, its parent a partition's disk.
     fn at(path: PathBuf) -> Result<Self, Untold> {
@@ -275,11 +297,28 @@ impl Directory {
         if !self.slaves()?.is_empty() {
             return Ok(Kind::Stacked { over: self.over()? });
         }
-        Ok(match self.link_name("device/subsystem")?.as_deref() {
+        Ok(match self.subsystem()?.as_deref() {
             Some("scsi") => Kind::ScsiBlock,
-            Some("nvme" | "nvme-subsystem") => Kind::NvmeNamespace,
+            Some(NVME | NVME_MULTIPATH) => Kind::NvmeNamespace,
             _ => Kind::OtherBlock,
         })
+    }
+
+    /// Of whose devices this is one; `None` when there is no device behind the block device.
+    fn subsystem(&self) -> Result<Option<String>, Untold> {
+        self.link_name("device/subsystem")
+    }
+
+    fn reaches_nvme(&self, depth: usize) -> Result<bool, Untold> {
+        let depth = one_deeper(depth)?;
+        if let Some(disk) = self.disk()? {
+            return disk.reaches_nvme(depth);
+        }
+        let slaves = self.slaves()?;
+        if slaves.is_empty() {
+            return Ok(matches!(self.subsystem()?.as_deref(), Some(NVME | NVME_MULTIPATH)));
+        }
+        slaves.iter().try_fold(false, |found, slave| Ok(found || slave.reaches_nvme(depth)?))
     }
 
     /// Fails unless this is the directory of the device, and the device is there.
@@ -316,8 +355,7 @@ impl Directory {
     }
 
     fn walk(&self, found: &mut BTreeSet<String>, depth: usize) -> Result<(), Untold> {
-        let depth =
-            depth.checked_sub(1).ok_or_else(|| Untold::Because("too many devices one above the other".to_owned()))?;
+        let depth = one_deeper(depth)?;
         if let Some(disk) = self.disk()? {
             return disk.walk(found, depth);
         }

@@ -1,16 +1,29 @@
 //! Persistent reservation managers that reach devices, and the policies around them.
 //!
 //! * [`sg_io`]: the commands as they are, to the device behind the descriptor, by the kernel's SG_IO ioctl.
+//! * [`block_ioctl`]: their meaning, by the kernel's reservation ioctls, for any block device that has them.
+//! * [`nvme`]: their meaning, by the reservation commands of NVMe.
 //! * [`device`]: what a descriptor is.
 //! * [`policy`]: what is refused, and what is told about the rest.
+//! * [`NotPermitted`]: what another process with more privileges may try.
 //!
 //! The project's only `unsafe` code is here, in files named `sys.rs`.
 
+pub mod block_ioctl;
 pub mod device;
 #[cfg(test)]
 mod log;
+#[cfg(test)]
+mod models;
+pub mod nvme;
+mod permission;
 pub mod policy;
 pub mod sg_io;
+mod sys;
 mod throttle;
+mod type_number;
 
+pub use block_ioctl::BlockIoctl;
+pub use nvme::Nvme;
+pub use permission::NotPermitted;
 pub use sg_io::SgIo;

@@ -3,7 +3,7 @@
 //! The bytes of the CDB and of the parameter list are not looked at, and one command is one ioctl: nothing is sent
 //! twice. What comes back is translated in `outcome`; the system call is in `sys`.
 
-mod outcome;
+pub(crate) mod outcome;
 mod sys;
 
 use std::os::fd::BorrowedFd;
@@ -101,6 +101,7 @@ impl PrManager for SgIo {
 mod tests {
     use super::*;
     use crate::log::Log;
+    use crate::models::commands;
     use proptest::prelude::*;
     use scsi_pr::{Cdb, SenseCode};
     use std::fs::{File, OpenOptions};
@@ -198,16 +199,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_command_is_good_where_none_can_run(
-            rest: [u8; 15], out: bool, list in prop::collection::vec(any::<u8>(), 8192)
-        ) {
-            let mut bytes = [0; 16];
-            bytes[0] = if out { 0x5f } else { 0x5e };
-            bytes[1..].copy_from_slice(&rest);
-            bytes[7] &= 0x1f;
-            let cdb = Cdb::new(bytes).unwrap();
-            let command = Command::new(cdb, &list[..cdb.parameter_list_length()]).unwrap();
-            let answer = SgIo::new().execute(memory_file().as_fd(), command).unwrap();
+        fn no_command_is_good_where_none_can_run(command in commands()) {
+            let answer = SgIo::new().execute(memory_file().as_fd(), command.command()).unwrap();
             prop_assert_eq!(answer, Completion::check(SenseCode::IO_PROCESS_TERMINATED));
         }
     }

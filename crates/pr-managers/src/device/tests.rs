@@ -235,3 +235,31 @@ fn the_devices_of_this_machine() {
         }
     }
 }
+
+#[test]
+fn what_reaches_nvme() {
+    let tree = multipath();
+    let namespace = "devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1";
+    tree.block(namespace, "259:0", &[]);
+    tree.subsystem(namespace, "nvme-subsystem");
+    tree.partition(&format!("{namespace}/nvme0n1p1"), "259:1");
+    tree.block("devices/virtual/block/loop0", "7:0", &[]);
+    let partition = format!("{namespace}/nvme0n1p1");
+    tree.device_mapper("devices/virtual/block/dm-1", "252:1", ["vg-lv", "LVM-a"], &[&partition]);
+    let (map, volume) = (MAP, "devices/virtual/block/dm-1");
+    tree.device_mapper("devices/virtual/block/dm-2", "252:2", ["both", ""], &[map, volume]);
+    for (major, minor, expected) in [
+        (8, 0, false),
+        (252, 0, false),
+        (7, 0, false),
+        (259, 0, true),
+        (259, 1, true),
+        (252, 1, true),
+        (252, 2, true),
+        // Nobody knows what that is.
+        (99, 9, true),
+    ] {
+        let number = Number { major, minor };
+        assert_eq!(tree.sysfs().reaches_nvme(number).unwrap(), expected, "{number}");
+    }
+}

@@ -10,17 +10,17 @@ use scsi_pr::{Completion, Sense, SenseCode, Status};
 
 /// What the kernel filled in (`struct sg_io_hdr`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Report {
+pub(crate) struct Report {
     /// The unit's status byte.
-    pub(super) status: u8,
+    pub(crate) status: u8,
     /// The host adapter's code, `DID_…`.
-    pub(super) host_status: u16,
+    pub(crate) host_status: u16,
     /// The driver's code, `DRIVER_…`; before Linux 5.14 with a suggestion in the high nibble.
-    pub(super) driver_status: u16,
+    pub(crate) driver_status: u16,
     /// How many bytes of sense data were written.
-    pub(super) sense_length: u8,
+    pub(crate) sense_length: u8,
     /// How many bytes of the transfer were not made; negative when the unit had more.
-    pub(super) residual: i32,
+    pub(crate) residual: i32,
 }
 
 /// One SG_IO, once it has returned.
@@ -77,7 +77,7 @@ const DRIVER_TIMEOUT: u16 = 0x06;
 const DRIVER_SENSE: u16 = 0x08;
 
 /// The ioctl failed. The kernel has an errno for some conditions of the unit, too (`blk_status_to_errno`).
-fn of_errno(errno: Errno) -> Completion {
+pub(crate) fn of_errno(errno: Errno) -> Completion {
     Completion::check(match errno {
         Errno::DOM => return Completion::Status(Status::TASK_SET_FULL),
         Errno::BADE => return Completion::Status(Status::RESERVATION_CONFLICT),
@@ -91,7 +91,7 @@ fn of_errno(errno: Errno) -> Completion {
 }
 
 /// The host adapter reports an error (`DID_…` of Linux `scsi/scsi_status.h`).
-fn of_host_status(report: Report, sense: Option<Sense>) -> Completion {
+pub(crate) fn of_host_status(report: Report, sense: Option<Sense>) -> Completion {
     Completion::check(match report.host_status {
         0x01 => SenseCode::LUN_NOT_RESPONDING,                           // NO_CONNECT
         0x02 => return Completion::Status(Status::BUSY),                 // BUS_BUSY

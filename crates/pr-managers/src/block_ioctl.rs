@@ -1,0 +1,133 @@
+//! The kernel's own persistent reservation ioctls, IOC_PR (Linux `linux/pr.h`, `Documentation/block/pr.rst`): for any
+//! block device whose driver has them. In Linux 7.2 these are SCSI disks, NVMe namespaces, and device-mapper devices over
+//! them.
+//!
+//! What a command becomes and what the answers mean is in `translate` and `outcome`; the system calls are in `sys`.
+
+mod outcome;
+mod sys;
+mod translate;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use scsi_pr::{
+    Command, Completion, Error, Opcode, PrManager, ReserveIn, ReserveInAction, ReserveOut, SenseCode, Status,
+};
+
+use crate::NotPermitted;
+use crate::device::{Kind, Sysfs, is_block_device};
+use crate::permission::{Complaints, Stop};
+use translate::Nature;
+
+/// Translates every command to the IOC_PR ioctls, made on the descriptor as it is.
+///
+/// | command | ioctl | what is refused, and how |
+/// | --- | --- | --- |
+/// | READ KEYS | IOC_PR_READ_KEYS | 05/24/00 before Linux 6.19 |
+/// | READ RESERVATION | IOC_PR_READ_RESERVATION; the generation of a unit that is not reserved is READ_KEYS' | 05/24/00 before Linux 6.19 |
+/// | REPORT CAPABILITIES | none: PTPL_C (not on NVMe), no SIP_C, no ATP_C, no types stated | |
+/// | READ FULL STATUS | none | 05/24/00 |
+/// | REGISTER | IOC_PR_REGISTER | SPEC_I_PT, ALL_TG_PT: 05/26/00. On NVMe also APTPL and a new key of zero |
+/// | REGISTER AND IGNORE EXISTING KEY | the same with PR_FL_IGNORE_KEY; on NVMe, after a conflict, once more as a replacement | as REGISTER |
+/// | RESERVE, RELEASE, CLEAR | IOC_PR_RESERVE, IOC_PR_RELEASE, IOC_PR_CLEAR | |
+/// | PREEMPT | IOC_PR_PREEMPT; on NVMe, IOC_PR_READ_KEYS must then show that the victim's key is gone | a TYPE that is none, even where it does not count: 05/24/00 |
+/// | PREEMPT AND ABORT | IOC_PR_PREEMPT_ABORT | as PREEMPT; on device mapper, which loses the abort: 05/24/00 |
+/// | REGISTER AND MOVE, REPLACE LOST RESERVATION | none | 05/24/00 |
+///
+/// * A device whose driver has no reservations, and what is no block device, answers 05/20/00.
+/// * **Persistence.** These ioctls always ask for it, as if APTPL were one. Who asks for APTPL 0 gets more than that: the
+///   registrations and the reservation outlast a loss of power, and go on shutting others out, until they are released or
+///   cleared. Nobody who is shut out gains access by it. A SCSI unit that keeps nothing over a loss of power refuses each
+///   REGISTER (05/26/00). An NVMe namespace is not known to keep anything, so APTPL 1 is refused there.
+/// * **Sense data** do not come through these ioctls. EINVAL is the one ILLEGAL REQUEST that there can be for a service
+///   action; any other CHECK CONDITION is 0B/08/00. Unit attentions are consumed by the kernel.
+/// * **Permission.** Before about Linux 6.5 the kernel wants CAP_SYS_ADMIN; since then it takes a descriptor open for
+///   writing instead (for reading keys and reservation since 7.0, for reading); of a partition it permits nothing to
+///   anybody. [`try_execute`](Self::try_execute) tells this apart.
+/// * One NVMe host has one registration, whatever its controllers and virtual machines: all of them share it.
+///   [`Nvme`](crate::Nvme) does on NVMe what is refused here.
+/// * A device-mapper device passes everything on to what is beneath: put [`WholeUnit`](crate::policy::WholeUnit) around
+///   this, unless it is known that the whole of it is meant.
+/// * CLEANUP is good: nothing is kept here that would need cleaning.
+#[derive(Debug)]
+pub struct BlockIoctl {
+    sysfs: Sysfs,
+    complaints: Complaints,
+}
+
+impl BlockIoctl {
+    /// `sysfs` tells whether device mapper or NVMe is what answers.
+    pub const fn new(sysfs: Sysfs) -> Self {
+        Self { sysfs, complaints: Complaints::new() }
+    }
+
+    /// As [`execute`](PrManager::execute), but tells a command that the kernel does not let this process run from one
+    /// that was answered.
+    ///
+    /// # Errors
+    ///
+    /// [`NotPermitted`]: nothing was done, and another process may try.
+    pub fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
+        if command.opcode() == Opcode::Cleanup {
+            return Ok(Completion::Good(Vec::new()));
+        }
+        self.complaints.settle(command, self.run(device, command))
+    }
+
+    fn run(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Stop> {
+        // The numbers of these ioctls may mean something else to a character device.
+        match is_block_device(device) {
+            Ok(true) => {}
+            _ => return Ok(Completion::check(SenseCode::INVALID_OPCODE)),
+        }
+        let ioctls = sys::Device(device);
+        match command.opcode() {
+            Opcode::ReserveOut => match (ReserveOut::parse(command), self.nature(device)) {
+                (Err(code), _) => Ok(Completion::check(code)),
+                (_, Err(_)) => Ok(Completion::Status(Status::BUSY)),
+                (Ok(command), Ok(nature)) => translate::write(&ioctls, &command, nature),
+            },
+            _ => match ReserveIn::parse(command) {
+                Err(code) => Ok(Completion::check(code)),
+                Ok(command) if command.action() == ReserveInAction::ReportCapabilities => match self.nature(device) {
+                    Err(_) => Ok(Completion::Status(Status::BUSY)),
+                    Ok(nature) => translate::read(&ioctls, &command, nature),
+                },
+                Ok(command) => translate::read(&ioctls, &command, Nature { device_mapper: true, nvme: true }),
+            },
+        }
+    }
+
+    /// # Errors
+    ///
+    /// This process may open no more files now.
+    fn nature(&self, descriptor: BorrowedFd<'_>) -> io::Result<Nature> {
+        let device = self.sysfs.device(descriptor)?;
+        let device_mapper =
+            matches!(device.kind(), Kind::DeviceMapper { .. } | Kind::Multipath { .. } | Kind::Unexplained { .. });
+        let nvme = match (device.kind(), device.number()) {
+            (Kind::ScsiBlock | Kind::OtherBlock, _) => false,
+            (_, None) => true,
+            (_, Some(number)) => self.sysfs.reaches_nvme(number)?,
+        };
+        Ok(Nature { device_mapper, nvme })
+    }
+}
+
+impl Default for BlockIoctl {
+    /// With `/sys`.
+    fn default() -> Self {
+        Self::new(Sysfs::default())
+    }
+}
+
+impl PrManager for BlockIoctl {
+    /// Never `Err`. What the kernel does not permit is CHECK CONDITION 0B/00/06, and the log says why, once a minute.
+    fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
+        Ok(self.complaints.give_up(command, self.try_execute(device, command)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! What an IOC_PR ioctl says when it does not return 0, as a [`Completion`]. No I/O.
+
+use rustix::io::Errno;
+use scsi_pr::{Completion, SenseCode, Status};
+
+use super::translate::Failure;
+use crate::NotPermitted;
+use crate::sg_io::outcome::{Report, of_errno as sg_io_errno, of_host_status};
+
+/// What a failure means. `refusal` is the sense that stands for EINVAL; `nvme` says whose statuses they are.
+pub(super) fn of_failure(failure: Failure, refusal: SenseCode, nvme: bool) -> Result<Completion, NotPermitted> {
+    match failure {
+        Failure::Errno(errno) => of_errno(errno, refusal),
+        Failure::Status(status) => Ok(of_status(status, nvme)),
+    }
+}
+
+/// What an errno means.
+pub(super) fn of_errno(errno: Errno, refusal: SenseCode) -> Result<Completion, NotPermitted> {
+    Ok(match errno {
+        Errno::PERM | Errno::ACCESS => return Err(NotPermitted(errno)),
+        // The driver has no reservations; device mapper has none for a table of several targets.
+        Errno::NOTTY | Errno::OPNOTSUPP => Completion::check(SenseCode::INVALID_OPCODE),
+        Errno::INVAL => Completion::check(refusal),
+        // A suspended device-mapper device, and an NVMe namespace whose paths are all away. Nothing was sent.
+        Errno::AGAIN => Completion::Status(Status::BUSY),
+        errno => sg_io_errno(errno),
+    })
+}
+
+/// What a positive result means: `PR_STS_…` of Linux `linux/pr.h` (kernel side).
+///
+/// Of SCSI disks it is what the SCSI layer had, the unit's status byte and the host adapter's code in the third byte, and
+/// before Linux 6.2 any of these, not only those with a name. Of NVMe it was the NVMe status, then.
+fn of_status(status: u32, nvme: bool) -> Completion {
+    /// What the NVMe driver of Linux before 6.2 returns for Reservation Conflict (SCT 0h, SC 83h), but for the bits that
+    /// say whether to try again.
+    const NVME_CONFLICT: u32 = 0x083;
+    const NVME_STATUS: u32 = 0x7ff;
+
+    let [_, host_status, high, low] = status.to_be_bytes();
+    if host_status != 0 {
+        return of_host_status(Report { host_status: host_status.into(), ..Report::default() }, None);
+    }
+    let conflict = Completion::Status(Status::RESERVATION_CONFLICT);
+    match (high, low) {
+        (0, 0x18) => conflict,
+        _ if nvme && status & NVME_STATUS == NVME_CONFLICT => conflict,
+        (0, 0x08 | 0x28 | 0x40) if !nvme => Status::from_byte(low).map_or(conflict, Completion::Status),
+        // PR_STS_IOERR: CHECK CONDITION whose sense data is lost, and whatever nobody knows.
+        _ => Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scsi_pr::SenseKey;
+
+    fn check(key: u8, asc: u8, ascq: u8) -> Completion {
+        Completion::check(SenseCode { key: SenseKey::from_byte(key), asc, ascq })
+    }
+
+    #[test]
+    fn every_errno() {
+        let refusal = SenseCode::INVALID_RELEASE;
+        let special = [
+            (Errno::NOTTY, check(0x5, 0x20, 0x00)),
+            (Errno::OPNOTSUPP, check(0x5, 0x20, 0x00)),
+            (Errno::INVAL, check(0x5, 0x26, 0x04)),
+            (Errno::AGAIN, Completion::Status(Status::BUSY)),
+        ];
+        for raw in 1..=4095 {
+            let errno = Errno::from_raw_os_error(raw);
+            let expected = match errno {
+                Errno::PERM | Errno::ACCESS => Err(NotPermitted(errno)),
+                _ => {
+                    let row = special.iter().find(|row| row.0 == errno);
+                    // All others are SG_IO's.
+                    Ok(row.map_or_else(|| sg_io_errno(errno), |row| row.1.clone()))
+                }
+            };
+            for nvme in [false, true] {
+                assert_eq!(of_failure(Failure::Errno(errno), refusal, nvme), expected, "{errno:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_statuses_that_linux_has_a_name_for() {
+        for nvme in [false, true] {
+            for (status, expected) in [
+                (0x2, check(0xb, 0x08, 0x00)),                            // IOERR
+                (0x18, Completion::Status(Status::RESERVATION_CONFLICT)), // RESERVATION_CONFLICT
+                (0xe_0000, check(0xb, 0x29, 0x07)),                       // RETRY_PATH_FAILURE
+                (0xf_0000, check(0xb, 0x08, 0x00)),                       // PATH_FAST_FAILED
+                (0x1_0000, check(0xb, 0x05, 0x00)),                       // PATH_FAILED
+            ] {
+                assert_eq!(of_status(status, nvme), expected, "{status:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_statuses_of_older_kernels() {
+        for (status, scsi, nvme) in [
+            (0x08, Completion::Status(Status::BUSY), check(0xb, 0x08, 0x00)),
+            (0x28, Completion::Status(Status::TASK_SET_FULL), check(0xb, 0x08, 0x00)),
+            (0x40, Completion::Status(Status::TASK_ABORTED), check(0xb, 0x08, 0x00)),
+            // CONDITION MET must not pass for a success.
+            (0x04, check(0xb, 0x08, 0x00), check(0xb, 0x08, 0x00)),
+            (0x2_0000, Completion::Status(Status::BUSY), Completion::Status(Status::BUSY)),
+            (0x0800_0002, check(0xb, 0x08, 0x00), check(0xb, 0x08, 0x00)),
+            (0x83, check(0xb, 0x08, 0x00), Completion::Status(Status::RESERVATION_CONFLICT)),
+            (0x4083, check(0xb, 0x08, 0x00), Completion::Status(Status::RESERVATION_CONFLICT)),
+            (0x4001, check(0xb, 0x08, 0x00), check(0xb, 0x08, 0x00)),
+            (0x4018, check(0xb, 0x08, 0x00), check(0xb, 0x08, 0x00)),
+        ] {
+            assert_eq!(of_status(status, false), scsi, "{status:#x}");
+            assert_eq!(of_status(status, true), nvme, "{status:#x}");
+        }
+    }
+
+    #[test]
+    fn no_status_but_zero_is_good() {
+        let samples =
+            (1..=0xffff).chain((0..=0xffff).map(|high| high << 16 | 1)).chain((1..=0xffff).map(|high| high << 16));
+        for status in samples {
+            for nvme in [false, true] {
+                match of_status(status, nvme) {
+                    Completion::Good(_) => panic!("{status:#x}"),
+                    Completion::Status(told) => assert_ne!(told, Status::CONDITION_MET, "{status:#x}"),
+                    Completion::CheckCondition(_) => {}
+                }
+            }
+        }
+    }
+}

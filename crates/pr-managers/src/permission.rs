@@ -1,0 +1,127 @@
+//! [`NotPermitted`]: a command that this process may not have run, told apart from one that was answered.
+
+use std::fmt;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use scsi_pr::{Command, Completion, SenseCode};
+use tracing::warn;
+
+use crate::throttle::Throttle;
+
+/// The kernel lets this process not do what a command needs, and **nothing has been done**: a process with more
+/// privileges may run the command as if it had never been tried.
+///
+/// The reasons are that the thread lacks CAP_SYS_ADMIN, that the descriptor is not open for writing, or that it is of a
+/// partition, of which the kernel lets nobody reserve the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotPermitted(pub(crate) Errno);
+
+impl NotPermitted {
+    /// What the command is answered with when nobody else can be asked: CHECK CONDITION 0B/00/06, as
+    /// [`SgIo`](crate::SgIo) answers without CAP_SYS_RAWIO.
+    pub fn completion(self) -> Completion {
+        Completion::check(SenseCode::IO_PROCESS_TERMINATED)
+    }
+}
+
+impl fmt::Display for NotPermitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the kernel does not permit it ({}): it takes the capability CAP_SYS_ADMIN and a device that is no partition; \
+             newer kernels may take a descriptor open for writing instead",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for NotPermitted {}
+
+/// Why a command goes no further.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// It is answered.
+    With(Completion),
+    /// This process may not ask it, and has changed nothing.
+    NotPermitted(NotPermitted),
+    /// It is answered with this sense, for this reason, which the log should have.
+    Because(SenseCode, &'static str),
+}
+
+impl From<NotPermitted> for Stop {
+    fn from(not_permitted: NotPermitted) -> Self {
+        Self::NotPermitted(not_permitted)
+    }
+}
+
+/// Tells the log about commands that were stopped; each reason once a minute.
+#[derive(Debug)]
+pub(crate) struct Complaints(Throttle<&'static str>);
+
+impl Complaints {
+    pub(crate) const fn new() -> Self {
+        Self(Throttle::new(Duration::from_secs(60)))
+    }
+
+    /// The completion, unless another process may try.
+    pub(crate) fn settle(
+        &self,
+        command: Command<'_>,
+        answer: Result<Completion, Stop>,
+    ) -> Result<Completion, NotPermitted> {
+        match answer {
+            Ok(completion) | Err(Stop::With(completion)) => Ok(completion),
+            Err(Stop::NotPermitted(not_permitted)) => Err(not_permitted),
+            Err(Stop::Because(code, why)) => {
+                if self.0.permits(why) {
+                    warn!("{command}, answered with {code}: {why}");
+                }
+                Ok(Completion::check(code))
+            }
+        }
+    }
+
+    /// The completion, where no other process will be asked.
+    pub(crate) fn give_up(&self, command: Command<'_>, answer: Result<Completion, NotPermitted>) -> Completion {
+        answer.unwrap_or_else(|not_permitted| {
+            if self.0.permits("") {
+                warn!("{command}, not run: {not_permitted}");
+            }
+            not_permitted.completion()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Log;
+
+    #[test]
+    fn each_reason_is_logged_once() {
+        let complaints = Complaints::new();
+        let command = Command::cleanup();
+        let log = Log::at(tracing::Level::WARN);
+        log.during(|| {
+            for why in ["one", "two", "one"] {
+                let stop = Err(Stop::Because(SenseCode::INVALID_OPCODE, why));
+                assert_eq!(complaints.settle(command, stop), Ok(Completion::check(SenseCode::INVALID_OPCODE)));
+            }
+            let good = Completion::Good(Vec::new());
+            assert_eq!(complaints.settle(command, Ok(good.clone())), Ok(good.clone()));
+            assert_eq!(complaints.settle(command, Err(Stop::With(good.clone()))), Ok(good.clone()));
+            assert_eq!(complaints.give_up(command, Ok(good.clone())), good);
+            let not_permitted = NotPermitted(Errno::PERM);
+            for _ in 0..2 {
+                let settled = complaints.settle(command, Err(not_permitted.into()));
+                assert_eq!(settled, Err(not_permitted));
+                assert_eq!(complaints.give_up(command, settled), not_permitted.completion());
+            }
+        });
+        let lines: Vec<_> = log.events().into_iter().map(|event| event.message).collect();
+        let [one, two, last] = &lines[..] else { panic!("{lines:?}") };
+        assert!(one.ends_with(": one") && one.contains("05/20/00") && two.ends_with(": two"), "{lines:?}");
+        assert!(last.contains("CAP_SYS_ADMIN"), "{last}");
+    }
+}
