@@ -15,6 +15,7 @@ use pr_helper::descriptor::{self, Passed};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{RecvFlags, SendFlags};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::activation;
 use crate::message::{Message, Result, invoked_as, reason};
@@ -55,7 +56,9 @@ fn wait(helper: &UnixStream, mut process: Child) -> Result<ExitCode> {
     let mut ready = [PollFd::new(helper, PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
     rustix::io::retry_on_intr(|| poll(&mut ready, None)).map_err(failed)?;
     if ready[0].revents().is_empty() {
-        // Stopped. The helper will find that nobody waits for it, and end.
+        // Stopped, and the helper with it, however far it is: nothing runs of a start that failed.
+        let _ = kill_process(Pid::from_child(&process), Signal::TERM);
+        process.wait().map_err(failed)?;
         return Ok(ExitCode::FAILURE);
     }
     let (length, _) = rustix::net::recv(helper, &mut [0; 1], RecvFlags::empty()).map_err(failed)?;

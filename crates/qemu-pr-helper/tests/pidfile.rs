@@ -144,6 +144,26 @@ fn what_fails_in_the_background_is_told() {
     assert!(!socket.exists());
 }
 
+/// Whoever stops the launcher stops the start; once the launcher has ended with 0 there is a helper.
+#[test]
+fn a_cancelled_start_leaves_nothing() {
+    let directory = directory();
+    let (socket, pid_file) = (directory.path().join("s"), directory.path().join("pid"));
+    for attempt in 0..50u64 {
+        let mut command = helper(["-d", "-f"]);
+        command.arg(&pid_file).arg("-k").arg(&socket).stderr(Stdio::null());
+        let mut launcher = command.spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(attempt * 373 % 10_000));
+        kill_process(Pid::from_child(&launcher), Signal::TERM).unwrap();
+        if ended(&mut launcher).code() == Some(0) {
+            handshake(&socket);
+            kill_process(Pid::from_raw(written_pid(&pid_file)).unwrap(), Signal::TERM).unwrap();
+            wait_for("everything to end", || processes_with(&socket).is_empty().then_some(()));
+        }
+        assert_eq!((processes_with(&socket), socket.exists()), (vec![], false));
+    }
+}
+
 #[test]
 fn a_warning_is_printed_once() {
     let directory = directory();
