@@ -101,15 +101,15 @@ impl Helper {
         crowd
     }
 
-    /// Waits until a new connection is served; until then it may be closed.
+    /// A connection on which a request was served; until there is room for it, others may be closed.
     #[track_caller]
-    pub fn serves_again(&self) {
+    pub fn connect_once_there_is_room(&self) -> Client {
         eventually("a connection is served", || {
             let client = Client::try_connect(&self.socket()).ok()?;
             client.try_handshake().ok()?;
             client.try_send_with(&in_cdb(0, 8), &[null().as_fd()]).ok()?;
-            client.try_answer().ok()
-        });
+            client.try_answer().ok().map(|_| client)
+        })
     }
 
     /// The process that was started (not a daemon that it left).

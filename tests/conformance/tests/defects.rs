@@ -27,6 +27,8 @@ against_each_helper!(
     nonblocking_is_cleared_on_the_clients_description,
     sixty_four_commands_stop_all_others,
     commands_of_one_device_are_bounded,
+    one_process_may_take_all_connections,
+    half_sent_requests_stay_for_ever,
 );
 
 fn supervised(subject: &Subject) -> Helper {
@@ -134,7 +136,7 @@ fn a_full_descriptor_table_spins(subject: &Subject) {
         assert!(helper.stderr().lines().count() < 20, "the log is flooded: {}", helper.stderr());
     }
     drop(crowd);
-    helper.serves_again();
+    helper.connect_once_there_is_room();
 }
 
 fn nonblocking_is_cleared_on_the_clients_description(subject: &Subject) {
@@ -198,4 +200,36 @@ fn commands_of_one_device_are_bounded(subject: &Subject) {
     for client in clients.iter().chain([&other]) {
         assert_eq!(client.answer(), Answer::good(&[7; 8]));
     }
+}
+
+/// A helper with few descriptors, so that ours has room for eight connections, and for two of one process.
+fn with_little_room(subject: &Subject) -> Helper {
+    subject.command().shell("ulimit -n 48").serve()
+}
+
+fn one_process_may_take_all_connections(subject: &Subject) {
+    let helper = with_little_room(subject);
+    let crowd: Vec<Client> = helper.crowd(20).into_iter().map(|socket| Client::new(socket.into())).collect();
+    let served = crowd.iter().filter(|client| {
+        client.socket().set_nonblocking(false).unwrap();
+        let asked = client.try_handshake().and_then(|()| client.try_send_with(&in_cdb(0, 8), &[null().as_fd()]));
+        asked.and_then(|()| client.try_answer()).is_ok()
+    });
+    let served = served.count();
+    // The connection that saw it start may have been counted still.
+    assert!(subject.differs("connection-share", served == 20, (1..=2).contains(&served)), "{served} served");
+}
+
+fn half_sent_requests_stay_for_ever(subject: &Subject) {
+    let helper = with_little_room(subject);
+    let (idle, half) = (helper.connect_once_there_is_room(), helper.connect_once_there_is_room());
+    half.send_with(&out_cdb(0, 24)[..5], &[null().as_fd()]);
+    // One connection more, over the share of this process.
+    helper.connect_once_there_is_room();
+    if subject.differs("half-sent", true, false) {
+        assert!(half.is_silent());
+    } else {
+        half.assert_closed();
+    }
+    assert_eq!(idle.run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
 }

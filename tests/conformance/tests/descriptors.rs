@@ -215,7 +215,7 @@ fn it_is_lost_when_the_table_is_full(subject: &Subject) {
         helper.says(NO_DESCRIPTOR);
     }
     drop((crowd, client));
-    helper.serves_again();
+    helper.connect_once_there_is_room();
 }
 
 fn clients_leave_room_for_the_descriptors_of_others(subject: &Subject) {
@@ -225,7 +225,7 @@ fn clients_leave_room_for_the_descriptors_of_others(subject: &Subject) {
     client.send_with(&in_cdb(0, 8), &[null().as_fd()]);
     assert_eq!(client.try_answer().is_ok(), subject.differs("descriptor-kept-free", false, true));
     drop((crowd, client));
-    helper.serves_again();
+    helper.connect_once_there_is_room();
 }
 
 fn what_is_no_scsi_device_says_so(subject: &Subject) {
