@@ -5,8 +5,9 @@
 //!
 //! * A silent connection is parked on epoll and costs no thread. The epoll thread is the caller of [`serve`]; it never
 //!   touches what a client sent, not even to close it, because a client's file can make any call on it hang.
-//! * A connection that becomes readable gets a thread of its own, which reads, runs, answers, and *lingers* for a moment
-//!   before it parks the connection: one that is busy runs at the speed of a bare loop.
+//! * A connection that becomes readable gets a thread of its own, which reads, runs, answers, and parks it. One that is
+//!   busy, with a command soon after the last, is parked only when nothing has come for a moment: the thread *lingers*,
+//!   and the connection runs at the speed of a bare loop.
 //! * No pool whose exhaustion would stop the others: bounds per device and per peer process. What is over them waits,
 //!   without a thread, in the order of arrival; then the answer is BUSY.
 //! * A connection is closed for violations of the protocol only: libvirt takes a closed connection for a dead helper.
@@ -67,7 +68,8 @@ pub struct Limits {
     pub peer_share: usize,
     /// How long a command over a bound waits before it is answered BUSY.
     pub wait: Duration,
-    /// How long a thread waits for the next request of its connection; zero: it does not.
+    /// How long a thread waits for the next request of a connection that is busy, and how soon after the last command the
+    /// next must come for a connection to be called so; zero: none is.
     pub linger: Duration,
     /// How long a client may take to read an answer.
     pub send_timeout: Duration,

@@ -190,6 +190,24 @@ fn what_happens_to_a_connection_can_be_traced() {
 }
 
 #[test]
+fn only_a_busy_connection_keeps_its_thread() {
+    let events = Events::record();
+    let server = Server::start(Limits { linger: LONG * 60, ..Limits::default() }, Echo);
+    let mut client = server.client();
+    events.wait_for("pr_helper_park", 1);
+    client.ask(&reserve_in(0, 8), null());
+    events.wait_for("pr_helper_park", 2);
+    // Two in an hour: that is busy here.
+    client.ask(&reserve_in(0, 8), null());
+    client.ask(&reserve_in(0, 8), null());
+    drop(client);
+    events.wait_for("pr_helper_close", 1);
+    let names: Vec<&str> = SEEN.lock().unwrap().iter().map(|seen| seen.name).collect();
+    let expected = ["accept", "park", "request", "park", "request", "request", "close"];
+    assert_eq!(names, expected.map(|name| format!("pr_helper_{name}")));
+}
+
+#[test]
 fn what_is_over_the_bound_of_its_device_waits_its_turn() {
     let events = Events::record();
     let gate = Gate::default();

@@ -90,8 +90,10 @@ impl Seat<'_> {
 
     /// Serves the connection until it falls silent; BUSY to the first command where none may run.
     fn serve(mut self, may_run: bool) {
-        let patient = may_run && !self.shared.limits.linger.is_zero();
-        // Who has just shaken hands may be silent for long: only who asks is waited for.
+        let linger = self.shared.limits.linger;
+        let patient = may_run && !linger.is_zero();
+        // One command alone is no sign of others: of a thousand clients that send one, none is to keep a thread.
+        let busy = self.connection().parked.is_some_and(|parked| parked.elapsed() < linger);
         let mut lingers = false;
         loop {
             let read = match self.connection().pending.take() {
@@ -118,7 +120,7 @@ impl Seat<'_> {
             };
             self.turn = None;
             match next {
-                Ok(Next::Linger) => lingers = patient,
+                Ok(Next::Linger) => lingers = patient && busy,
                 Ok(Next::Yield) => return self.park(),
                 Ok(Next::Close) => return,
                 Err(breach) => return self.complain(&breach),
@@ -241,6 +243,7 @@ impl Seat<'_> {
         let shared = self.shared;
         let half_sent = self.connection().half_sent(shared.limits.half_sent);
         let number = self.connection().number;
+        self.connection().parked = self.turn.is_none().then(Instant::now);
         shared.change(|state| {
             let Some(connection) = self.connection.take() else { return };
             let data = epoll::EventData::new_u64(self.id as u64);

@@ -32,6 +32,8 @@ pub(super) struct Connection {
     lost_descriptor: bool,
     /// Since when there has been a part of a request.
     half_since: Option<Instant>,
+    /// When it was parked, if it was after a command.
+    pub(super) parked: Option<Instant>,
     /// A request that has been read and waits to be run.
     pub(super) pending: Option<Box<(Request, OwnedFd)>>,
 }
@@ -137,6 +139,7 @@ impl Connection {
             descriptor: None,
             lost_descriptor: false,
             half_since: None,
+            parked: None,
             pending: None,
         }
     }
