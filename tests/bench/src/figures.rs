@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -169,9 +170,38 @@ fn work(time: Duration) {
     }
 }
 
+/// A helper with many idle connections, each of which has had a command.
+struct Crowded {
+    running: Running,
+    _idle: Vec<Connection>,
+    /// What each idle connection costs, in KiB of resident memory.
+    memory: f64,
+}
+
+impl Crowded {
+    const CONNECTIONS: usize = 4_000;
+
+    fn new(program: &Program, device: BorrowedFd<'_>) -> Result<Self> {
+        /// Longer than any helper keeps threads that it no longer needs.
+        const CALM: Duration = Duration::from_secs(6);
+        let running = program.start()?;
+        let asked = || -> Result<Connection> {
+            let mut connection = Connection::open(&running.socket())?;
+            connection.round_trip(device)?;
+            Ok(connection)
+        };
+        // What the first command of all costs is no connection's share.
+        drop(asked()?);
+        let before = running.settled_resident()?;
+        let idle = (0..Self::CONNECTIONS).map(|_| asked()).collect::<Result<Vec<_>>>()?;
+        thread::sleep(CALM);
+        let memory = (running.settled_resident()? - before) / Self::CONNECTIONS as f64;
+        Ok(Self { running, _idle: idle, memory })
+    }
+}
+
 /// Round trips and memory with many idle connections.
 fn many(programs: &Programs) -> Result<Vec<Row>> {
-    const IDLE: usize = 4_000;
     const ROUNDS: usize = 9;
     const COMMANDS: usize = 100;
     /// A client that sends its next command at once keeps the C helper from ever looking at its other connections, as
@@ -179,31 +209,19 @@ fn many(programs: &Programs) -> Result<Vec<Row>> {
     const SILENCES: [Duration; 2] = [Duration::from_millis(1), Duration::ZERO];
     let _pinned = Pinned::new()?;
     let null = null()?;
-    let running = [programs.c.start()?, programs.ours.start()?];
-    let mut memory = [const { Vec::new() }; 2];
-    let mut idle = Vec::new();
-    for (running, memory) in running.iter().zip(&mut memory) {
-        // What the first command of all costs is no connection's share.
-        Connection::open(&running.socket())?.round_trip(null.as_fd())?;
-        let before = running.settled_resident()?;
-        for _ in 0..IDLE {
-            let mut connection = Connection::open(&running.socket())?;
-            connection.round_trip(null.as_fd())?;
-            idle.push(connection);
-        }
-        memory.push((running.settled_resident()? - before) / IDLE as f64);
-    }
-    let mut connections = [Connection::open(&running[0].socket())?, Connection::open(&running[1].socket())?];
+    let crowded = [Crowded::new(&programs.c, null.as_fd())?, Crowded::new(&programs.ours, null.as_fd())?];
     let [paced, hurried] = SILENCES.map(|silence| -> Result<_> {
         let mut rounds = [const { Vec::new() }; 2];
         for _ in 0..ROUNDS {
-            for (connection, rounds) in connections.iter_mut().zip(&mut rounds) {
-                rounds.push(round(connection, null.as_fd(), (50.0, COMMANDS), silence)?);
+            for (crowded, rounds) in crowded.iter().zip(&mut rounds) {
+                let mut connection = Connection::open(&crowded.running.socket())?;
+                rounds.push(round(&mut connection, null.as_fd(), (50.0, COMMANDS), silence)?);
             }
         }
         Ok(rounds)
     });
-    let ([c, ours], [c_hurried, our_hurried], [c_memory, our_memory]) = (paced?, hurried?, memory);
+    let ([c, ours], [c_hurried, our_hurried]) = (paced?, hurried?);
+    let [c_memory, our_memory] = crowded.map(|crowded| [crowded.memory]);
     Ok(vec![
         compared("round trip p50 with 4,000 idle connections, a command a millisecond", &c, &ours, "µs", Some(0.02))?,
         compared("the same, one command after the other", &c_hurried, &our_hurried, "µs", None)?,

@@ -20,6 +20,9 @@ pub(crate) struct Row {
 /// A value with the quartiles of its rounds.
 pub(crate) fn value(summary: Summary, unit: &str) -> String {
     let Summary { median, low, high } = summary;
+    if low == high {
+        return format!("{} {unit}", short(median));
+    }
     format!("{} {unit} ({} to {})", short(median), short(low), short(high))
 }
 
