@@ -9,8 +9,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::program::{Program, version};
 
-/// Descriptors enough for 4,000 connections to each of two helpers, and for the helpers themselves.
-const DESCRIPTORS: u64 = 20_000;
+/// Descriptors enough for 4,000 connections of one process: a helper grants each a share of what it may have.
+const DESCRIPTORS: u64 = 65_536;
 
 /// Raises the limit of open descriptors for this process and those that it starts.
 pub(crate) fn raise_descriptor_limit() -> Result<()> {
