@@ -1,5 +1,6 @@
 //! A client that does no more than the protocol asks, so that the time measured is the helper's.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
@@ -11,6 +12,11 @@ use pr_helper::descriptor;
 use pr_helper::wire::{ResponseDecoder, feature_word};
 use rustix::net::SendFlags;
 use scsi_pr::{Cdb, Completion};
+
+/// A descriptor that refuses at once.
+pub(crate) fn null() -> Result<File> {
+    File::options().read(true).write(true).open("/dev/null").context("open /dev/null")
+}
 
 /// PERSISTENT RESERVE IN, READ KEYS, with room for 8 KiB.
 fn read_keys() -> Cdb {

@@ -1,6 +1,5 @@
 //! The figures, each with the way it is measured.
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use crate::blocking_files::BlockingFiles;
-use crate::client::Connection;
+use crate::client::{Connection, null};
+use crate::crowd::Crowd;
 use crate::machine::Pinned;
 use crate::program::{Program, Running};
 use crate::report::{Row, value};
@@ -58,11 +58,6 @@ type Measure = fn(&Programs) -> Result<Vec<Row>>;
 /// All figures, by name.
 pub(crate) const ALL: [(&str, Measure); 6] =
     [("busy", busy), ("idle", idle), ("many", many), ("memory", memory), ("start", start), ("hang", hang)];
-
-/// A descriptor that refuses at once.
-fn null() -> Result<File> {
-    File::options().read(true).write(true).open("/dev/null").context("open /dev/null")
-}
 
 /// The `percent`-th percentile of `count` round trips.
 fn round(
@@ -170,33 +165,30 @@ fn work(time: Duration) {
     }
 }
 
-/// A helper with many idle connections, each of which has had a command.
+/// A helper with many idle connections.
 struct Crowded {
+    _crowds: Vec<Crowd>,
     running: Running,
-    _idle: Vec<Connection>,
     /// What each idle connection costs, in KiB of resident memory.
     memory: f64,
 }
 
 impl Crowded {
-    const CONNECTIONS: usize = 4_000;
+    /// Processes that have idle connections, and how many each has.
+    const CROWDS: [usize; 4] = [1_000; 4];
 
     fn new(program: &Program, device: BorrowedFd<'_>) -> Result<Self> {
         /// Longer than any helper keeps threads that it no longer needs.
         const CALM: Duration = Duration::from_secs(6);
         let running = program.start()?;
-        let asked = || -> Result<Connection> {
-            let mut connection = Connection::open(&running.socket())?;
-            connection.round_trip(device)?;
-            Ok(connection)
-        };
+        let path = running.socket();
         // What the first command of all costs is no connection's share.
-        drop(asked()?);
+        Connection::open(&path)?.round_trip(device)?;
         let before = running.settled_resident()?;
-        let idle = (0..Self::CONNECTIONS).map(|_| asked()).collect::<Result<Vec<_>>>()?;
+        let crowds = Self::CROWDS.iter().map(|count| Crowd::gather(&path, *count)).collect::<Result<_>>()?;
         thread::sleep(CALM);
-        let memory = (running.settled_resident()? - before) / Self::CONNECTIONS as f64;
-        Ok(Self { running, _idle: idle, memory })
+        let memory = (running.settled_resident()? - before) / Self::CROWDS.iter().sum::<usize>() as f64;
+        Ok(Self { _crowds: crowds, running, memory })
     }
 }
 

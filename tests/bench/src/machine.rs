@@ -9,18 +9,15 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::program::{Program, version};
 
-/// Descriptors enough for 4,000 connections of one process: a helper grants each a share of what it may have.
-const DESCRIPTORS: u64 = 65_536;
+/// Descriptors enough for a helper with 4,000 connections that keeps room for as many commands.
+const DESCRIPTORS: u64 = 8_192;
 
 /// Raises the limit of open descriptors for this process and those that it starts.
 pub(crate) fn raise_descriptor_limit() -> Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_some_and(|current| current < DESCRIPTORS) {
-        let maximum = limit.maximum.map(|maximum| maximum.max(DESCRIPTORS));
-        setrlimit(Resource::Nofile, Rlimit { current: Some(DESCRIPTORS), maximum })
-            .with_context(|| format!("raise the limit of open descriptors to {DESCRIPTORS} (needs root)"))?;
-    }
-    Ok(())
+    // None is no limit.
+    let maximum = getrlimit(Resource::Nofile).maximum.map(|maximum| maximum.max(DESCRIPTORS));
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .with_context(|| format!("raise the limit of open descriptors to {DESCRIPTORS} (needs root)"))
 }
 
 /// The calling thread, and the processes that it starts, on one CPU until this is dropped.

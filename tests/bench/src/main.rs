@@ -7,11 +7,13 @@
 //! ```text
 //! bench [busy] [idle] [many] [memory] [start] [hang]      all figures, or those that are named
 //! bench floor SOCKET                                      the loop that the helpers are measured against
+//! bench crowd SOCKET COUNT                                idle connections
 //! ```
 #![forbid(unsafe_code)]
 
 mod blocking_files;
 mod client;
+mod crowd;
 mod figures;
 mod floor;
 mod machine;
@@ -32,6 +34,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match &arguments[..] {
         [word, socket] if word == "floor" => floor::serve(Path::new(socket)),
+        [word, socket, count] if word == "crowd" => {
+            count.parse().map_err(Into::into).and_then(|count| crowd::stand_by(Path::new(socket), count))
+        }
         names => bench(names),
     };
     match outcome {
