@@ -7,9 +7,10 @@ use scsi_pr::{
     ReserveOut, Sense, SenseCode, TransportId,
 };
 
-/// It ends up in a log, and what a guest sends must not write lines of its own there.
+/// It ends up in a log: what a guest sends must not write lines of its own there, nor turn those of others around.
 pub(crate) fn assert_printable(text: &str) {
-    assert!(!text.is_empty() && !text.contains(char::is_control), "{text:?}");
+    let quoted = text.replace('\\', r"\\").replace('"', r#"\""#).replace('\'', r"\'");
+    assert!(!text.is_empty() && text.escape_debug().eq(quoted.chars()), "{text:?}");
 }
 
 /// 16 bytes of a PERSISTENT RESERVE OUT and its parameter list. Opcode and length are made to fit.
