@@ -158,6 +158,17 @@ pub(crate) fn register_and_move(key: Key, to: Key, relative_target_port: u16, po
     Request::out(format!("to {} with {}", short(to), short(key)), &request)
 }
 
+/// REPLACE LOST RESERVATION.
+pub(crate) fn replace_lost(to: Key) -> Request {
+    let request = ReserveOut::ReplaceLostReservation {
+        key: Key::ZERO,
+        service_action_key: to,
+        reservation_type: Type::WriteExclusive,
+        aptpl: false,
+    };
+    Request::out(short(to), &request)
+}
+
 fn with(key: Key, kind: Type) -> String {
     format!("{kind} with {}", short(key))
 }

@@ -11,6 +11,7 @@ mod commands;
 mod demo;
 mod disk;
 mod helper;
+mod nvmet;
 mod report;
 mod scenarios;
 mod script;

@@ -41,7 +41,11 @@ impl Initramfs {
         for file in kernel.modules(modules)? {
             let name = file.file_name().and_then(OsStr::to_str).context("a module has a strange name")?;
             self.add(&file, &format!("modules/{name}"))?;
-            self.modules.push(name.to_owned());
+            // Busybox loads no packed modules.
+            if name.ends_with(".xz") {
+                command::output(Command::new("xz").arg("--decompress").arg(self.tree.join("modules").join(name)))?;
+            }
+            self.modules.push(name.strip_suffix(".xz").unwrap_or(name).to_owned());
         }
         Ok(self)
     }

@@ -23,6 +23,11 @@ impl Kernel {
         if !root.exists() {
             download(lab, &root)?;
         }
+        Self::at(root)
+    }
+
+    /// The kernel that is unpacked at `root`.
+    pub(crate) fn at(root: PathBuf) -> Result<Self> {
         let mut versions = fs::read_dir(root.join("lib/modules"))?;
         let version = versions.next().context("the kernel package has no modules")??.file_name();
         Ok(Self { version: version.into_string().map_err(|name| anyhow::anyhow!("strange version {name:?}"))?, root })

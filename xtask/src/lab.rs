@@ -9,10 +9,13 @@ use crate::command;
 use crate::guest::Boot;
 use crate::kernel::Kernel;
 use crate::place::Place;
-use crate::{cargo, packages};
+use crate::{cargo, packages, testing_kernel};
 
 /// A boot that takes longer hangs; the machine may be slow and busy.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
+
+/// The boots that take the kernel of Debian testing.
+const TESTING: &[&str] = &["nvme"];
 
 /// How many checks passed and failed.
 #[derive(Clone, Copy, Default)]
@@ -93,7 +96,9 @@ impl<'a> Lab<'a> {
         program.extend(arguments);
         let mut tally = Tally::default();
         let mut ended = false;
-        Boot { name, program: &program, deadline: DEADLINE }.run(&self.kernel, &self.place.lab, |text| {
+        let testing = if TESTING.contains(&name) { Some(testing_kernel::fetch(&self.place.lab)?) } else { None };
+        let kernel = testing.as_ref().unwrap_or(&self.kernel);
+        Boot { name, program: &program, deadline: DEADLINE }.run(kernel, &self.place.lab, |text| {
             match text.trim_start().split(' ').next() {
                 Some("ok") => tally.passed += 1,
                 Some("FAILED") => tally.failed += 1,

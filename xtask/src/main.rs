@@ -10,6 +10,7 @@ mod lab;
 mod packages;
 mod place;
 mod test;
+mod testing_kernel;
 
 use std::process::ExitCode;
 

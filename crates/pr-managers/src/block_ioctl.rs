@@ -40,8 +40,8 @@ use translate::Nature;
 ///   registrations and the reservation outlast a loss of power, and go on shutting others out, until they are released or
 ///   cleared. Nobody who is shut out gains access by it. A SCSI unit that keeps nothing over a loss of power refuses each
 ///   REGISTER (05/26/00). An NVMe namespace is not known to keep anything, so APTPL 1 is refused there.
-/// * **Sense data** do not come through these ioctls. EINVAL is the one ILLEGAL REQUEST that there can be for a service
-///   action; any other CHECK CONDITION is 0B/08/00. Unit attentions are consumed by the kernel.
+/// * **Sense data** do not come through these ioctls. What the kernel tells to be ILLEGAL REQUEST becomes the one that
+///   there can be for the service action; any other CHECK CONDITION is 0B/08/00. Unit attentions are consumed by the kernel.
 /// * **Permission.** Before about Linux 6.5 the kernel wants CAP_SYS_ADMIN; since then it takes a descriptor open for
 ///   writing instead (for reading keys and reservation since 7.0, for reading); of a partition it permits nothing to
 ///   anybody. [`try_execute`](Self::try_execute) tells this apart.

@@ -1,11 +1,13 @@
 //! The scenarios: small stories with one purpose each.
 
 mod answers;
+mod blocks;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 
+use crate::nvmet::Nvmet;
 use crate::report::Report;
 use crate::script::Entry;
 use crate::target::Target;
@@ -16,12 +18,13 @@ pub(crate) struct Lab {
     pub(crate) programs: PathBuf,
     target: Option<Target>,
     reference: Option<Vec<Entry>>,
+    nvmet: Option<Nvmet>,
 }
 
 impl Lab {
     /// Nothing is set up until a scenario asks for it.
     pub(crate) fn new(programs: PathBuf) -> Self {
-        Self { programs, target: None, reference: None }
+        Self { programs, target: None, reference: None, nvmet: None }
     }
 
     /// The SCSI target.
@@ -46,4 +49,13 @@ pub(crate) struct Scenario {
 }
 
 /// All of them, in the order in which they run.
-pub(crate) const ALL: &[Scenario] = &[answers::DIRECT, answers::OURS, answers::NOBODY, answers::QEMU];
+pub(crate) const ALL: &[Scenario] = &[
+    answers::DIRECT,
+    answers::OURS,
+    answers::NOBODY,
+    answers::QEMU,
+    blocks::SCSI,
+    blocks::NVME,
+    blocks::NVME_BY_IOCTL,
+    blocks::SCSI_ON_A_NEWER_KERNEL,
+];

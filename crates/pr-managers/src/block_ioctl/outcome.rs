@@ -11,7 +11,7 @@ use crate::sg_io::outcome::{Report, of_errno as sg_io_errno, of_host_status};
 pub(super) fn of_failure(failure: Failure, refusal: SenseCode, nvme: bool) -> Result<Completion, NotPermitted> {
     match failure {
         Failure::Errno(errno) => of_errno(errno, refusal),
-        Failure::Status(status) => Ok(of_status(status, nvme)),
+        Failure::Status(status) => Ok(of_status(status, refusal, nvme)),
     }
 }
 
@@ -30,23 +30,28 @@ pub(super) fn of_errno(errno: Errno, refusal: SenseCode) -> Result<Completion, N
 
 /// What a positive result means: `PR_STS_…` of Linux `linux/pr.h` (kernel side).
 ///
-/// Of SCSI disks it is what the SCSI layer had, the unit's status byte and the host adapter's code in the third byte, and
-/// before Linux 6.2 any of these, not only those with a name. Of NVMe it was the NVMe status, then.
-fn of_status(status: u32, nvme: bool) -> Completion {
-    /// What the NVMe driver of Linux before 6.2 returns for Reservation Conflict (SCT 0h, SC 83h), but for the bits that
-    /// say whether to try again.
+/// Of SCSI disks it is what the SCSI layer had: the unit's status byte, and the host adapter's code in the third byte. Older
+/// kernels (6.1 does) return any of these, not only those with a name; and in the second byte a code of the SCSI layer's
+/// own. Of NVMe they return the NVMe status.
+fn of_status(status: u32, refusal: SenseCode, nvme: bool) -> Completion {
+    /// What the NVMe driver of older kernels returns for Reservation Conflict (SCT 0h, SC 83h), but for the bits above.
     const NVME_CONFLICT: u32 = 0x083;
     const NVME_STATUS: u32 = 0x7ff;
+    /// `SCSIML_STAT_TGT_FAILURE`: ILLEGAL REQUEST, for what is in the CDB or the parameter list.
+    const TARGET_FAILURE: u8 = 0x04;
 
-    let [_, host_status, high, low] = status.to_be_bytes();
+    let [_, host_status, layer, unit_status] = status.to_be_bytes();
     if host_status != 0 {
         return of_host_status(Report { host_status: host_status.into(), ..Report::default() }, None);
     }
     let conflict = Completion::Status(Status::RESERVATION_CONFLICT);
-    match (high, low) {
-        (0, 0x18) => conflict,
-        _ if nvme && status & NVME_STATUS == NVME_CONFLICT => conflict,
-        (0, 0x08 | 0x28 | 0x40) if !nvme => Status::from_byte(low).map_or(conflict, Completion::Status),
+    if nvme && (status == 0x18 || status & NVME_STATUS == NVME_CONFLICT) {
+        return conflict;
+    }
+    match unit_status {
+        0x18 if !nvme => conflict,
+        0x08 | 0x28 | 0x40 if !nvme => Status::from_byte(unit_status).map_or(conflict, Completion::Status),
+        0x02 if !nvme && layer == TARGET_FAILURE => Completion::check(refusal),
         // PR_STS_IOERR: CHECK CONDITION whose sense data is lost, and whatever nobody knows.
         _ => Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE),
     }
@@ -61,9 +66,10 @@ mod tests {
         Completion::check(SenseCode { key: SenseKey::from_byte(key), asc, ascq })
     }
 
+    const REFUSAL: SenseCode = SenseCode::INVALID_RELEASE;
+
     #[test]
     fn every_errno() {
-        let refusal = SenseCode::INVALID_RELEASE;
         let special = [
             (Errno::NOTTY, check(0x5, 0x20, 0x00)),
             (Errno::OPNOTSUPP, check(0x5, 0x20, 0x00)),
@@ -81,7 +87,7 @@ mod tests {
                 }
             };
             for nvme in [false, true] {
-                assert_eq!(of_failure(Failure::Errno(errno), refusal, nvme), expected, "{errno:?}");
+                assert_eq!(of_failure(Failure::Errno(errno), REFUSAL, nvme), expected, "{errno:?}");
             }
         }
     }
@@ -96,7 +102,7 @@ mod tests {
                 (0xf_0000, check(0xb, 0x08, 0x00)),                       // PATH_FAST_FAILED
                 (0x1_0000, check(0xb, 0x05, 0x00)),                       // PATH_FAILED
             ] {
-                assert_eq!(of_status(status, nvme), expected, "{status:#x}");
+                assert_eq!(of_status(status, REFUSAL, nvme), expected, "{status:#x}");
             }
         }
     }
@@ -111,13 +117,16 @@ mod tests {
             (0x04, check(0xb, 0x08, 0x00), check(0xb, 0x08, 0x00)),
             (0x2_0000, Completion::Status(Status::BUSY), Completion::Status(Status::BUSY)),
             (0x0800_0002, check(0xb, 0x08, 0x00), check(0xb, 0x08, 0x00)),
+            // Seen of Linux 6.1: a conflict; ILLEGAL REQUEST.
+            (0x118, Completion::Status(Status::RESERVATION_CONFLICT), check(0xb, 0x08, 0x00)),
+            (0x402, check(0x5, 0x26, 0x04), check(0xb, 0x08, 0x00)),
             (0x83, check(0xb, 0x08, 0x00), Completion::Status(Status::RESERVATION_CONFLICT)),
             (0x4083, check(0xb, 0x08, 0x00), Completion::Status(Status::RESERVATION_CONFLICT)),
             (0x4001, check(0xb, 0x08, 0x00), check(0xb, 0x08, 0x00)),
-            (0x4018, check(0xb, 0x08, 0x00), check(0xb, 0x08, 0x00)),
+            (0x4018, Completion::Status(Status::RESERVATION_CONFLICT), check(0xb, 0x08, 0x00)),
         ] {
-            assert_eq!(of_status(status, false), scsi, "{status:#x}");
-            assert_eq!(of_status(status, true), nvme, "{status:#x}");
+            assert_eq!(of_status(status, REFUSAL, false), scsi, "{status:#x}");
+            assert_eq!(of_status(status, REFUSAL, true), nvme, "{status:#x}");
         }
     }
 
@@ -127,7 +136,7 @@ mod tests {
             (1..=0xffff).chain((0..=0xffff).map(|high| high << 16 | 1)).chain((1..=0xffff).map(|high| high << 16));
         for status in samples {
             for nvme in [false, true] {
-                match of_status(status, nvme) {
+                match of_status(status, REFUSAL, nvme) {
                     Completion::Good(_) => panic!("{status:#x}"),
                     Completion::Status(told) => assert_ne!(told, Status::CONDITION_MET, "{status:#x}"),
                     Completion::CheckCondition(_) => {}

@@ -1,0 +1,397 @@
+//! The managers that know what a command means, on devices that really reserve: `BlockIoctl` on a SCSI disk and on an NVMe
+//! namespace, `Nvme` on an NVMe namespace, each with two initiators or hosts.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use pr_managers::{BlockIoctl, Nvme};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use scsi_pr::{Command, Completion, Error, FullStatus, InitiatorPort, Key, Opcode, PrManager, SenseCode, Type};
+
+use super::{Lab, Scenario};
+use crate::commands::*;
+use crate::nvmet::{HOSTS, Nvmet};
+use crate::report::Report;
+use crate::script::Expect::{Conflict, Good, Keys, Reservation, Sense};
+use crate::script::Node::{A, B};
+use crate::script::{self, Run};
+use crate::sg_raw::SgRaw;
+use crate::system;
+use crate::target::Unit;
+
+const KEY_A: Key = Key(0xa1);
+const KEY_B: Key = Key(0xb2);
+const NONE: Key = Key(0);
+
+const LIST: SenseCode = SenseCode::INVALID_FIELD_IN_PARAMETER_LIST;
+const CDB: SenseCode = SenseCode::INVALID_FIELD_IN_CDB;
+
+/// The ioctls on a SCSI disk, on the stable kernel, which cannot read by ioctl.
+pub(super) const SCSI: Scenario = Scenario {
+    name: "block-ioctl",
+    boot: "target",
+    purpose: "by IOC_PR on a SCSI disk, without the ioctls that read",
+    run: |lab, report| {
+        let unit = lab.target()?.unit()?;
+        let mut run = Run::new(&ReadBySgRaw, &unit)?;
+        scsi(&mut run)?;
+        finish(run, report)?;
+        refused_on(&BlockIoctl::default(), &unit, report, &[(&read_keys(), CDB), (&read_reservation(), CDB)])?;
+        on_device_mapper(&unit, report)?;
+        privileges(&unit.disks[0], report, |device, command| {
+            BlockIoctl::default().try_execute(device, command).is_err()
+        })
+    },
+};
+
+/// The same on a kernel that can.
+pub(super) const SCSI_ON_A_NEWER_KERNEL: Scenario = Scenario {
+    name: "block-ioctl-reads",
+    boot: "nvme",
+    purpose: "by IOC_PR on a SCSI disk, with the ioctls that read",
+    run: |lab, report| {
+        let unit = lab.target()?.unit()?;
+        let manager = BlockIoctl::default();
+        let mut run = Run::new(&manager, &unit)?;
+        run.send(A, &report_capabilities(), Good);
+        run.send(A, &read_full_status(), Sense(CDB));
+        scsi(&mut run)?;
+        finish(run, report)?;
+        on_device_mapper(&unit, report)?;
+        privileges(&unit.disks[0], report, |device, command| {
+            BlockIoctl::default().try_execute(device, command).is_err()
+        })
+    },
+};
+
+/// NVMe's own commands.
+pub(super) const NVME: Scenario = Scenario {
+    name: "nvme",
+    boot: "nvme",
+    purpose: "by NVMe's own commands on a namespace with two hosts",
+    run: |lab, report| {
+        let unit = lab.nvmet()?.namespace()?;
+        let manager = Nvme::new();
+        let mut run = Run::new(&manager, &unit)?;
+        nvme(&mut run)?;
+        finish(run, report)?;
+        refused_on(&BlockIoctl::default(), &unit, report, &[(&read_full_status(), CDB)])?;
+        privileges(&unit.disks[0], report, |device, command| Nvme::new().try_execute(device, command).is_err())
+    },
+};
+
+/// The ioctls on NVMe.
+pub(super) const NVME_BY_IOCTL: Scenario = Scenario {
+    name: "nvme-by-ioctl",
+    boot: "nvme",
+    purpose: "by IOC_PR on a namespace with two hosts",
+    run: |lab, report| {
+        let unit = lab.nvmet()?.namespace()?;
+        let manager = BlockIoctl::default();
+        let mut run = Run::new(&manager, &unit)?;
+        nvme_by_ioctl(&mut run)?;
+        finish(run, report)?;
+        on_device_mapper(&unit, report)
+    },
+};
+
+impl Lab {
+    /// The NVMe target.
+    fn nvmet(&mut self) -> Result<&mut Nvmet> {
+        if self.nvmet.is_none() {
+            self.nvmet = Some(Nvmet::start()?);
+        }
+        Ok(self.nvmet.as_mut().expect("it was just started"))
+    }
+}
+
+/// Changes by ioctl, and reads by `sg_raw`, which nothing of ours is in.
+struct ReadBySgRaw;
+
+impl PrManager for ReadBySgRaw {
+    fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
+        match command.opcode() {
+            Opcode::ReserveIn => {
+                // The unit attentions of a preemption and the like are not what is looked at here.
+                SgRaw.execute(device, read_keys().command())?;
+                SgRaw.execute(device, command)
+            }
+            _ => BlockIoctl::default().execute(device, command),
+        }
+    }
+}
+
+fn finish(mut run: Run<'_>, report: &mut Report) -> Result<()> {
+    run.send(A, &read_keys(), Keys(vec![]));
+    let transcript = run.transcript();
+    script::check(report, &transcript, &transcript)
+}
+
+/// What goes alike on a SCSI disk and on a namespace, by any manager. It ends with both registered, and A the holder.
+fn everywhere(run: &mut Run<'_>) {
+    run.send(A, &read_keys(), Keys(vec![]));
+    run.send(A, &read_reservation(), Reservation(None));
+    run.send(A, &register(KEY_A, KEY_B), Conflict);
+    run.send(A, &register(NONE, KEY_A), Good);
+    run.send(B, &register(NONE, Key(0xb1)), Good);
+    run.send(B, &register(Key(0xb9), KEY_B), Conflict);
+    run.send(B, &register(Key(0xb1), KEY_B), Good);
+    run.send(B, &read_keys(), Keys(vec![KEY_A, KEY_B]));
+    for kind in Type::ALL {
+        let all = kind.is_all_registrants();
+        let shared = all || kind.is_registrants_only();
+        run.send(A, &reserve(KEY_B, kind), Conflict);
+        run.send(A, &reserve(KEY_A, kind), Good);
+        run.send(A, &reserve(KEY_A, kind), Good);
+        run.send(B, &read_reservation(), Reservation(Some((if all { NONE } else { KEY_A }, kind))));
+        if !all {
+            run.send(B, &reserve(KEY_B, kind), Conflict);
+        }
+        run.write(A, true);
+        run.write(B, shared);
+        run.read(B, shared || kind.is_write_exclusive());
+        run.send(A, &release(KEY_B, kind), Conflict);
+        if !all {
+            run.send(B, &release(KEY_B, kind), Good);
+            run.send(B, &read_reservation(), Reservation(Some((KEY_A, kind))));
+        }
+        run.send(A, &release(KEY_A, kind), Good);
+        run.send(B, &read_reservation(), Reservation(None));
+        run.write(B, true);
+    }
+    for (preempts, kind) in
+        [(preempt as fn(_, _, _) -> _, Type::WriteExclusive), (preempt_and_abort, Type::ExclusiveAccess)]
+    {
+        run.send(A, &reserve(KEY_A, kind), Good);
+        run.write(B, false);
+        run.send(B, &preempts(KEY_B, Key(0xdead), kind), Conflict);
+        run.send(B, &preempts(KEY_B, NONE, kind), Sense(LIST));
+        run.send(B, &preempts(KEY_A, KEY_A, kind), Conflict);
+        run.send(B, &preempts(KEY_B, KEY_A, Type::WriteExclusiveRegistrantsOnly), Good);
+        run.send(A, &read_keys(), Keys(vec![KEY_B]));
+        run.send(A, &read_reservation(), Reservation(Some((KEY_B, Type::WriteExclusiveRegistrantsOnly))));
+        run.write(A, false);
+        run.write(B, true);
+        // Its own key: the type changes, and the registration stays.
+        run.send(B, &preempts(KEY_B, KEY_B, Type::WriteExclusive), Good);
+        run.send(A, &read_reservation(), Reservation(Some((KEY_B, Type::WriteExclusive))));
+        run.send(B, &release(KEY_B, Type::WriteExclusive), Good);
+        run.send(A, &register_ignoring(KEY_A), Good);
+    }
+    // Everybody else is thrown out of what all hold.
+    run.send(A, &reserve(KEY_A, Type::WriteExclusiveAllRegistrants), Good);
+    run.write(B, true);
+    run.send(B, &preempt(KEY_B, NONE, Type::ExclusiveAccessRegistrantsOnly), Good);
+    run.send(A, &read_keys(), Keys(vec![KEY_B]));
+    run.read(A, false);
+    run.send(B, &clear(KEY_A), Conflict);
+    run.send(B, &clear(KEY_B), Good);
+    run.write(A, true);
+    for (node, key) in [(A, Key(0xa7)), (B, Key(0xb7)), (A, KEY_A), (B, KEY_B)] {
+        run.send(node, &register_ignoring(key), Good);
+    }
+    run.send(A, &read_keys(), Keys(vec![KEY_A, KEY_B]));
+    run.send(A, &reserve(KEY_A, Type::WriteExclusiveRegistrantsOnly), Good);
+    run.write(B, true);
+}
+
+/// What no translation can say.
+fn refused(run: &mut Run<'_>) {
+    run.send(A, &replace_lost(KEY_A), Sense(CDB));
+    run.send(A, &register_for(KEY_A, &[]), Sense(LIST));
+}
+
+fn scsi(run: &mut Run<'_>) -> Result<()> {
+    run.send(B, &reserve(KEY_B, Type::WriteExclusive), Sense(SenseCode::LUN_COMMUNICATION_FAILURE));
+    run.send(A, &register_ignoring(NONE), Good);
+    everywhere(run);
+    refused(run);
+    run.send(A, &register_everywhere(KEY_A), Sense(LIST));
+    // The holder throws the other registrant out, which is how nodes are fenced.
+    run.send(A, &preempt_and_abort(KEY_A, KEY_B, Type::WriteExclusiveRegistrantsOnly), Good);
+    run.send(A, &read_keys(), Keys(vec![KEY_A]));
+    run.write(B, false);
+    run.send(A, &register(KEY_A, NONE), Good);
+    run.write(B, true);
+    run.send(B, &register_for_good(KEY_B), Good);
+    run.send(B, &register_ignoring(NONE), Good);
+    Ok(())
+}
+
+fn nvme(run: &mut Run<'_>) -> Result<()> {
+    run.send(A, &report_capabilities(), Good);
+    run.send(B, &reserve(KEY_B, Type::WriteExclusive), Conflict);
+    run.send(A, &register_ignoring(NONE), Good);
+    run.send(A, &register(NONE, NONE), Good);
+    everywhere(run);
+    run.send(A, &register(NONE, NONE), Conflict);
+    refused(run);
+    run.send(A, &register_for_good(KEY_A), Sense(LIST));
+    hosts(run)?;
+    // This target says to the holder that it was done, and it was not.
+    let kind = Type::WriteExclusiveRegistrantsOnly;
+    for preempts in [preempt, preempt_and_abort] {
+        run.send(A, &preempts(KEY_A, KEY_B, kind), Sense(SenseCode::TARGET_FAILURE));
+        run.send(A, &read_keys(), Keys(vec![KEY_A, KEY_B]));
+        run.write(B, true);
+        run.send(A, &preempts(KEY_A, Key(0xdead), kind), Conflict);
+        run.send(A, &preempts(KEY_A, NONE, kind), Sense(LIST));
+    }
+    // The holder leaves, and its reservation with it.
+    run.send(A, &register(KEY_A, NONE), Good);
+    run.send(B, &read_reservation(), Reservation(None));
+    // To this target, the second registrant holds nothing.
+    let all = Type::WriteExclusiveAllRegistrants;
+    run.send(B, &reserve(KEY_B, all), Good);
+    run.write(A, false);
+    run.send(A, &register_everywhere(KEY_A), Good);
+    run.write(A, true);
+    run.send(A, &reserve(KEY_A, all), Good);
+    run.send(A, &reserve(Key(0xdead), all), Conflict);
+    run.send(A, &release(KEY_A, kind), Sense(SenseCode::INVALID_RELEASE));
+    run.send(A, &release(KEY_A, all), Sense(SenseCode::TARGET_FAILURE));
+    run.send(A, &read_reservation(), Reservation(Some((NONE, all))));
+    // The reservation goes with the last registrant.
+    run.send(B, &register_ignoring(NONE), Good);
+    run.send(B, &register_ignoring(NONE), Good);
+    run.write(B, false);
+    run.send(A, &register(KEY_A, NONE), Good);
+    run.write(B, true);
+    Ok(())
+}
+
+/// READ FULL STATUS names the hosts by their identifiers.
+fn hosts(run: &mut Run<'_>) -> Result<()> {
+    let data = run.send(B, &read_full_status(), Good);
+    let status = FullStatus::parse(&data)?.value;
+    let [a, b] = &status.descriptors[..] else { bail!("two registrations were expected: {status}") };
+    for (descriptor, host) in [(a, HOSTS[0]), (b, HOSTS[1])] {
+        let is_host = descriptor.transport_id()?.port() == InitiatorPort::Srp { port_identifier: host };
+        run.observe(&format!("the port of a host is its identifier, {host:032x}"), is_host && descriptor.all_tg_pt);
+    }
+    run.observe("A is the holder", a.held.is_some() && b.held.is_none());
+    Ok(())
+}
+
+fn nvme_by_ioctl(run: &mut Run<'_>) -> Result<()> {
+    run.send(A, &report_capabilities(), Good);
+    run.send(B, &reserve(KEY_B, Type::WriteExclusive), Conflict);
+    everywhere(run);
+    refused(run);
+    run.send(A, &register_everywhere(KEY_A), Sense(LIST));
+    run.send(A, &register_for_good(KEY_A), Sense(LIST));
+    let kind = Type::WriteExclusiveRegistrantsOnly;
+    for preempts in [preempt, preempt_and_abort] {
+        run.send(A, &preempts(KEY_A, KEY_B, kind), Sense(SenseCode::TARGET_FAILURE));
+        run.send(A, &read_keys(), Keys(vec![KEY_A, KEY_B]));
+        run.send(A, &preempts(KEY_A, Key(0xdead), kind), Conflict);
+        run.send(A, &preempts(KEY_A, NONE, kind), Sense(LIST));
+    }
+    // The kernel would leave a registration of the key zero behind.
+    for unregisters in [register(KEY_B, NONE), register_ignoring(NONE), register(NONE, NONE)] {
+        run.send(B, &unregisters, Sense(LIST));
+    }
+    run.send(A, &release(NONE, kind), Conflict);
+    run.send(A, &clear(NONE), Conflict);
+    run.send(A, &read_reservation(), Reservation(Some((KEY_A, kind))));
+    run.send(A, &release(KEY_A, kind), Good);
+    let all = Type::WriteExclusiveAllRegistrants;
+    run.send(A, &reserve(KEY_A, all), Good);
+    run.send(B, &release(KEY_B, all), Sense(SenseCode::TARGET_FAILURE));
+    run.send(B, &clear(KEY_B), Good);
+    Ok(())
+}
+
+/// Checks that `manager` refuses these.
+fn refused_on(
+    manager: &dyn PrManager,
+    unit: &Unit,
+    report: &mut Report,
+    requests: &[(&Request, SenseCode)],
+) -> Result<()> {
+    let mut run = Run::new(manager, unit)?;
+    for (request, code) in requests {
+        run.send(A, request, Sense(*code));
+    }
+    let transcript = run.transcript();
+    script::check(report, &transcript, &transcript)
+}
+
+/// Through device mapper, an abort would be lost, and an unregistration on NVMe would not be one.
+fn on_device_mapper(unit: &Unit, report: &mut Report) -> Result<()> {
+    system::run("modprobe", &["dm-mod"])?;
+    let mut disks = Vec::new();
+    for (disk, name) in unit.disks.iter().zip(["lab-a", "lab-b"]) {
+        let path = disk.to_string_lossy();
+        let sectors = system::run("blockdev", &["--getsz", &path])?;
+        let name = format!("{name}-{}", unit.serial);
+        // There is no udevd here that would make the nodes.
+        let table = format!("0 {} linear {path} 0", sectors.trim());
+        system::run("env", &["DM_DISABLE_UDEV=1", "dmsetup", "create", &name, "--table", &table])?;
+        disks.push(Path::new("/dev/mapper").join(name));
+    }
+    let is_nvme = unit.disks[0].to_string_lossy().contains("nvme");
+    let disks: [_; 2] = disks.try_into().expect("there are two initiators");
+    let mapped = Unit { serial: unit.serial.clone(), disks };
+    let manager = BlockIoctl::default();
+    let mut run = Run::new(&manager, &mapped)?;
+    let kind = Type::WriteExclusive;
+    run.send(A, &register(NONE, KEY_A), Good);
+    run.send(B, &register(NONE, KEY_B), Good);
+    run.send(A, &reserve(KEY_A, kind), Good);
+    run.write(B, false);
+    run.send(B, &preempt_and_abort(KEY_B, KEY_A, kind), Sense(CDB));
+    run.write(B, false);
+    run.send(B, &preempt(KEY_B, KEY_A, kind), Good);
+    run.write(B, true);
+    if is_nvme {
+        run.send(B, &register(KEY_B, NONE), Sense(LIST));
+        run.send(B, &clear(KEY_B), Good);
+    } else {
+        run.send(B, &register(KEY_B, NONE), Good);
+    }
+    run.write(A, true);
+    let transcript = run.transcript();
+    script::check(report, &transcript, &transcript)?;
+    for disk in &mapped.disks {
+        system::run("env", &["DM_DISABLE_UDEV=1", "dmsetup", "remove", &disk.to_string_lossy()])?;
+    }
+    Ok(())
+}
+
+/// Whether a thread without CAP_SYS_ADMIN is told that it is not permitted, and nothing is changed by that. What newer
+/// kernels permit to a descriptor open for writing is not asked for here.
+fn privileges(
+    disk: &Path,
+    report: &mut Report,
+    is_not_permitted: impl Fn(BorrowedFd<'_>, Command<'_>) -> bool + Sync,
+) -> Result<()> {
+    let device = File::open(disk).with_context(|| format!("open {}", disk.display()))?;
+    let request = register_ignoring(KEY_A);
+    let told = without_privilege(|| is_not_permitted(device.as_fd(), request.command()))?;
+    report.check(
+        "without CAP_SYS_ADMIN, and on a descriptor for reading, a registration is not permitted",
+        if told { Ok(()) } else { Err("it was answered".to_owned()) },
+    );
+    let device = OpenOptions::new().read(true).write(true).open(disk)?;
+    let told = is_not_permitted(device.as_fd(), request.command());
+    report.check("with both, it is", if told { Err("it was not permitted".to_owned()) } else { Ok(()) });
+    let cleared = is_not_permitted(device.as_fd(), clear(KEY_A).command());
+    report.check("and so is its end", if cleared { Err("it was not permitted".to_owned()) } else { Ok(()) });
+    Ok(())
+}
+
+/// Runs `act` in a thread that has no CAP_SYS_ADMIN.
+fn without_privilege<T: Send>(act: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let mut sets: CapabilitySets = capabilities(None)?;
+            sets.effective.remove(CapabilitySet::SYS_ADMIN);
+            set_capabilities(None, sets)?;
+            Ok(act())
+        });
+        thread.join().expect("the thread does not panic")
+    })
+}

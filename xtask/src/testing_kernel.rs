@@ -1,0 +1,95 @@
+//! Debian testing's kernel, for what the stable one has not: an NVMe target with reservations (Linux 6.13), ioctls that
+//! read them (Linux 6.19).
+//!
+//! It is fetched by an apt of its own, with its own list of sources, so that this machine's sources stay as they are.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::command;
+use crate::kernel::Kernel;
+
+const SOURCE: &str =
+    "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian testing main\n";
+
+/// The kernel in `lab`, fetched if there is none.
+pub(crate) fn fetch(lab: &Path) -> Result<Kernel> {
+    let root = lab.join("kernel-testing");
+    if !root.exists() {
+        download(lab, &root)?;
+    }
+    Kernel::at(root)
+}
+
+/// Unpacks aside and moves into place at the end, so that an interrupted run leaves nothing that looks complete.
+fn download(lab: &Path, root: &Path) -> Result<()> {
+    let aside = lab.join("kernel-testing.new");
+    if aside.exists() {
+        fs::remove_dir_all(&aside)?;
+    }
+    let apt = Apt::new(aside.join("apt"))?;
+    command::output(apt.program("apt-get").args(["update", "-qq"]))?;
+    let depends = command::output(apt.program("apt-cache").args(["depends", "linux-image-amd64"]))?;
+    let version = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
+        .context("Debian testing has no linux-image-amd64")?;
+    println!(
+        "Fetching Debian testing's kernel for the guests with NVMe into {} (125 MB, not installed): {version}",
+        root.display()
+    );
+    for package in ["linux-base", "linux-modules", "linux-binary"] {
+        let mut download = apt.program("apt-get");
+        download.args(["download", "-qq", &format!("{package}-{version}")]);
+        command::output(download.current_dir(&aside))?;
+    }
+    for entry in fs::read_dir(&aside)? {
+        let archive = entry?.path();
+        if archive.extension().is_some_and(|extension| extension == "deb") {
+            command::output(Command::new("dpkg").arg("--extract").arg(&archive).arg(&aside))?;
+            fs::remove_file(archive)?;
+        }
+    }
+    // Where the stable kernel's package has them.
+    fs::create_dir_all(aside.join("lib"))?;
+    fs::create_dir_all(aside.join("boot"))?;
+    fs::rename(aside.join("usr/lib/modules"), aside.join("lib/modules"))?;
+    let image = aside.join("lib/modules").join(version).join("vmlinuz");
+    fs::rename(image, aside.join("boot").join(format!("vmlinuz-{version}")))?;
+    command::output(Command::new("/sbin/depmod").arg("--basedir").arg(&aside).arg(version))?;
+    fs::remove_dir_all(aside.join("apt"))?;
+    fs::rename(&aside, root)?;
+    Ok(())
+}
+
+/// An apt that knows Debian testing alone, and keeps all it has in one directory.
+struct Apt(Vec<String>);
+
+impl Apt {
+    fn new(directory: std::path::PathBuf) -> Result<Self> {
+        for part in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(directory.join(part))?;
+        }
+        let sources = directory.join("sources.list");
+        fs::write(&sources, SOURCE)?;
+        let settings = [
+            ("Dir::Etc::SourceList", sources),
+            ("Dir::Etc::SourceParts", "/dev/null".into()),
+            ("Dir::State::Lists", directory.join("lists")),
+            ("Dir::Cache", directory.join("cache")),
+            // As root, apt would download as a user who may not be able to write here.
+            ("APT::Sandbox::User", "root".into()),
+        ];
+        let options = settings.map(|(name, value)| ["-o".to_owned(), format!("{name}={}", value.display())]);
+        Ok(Self(options.concat()))
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(name);
+        command.args(&self.0);
+        command
+    }
+}
