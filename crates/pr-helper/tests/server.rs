@@ -5,6 +5,7 @@ mod support;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -402,18 +403,24 @@ fn half_a_request_makes_room_for_a_connection_of_its_process() {
     }
 }
 
-#[test]
-fn a_client_that_never_reads_holds_nobody_up() {
-    let limits = Limits { per_device: 1, send_timeout: Duration::from_millis(300), ..Limits::default() };
-    let server = Server::start(limits, Echo);
+/// Far more requests than the answers fit in the socket's buffer.
+fn send_without_reading(server: &Server) -> Client {
     let mut deaf = server.client();
     deaf.stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
-    // Far more than fits in the socket's buffer. Some of it may stay unsent: then the server does not read any more.
     for _ in 0..400 {
+        // Some may stay unsent: the server reads no more once it cannot answer.
         if deaf.try_send(&reserve_in(1, 8192), &[null().as_fd()]).is_err() {
             break;
         }
     }
+    deaf
+}
+
+#[test]
+fn a_client_that_never_reads_holds_nobody_up() {
+    let limits = Limits { per_device: 1, send_timeout: Duration::from_millis(300), ..Limits::default() };
+    let server = Server::start(limits, Echo);
+    let mut deaf = send_without_reading(&server);
     // The one slot of the device is not held by the answer that is not read.
     let mut other = server.client();
     for _ in 0..20 {
@@ -508,6 +515,41 @@ fn a_request_that_comes_too_late_is_not_run() {
     assert!(client.is_closed());
     draining.wait();
     assert_eq!(gate.began(), [1]);
+}
+
+#[test]
+fn the_end_does_not_wait_for_who_does_not_read() {
+    let server = Server::start(Limits { send_timeout: LONG, ..Limits::default() }, Echo);
+    let deaf = send_without_reading(&server);
+    // The server is stuck with an answer once it does not read any more.
+    wait_until("nothing is read any more", || {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut writable = [PollFd::new(&deaf.stream, PollFlags::OUT)];
+        poll(&mut writable, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 0
+    });
+    server.stop().wait();
+}
+
+#[test]
+fn a_busy_connection_makes_room_for_who_waits() {
+    // One seat; who has it does not fall silent for as long as it lingers.
+    let limits = Limits { running: 1, peer_share: 1, wait: LONG, ..Limits::default() };
+    let server = Server::start(limits, Echo);
+    let done = AtomicBool::new(false);
+    let mut busy = server.client();
+    std::thread::scope(|scope| {
+        assert_eq!(busy.ask(&reserve_in(1, 1), null()).data, [1]);
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                assert_eq!(busy.ask(&reserve_in(1, 1), null()).data, [1]);
+            }
+        });
+        let mut other = server.client();
+        for _ in 0..5 {
+            assert_eq!(other.ask(&reserve_in(2, 1), null()).data, [2]);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]
