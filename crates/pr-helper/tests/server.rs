@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use pr_helper::{Limits, Peer};
 use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 use scsi_pr::{Command, Completion, Error, PrManager};
 use support::*;
 
@@ -418,15 +420,33 @@ fn send_without_reading(server: &Server) -> Client {
 
 #[test]
 fn a_client_that_never_reads_holds_nobody_up() {
-    let limits = Limits { per_device: 1, send_timeout: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits { per_device: 1, send_timeout: LONG, wait: LONG / 2, ..Limits::default() };
     let server = Server::start(limits, Echo);
-    let mut deaf = send_without_reading(&server);
+    let deaf = send_without_reading(&server);
+    wait_until("nothing is read any more", || !is_writable(&deaf));
     // The one slot of the device is not held by the answer that is not read.
     let mut other = server.client();
     for _ in 0..20 {
         assert_eq!(other.ask(&reserve_in(2, 1), null()).data, [2]);
     }
-    wait_until("the connection is closed", || deaf.try_send(&[0; 1], &[]).is_err());
+}
+
+#[test]
+fn a_client_that_never_reads_is_given_up_in_time() {
+    let limits = Limits { send_timeout: Duration::from_millis(300), ..Limits::default() };
+    let server = Server::start(limits, Echo);
+    let mut deaf = send_without_reading(&server);
+    wait_until("the connection is closed", || deaf.try_send(&[0; 1], &[]).is_err_and(|error| is_broken_pipe(&error)));
+}
+
+fn is_broken_pipe(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::BrokenPipe
+}
+
+/// Whether a client could send more: whether the server reads what it sends.
+fn is_writable(client: &Client) -> bool {
+    let mut writable = [PollFd::new(&client.stream, PollFlags::OUT)];
+    poll(&mut writable, Some(&Timespec::default())).unwrap() > 0
 }
 
 /// Panics, or has no answer.
@@ -518,22 +538,31 @@ fn a_request_that_comes_too_late_is_not_run() {
 }
 
 #[test]
+fn a_request_on_a_lingering_connection_is_not_run_at_the_end() {
+    let gate = Gate::default();
+    let server = Server::start(Limits { linger: LONG, ..Limits::default() }, gate.clone());
+    let mut client = server.client();
+    client.ask(&reserve_in(0, 1), null());
+    server.stop().wait();
+    gate.let_go(1);
+    assert_eq!(client.ask(&reserve_in(HANG, 1), null()).status, BUSY);
+    assert!(client.is_closed());
+    assert!(gate.began().is_empty());
+}
+
+#[test]
 fn the_end_does_not_wait_for_who_does_not_read() {
     let server = Server::start(Limits { send_timeout: LONG, ..Limits::default() }, Echo);
     let deaf = send_without_reading(&server);
-    // The server is stuck with an answer once it does not read any more.
-    wait_until("nothing is read any more", || {
-        use rustix::event::{PollFd, PollFlags, poll};
-        let mut writable = [PollFd::new(&deaf.stream, PollFlags::OUT)];
-        poll(&mut writable, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 0
-    });
+    wait_until("nothing is read any more", || !is_writable(&deaf));
     server.stop().wait();
 }
 
 #[test]
 fn a_busy_connection_makes_room_for_who_waits() {
     // One seat; who has it does not fall silent for as long as it lingers.
-    let limits = Limits { running: 1, peer_share: 1, wait: LONG, ..Limits::default() };
+    let linger = Duration::from_secs(1);
+    let limits = Limits { running: 1, peer_share: 1, wait: LONG / 2, linger, ..Limits::default() };
     let server = Server::start(limits, Echo);
     let done = AtomicBool::new(false);
     let mut busy = server.client();
@@ -545,10 +574,9 @@ fn a_busy_connection_makes_room_for_who_waits() {
             }
         });
         let mut other = server.client();
-        for _ in 0..5 {
-            assert_eq!(other.ask(&reserve_in(2, 1), null()).data, [2]);
-        }
+        let answers: Vec<_> = (0..5).map(|_| other.ask(&reserve_in(2, 1), null()).status).collect();
         done.store(true, Ordering::Relaxed);
+        assert_eq!(answers, [0; 5]);
     });
 }
 
