@@ -22,10 +22,10 @@ pub(crate) struct Nvmet {
 }
 
 impl Nvmet {
-    /// Sets up the target, without anything in it.
-    pub(crate) fn start() -> Result<Self> {
-        // Else the kernel would take both hosts for itself, and their controllers for two paths.
-        run("modprobe", &["nvme-core", "multipath=N"])?;
+    /// Sets up the target, without anything in it. With `multipath`, the kernel takes all controllers of a subsystem for
+    /// paths of one host's, as it does by default; without, two hosts can be connected.
+    pub(crate) fn start(multipath: bool) -> Result<Self> {
+        run("modprobe", &["nvme-core", if multipath { "multipath=Y" } else { "multipath=N" }])?;
         run("modprobe", &["--all", "nvmet", "nvme-loop"])?;
         make(format!("{NVMET}/ports/1"))?;
         write(format!("{NVMET}/ports/1/addr_trtype"), "loop")?;
@@ -34,6 +34,23 @@ impl Nvmet {
 
     /// Makes a namespace without reservations, and connects both hosts to it.
     pub(crate) fn namespace(&mut self) -> Result<Unit> {
+        let serial = self.add_subsystem()?;
+        let disks = [disk_of(connect(&serial, HOSTS[0])?)?, disk_of(connect(&serial, HOSTS[1])?)?];
+        Ok(Unit { serial, disks })
+    }
+
+    /// Makes a namespace without reservations, and connects the first host to it by two controllers. Both disks are the
+    /// namespace by both paths.
+    pub(crate) fn namespace_with_paths(&mut self) -> Result<(Unit, [Controller; 2])> {
+        let serial = self.add_subsystem()?;
+        let controllers = [connect(&serial, HOSTS[0])?, connect(&serial, HOSTS[0])?];
+        // It is called after the first of its controllers.
+        let disk = disk_of(controllers[0])?;
+        Ok((Unit { serial, disks: [disk.clone(), disk] }, controllers))
+    }
+
+    /// A new subsystem with one namespace.
+    fn add_subsystem(&mut self) -> Result<String> {
         let name = format!("lab{}", self.subsystems);
         self.subsystems += 1;
         let file = format!("/dev/shm/nvme-{name}");
@@ -49,13 +66,23 @@ impl Nvmet {
         }
         let link = format!("{NVMET}/ports/1/subsystems/{name}");
         symlink(&subsystem, &link).with_context(|| format!("link {link} to {subsystem}"))?;
-        let disks = [connect(&name, HOSTS[0])?, connect(&name, HOSTS[1])?];
-        Ok(Unit { serial: name, disks })
+        Ok(name)
     }
 }
 
-/// Connects a host to a subsystem; its one namespace as that host sees it.
-fn connect(subsystem: &str, host: u128) -> Result<PathBuf> {
+/// A controller, by the number of its instance.
+#[derive(Clone, Copy)]
+pub(crate) struct Controller(u32);
+
+impl Controller {
+    /// Disconnects it.
+    pub(crate) fn disconnect(self) -> Result<()> {
+        write(format!("/sys/class/nvme/nvme{}/delete_controller", self.0), "1")
+    }
+}
+
+/// Connects a host to a subsystem.
+fn connect(subsystem: &str, host: u128) -> Result<Controller> {
     let digits = format!("{host:032x}");
     let parts: Vec<_> = [0..8, 8..12, 12..16, 16..20, 20..32].into_iter().map(|range| &digits[range]).collect();
     let uuid = parts.join("-");
@@ -69,6 +96,11 @@ fn connect(subsystem: &str, host: u128) -> Result<PathBuf> {
     fabrics.read_to_string(&mut answer)?;
     let Some((_, instance)) = answer.split_once("instance=") else { bail!("nvme-fabrics says {answer:?}") };
     let instance = instance.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    Ok(Controller(instance.parse().with_context(|| format!("nvme-fabrics says {answer:?}"))?))
+}
+
+/// The one namespace of a controller.
+fn disk_of(Controller(instance): Controller) -> Result<PathBuf> {
     let disk = PathBuf::from(format!("/dev/nvme{instance}n1"));
     wait_for(&format!("{}", disk.display()), || is_block_device(&disk))?;
     Ok(disk)

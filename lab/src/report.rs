@@ -20,6 +20,13 @@ impl Report {
         }
     }
 
+    /// The check that `actual` is `expected`.
+    pub(crate) fn equal<T: PartialEq + Display>(&mut self, what: impl Display, expected: &T, actual: &T) {
+        let same = expected == actual;
+        let outcome = if same { Ok(()) } else { Err(format!("expected {expected}, got {actual}")) };
+        self.check(format!("{what}: {expected}"), outcome);
+    }
+
     /// Says that all is said; whoever reads the port knows then that nothing is missing.
     pub(crate) fn end(&self) {
         line("end of report");

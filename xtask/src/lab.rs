@@ -15,7 +15,7 @@ use crate::{cargo, packages, testing_kernel};
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
 
 /// The boots that take the kernel of Debian testing.
-const TESTING: &[&str] = &["nvme"];
+const TESTING: &[&str] = &["nvme", "nvme-paths"];
 
 /// How many checks passed and failed.
 #[derive(Clone, Copy, Default)]

@@ -8,7 +8,6 @@ mod outcome;
 mod sys;
 mod translate;
 
-use std::io;
 use std::os::fd::BorrowedFd;
 
 use scsi_pr::{
@@ -35,16 +34,15 @@ use translate::Nature;
 /// | PREEMPT AND ABORT | IOC_PR_PREEMPT_ABORT | as PREEMPT; on device mapper, which loses the abort: 05/24/00 |
 /// | REGISTER AND MOVE, REPLACE LOST RESERVATION | none | 05/24/00 |
 ///
-/// * A device whose driver has no reservations, and what is no block device, answers 05/20/00.
+/// * A device whose driver has no reservations, a partition, and what is no block device, answer 05/20/00.
 /// * **Persistence.** These ioctls always ask for it, as if APTPL were one. Who asks for APTPL 0 gets more than that: the
 ///   registrations and the reservation outlast a loss of power, and go on shutting others out, until they are released or
 ///   cleared. Nobody who is shut out gains access by it. A SCSI unit that keeps nothing over a loss of power refuses each
 ///   REGISTER (05/26/00). An NVMe namespace is not known to keep anything, so APTPL 1 is refused there.
 /// * **Sense data** do not come through these ioctls. What the kernel tells to be ILLEGAL REQUEST becomes the one that
 ///   there can be for the service action; any other CHECK CONDITION is 0B/08/00. Unit attentions are consumed by the kernel.
-/// * **Permission.** Before about Linux 6.5 the kernel wants CAP_SYS_ADMIN; since then it takes a descriptor open for
-///   writing instead (for reading keys and reservation since 7.0, for reading); of a partition it permits nothing to
-///   anybody. [`try_execute`](Self::try_execute) tells this apart.
+/// * **Permission.** Linux 6.1 wants CAP_SYS_ADMIN; 7.2 takes a descriptor open for writing instead, and one for reading
+///   to read keys and reservation. [`try_execute`](Self::try_execute) tells this apart.
 /// * One NVMe host has one registration, whatever its controllers and virtual machines: all of them share it.
 ///   [`Nvme`](crate::Nvme) does on NVMe what is refused here.
 /// * A device-mapper device passes everything on to what is beneath: put [`WholeUnit`](crate::policy::WholeUnit) around
@@ -82,34 +80,38 @@ impl BlockIoctl {
             _ => return Ok(Completion::check(SenseCode::INVALID_OPCODE)),
         }
         let ioctls = sys::Device(device);
+        let refused = |code| Stop::With(Completion::check(code));
         match command.opcode() {
-            Opcode::ReserveOut => match (ReserveOut::parse(command), self.nature(device)) {
-                (Err(code), _) => Ok(Completion::check(code)),
-                (_, Err(_)) => Ok(Completion::Status(Status::BUSY)),
-                (Ok(command), Ok(nature)) => translate::write(&ioctls, &command, nature),
-            },
-            _ => match ReserveIn::parse(command) {
-                Err(code) => Ok(Completion::check(code)),
-                Ok(command) if command.action() == ReserveInAction::ReportCapabilities => match self.nature(device) {
-                    Err(_) => Ok(Completion::Status(Status::BUSY)),
-                    Ok(nature) => translate::read(&ioctls, &command, nature),
-                },
-                Ok(command) => translate::read(&ioctls, &command, Nature { device_mapper: true, nvme: true }),
-            },
+            Opcode::ReserveOut => {
+                let command = ReserveOut::parse(command).map_err(refused)?;
+                translate::write(&ioctls, &command, self.nature(device)?)
+            }
+            _ => {
+                let command = ReserveIn::parse(command).map_err(refused)?;
+                let nature = match command.action() {
+                    ReserveInAction::ReportCapabilities => self.nature(device)?,
+                    _ => Nature { device_mapper: true, nvme: true },
+                };
+                translate::read(&ioctls, &command, nature)
+            }
         }
     }
 
-    /// # Errors
-    ///
-    /// This process may open no more files now.
-    fn nature(&self, descriptor: BorrowedFd<'_>) -> io::Result<Nature> {
-        let device = self.sysfs.device(descriptor)?;
-        let device_mapper =
-            matches!(device.kind(), Kind::DeviceMapper { .. } | Kind::Multipath { .. } | Kind::Unexplained { .. });
+    fn nature(&self, descriptor: BorrowedFd<'_>) -> Result<Nature, Stop> {
+        // This process may open no more files now.
+        let busy = |_| Stop::With(Completion::Status(Status::BUSY));
+        let device = self.sysfs.device(descriptor).map_err(busy)?;
+        let device_mapper = match device.kind() {
+            // Newer kernels refuse this themselves; 6.1 does not.
+            Kind::Partition { .. } => {
+                return Err(Stop::Because(SenseCode::INVALID_OPCODE, "a partition: the whole disk would be reserved"));
+            }
+            kind => matches!(kind, Kind::DeviceMapper { .. } | Kind::Multipath { .. } | Kind::Unexplained { .. }),
+        };
         let nvme = match (device.kind(), device.number()) {
             (Kind::ScsiBlock | Kind::OtherBlock, _) => false,
             (_, None) => true,
-            (_, Some(number)) => self.sysfs.reaches_nvme(number)?,
+            (_, Some(number)) => self.sysfs.reaches_nvme(number).map_err(busy)?,
         };
         Ok(Nature { device_mapper, nvme })
     }

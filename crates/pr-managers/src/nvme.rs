@@ -51,9 +51,11 @@ pub(crate) use translate::{NOT_PREEMPTED, NOT_RELEASED};
 ///   is how nodes are fenced.
 /// * **Status codes**: Reservation Conflict is RESERVATION CONFLICT; Invalid Field is the one ILLEGAL REQUEST that there
 ///   can be for a service action. Unit attentions do not exist.
-/// * **Permission.** The kernel wants CAP_SYS_ADMIN; since Linux 6.2 it does without for what the controller's command
-///   effects log allows, on a descriptor open for writing. [`try_execute`](Self::try_execute) tells this apart.
-/// * A device-mapper device passes the commands on to what is beneath: put [`WholeUnit`](crate::policy::WholeUnit) around
+/// * **Permission.** The kernel wants CAP_SYS_ADMIN; since Linux 6.2 it does without for I/O commands that the controller's
+///   command effects log allows, those that change something on a descriptor open for writing (Linux' own target allows
+///   all of reservations). To find out who this host is takes CAP_SYS_ADMIN in any case; it is asked only where a command
+///   depends on it. [`try_execute`](Self::try_execute) tells this apart.
+/// * A partition or a device-mapper device passes the commands on to what is beneath: put [`WholeUnit`](crate::policy::WholeUnit) around
 ///   this, unless it is known that the whole of it is meant.
 /// * CLEANUP is good: nothing is kept here that would need cleaning.
 #[derive(Debug)]

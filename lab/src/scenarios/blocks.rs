@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use pr_managers::{BlockIoctl, Nvme};
+use pr_managers::{BlockIoctl, NotPermitted, Nvme};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use scsi_pr::{Command, Completion, Error, FullStatus, InitiatorPort, Key, Opcode, PrManager, SenseCode, Type};
 
 use super::{Lab, Scenario};
 use crate::commands::*;
-use crate::nvmet::{HOSTS, Nvmet};
+use crate::nvmet::{Controller, HOSTS, Nvmet};
 use crate::report::Report;
 use crate::script::Expect::{Conflict, Good, Keys, Reservation, Sense};
 use crate::script::Node::{A, B};
@@ -40,9 +40,9 @@ pub(super) const SCSI: Scenario = Scenario {
         finish(run, report)?;
         refused_on(&BlockIoctl::default(), &unit, report, &[(&read_keys(), CDB), (&read_reservation(), CDB)])?;
         on_device_mapper(&unit, report)?;
-        privileges(&unit.disks[0], report, |device, command| {
-            BlockIoctl::default().try_execute(device, command).is_err()
-        })
+        on_a_partition(&unit, report)?;
+        let permissions = Permissions { change: false, read: false };
+        privileges(&unit.disks[0], report, &BlockIoctl::default(), &permissions)
     },
 };
 
@@ -60,9 +60,9 @@ pub(super) const SCSI_ON_A_NEWER_KERNEL: Scenario = Scenario {
         scsi(&mut run)?;
         finish(run, report)?;
         on_device_mapper(&unit, report)?;
-        privileges(&unit.disks[0], report, |device, command| {
-            BlockIoctl::default().try_execute(device, command).is_err()
-        })
+        on_a_partition(&unit, report)?;
+        let permissions = Permissions { change: true, read: true };
+        privileges(&unit.disks[0], report, &BlockIoctl::default(), &permissions)
     },
 };
 
@@ -78,7 +78,8 @@ pub(super) const NVME: Scenario = Scenario {
         nvme(&mut run)?;
         finish(run, report)?;
         refused_on(&BlockIoctl::default(), &unit, report, &[(&read_full_status(), CDB)])?;
-        privileges(&unit.disks[0], report, |device, command| Nvme::new().try_execute(device, command).is_err())
+        let permissions = Permissions { change: true, read: true };
+        privileges(&unit.disks[0], report, &Nvme::new(), &permissions)
     },
 };
 
@@ -97,11 +98,64 @@ pub(super) const NVME_BY_IOCTL: Scenario = Scenario {
     },
 };
 
+/// A namespace with two paths, which is what the kernel makes of it unless told otherwise.
+pub(super) const NVME_WITH_PATHS: Scenario = Scenario {
+    name: "nvme-paths",
+    boot: "nvme-paths",
+    purpose: "by NVMe's own commands and by IOC_PR on a namespace with two paths",
+    run: |_, report| {
+        let (unit, [first, second]) = Nvmet::start(true)?.namespace_with_paths()?;
+        let manager = Nvme::new();
+        let mut run = Run::new(&manager, &unit)?;
+        let kind = Type::ExclusiveAccess;
+        run.send(A, &register(NONE, KEY_A), Good);
+        run.send(A, &reserve(KEY_A, kind), Good);
+        run.send(A, &read_keys(), Keys(vec![KEY_A]));
+        run.send(A, &report_capabilities(), Good);
+        let status = FullStatus::parse(&run.send(A, &read_full_status(), Good))?.value;
+        run.observe("a host with two controllers is registered once", status.descriptors.len() == 1);
+        run.write(A, true);
+        first.disconnect()?;
+        run.write(A, true);
+        run.send(A, &read_reservation(), Reservation(Some((KEY_A, kind))));
+        run.send(A, &preempt(KEY_A, KEY_A, Type::WriteExclusive), Good);
+        run.send(A, &release(KEY_A, Type::WriteExclusive), Good);
+        run.send(A, &register_ignoring(KEY_B), Good);
+        let transcript = run.transcript();
+        script::check(report, &transcript, &transcript)?;
+        let ioctls = BlockIoctl::default();
+        let mut run = Run::new(&ioctls, &unit)?;
+        run.send(A, &reserve(KEY_B, kind), Good);
+        run.send(A, &read_reservation(), Reservation(Some((KEY_B, kind))));
+        run.send(A, &register_ignoring(NONE), Sense(LIST));
+        run.send(A, &release(KEY_B, kind), Good);
+        let transcript = run.transcript();
+        script::check(report, &transcript, &transcript)?;
+        without_a_path(&unit.disks[0], second, report)
+    },
+};
+
+/// What the managers say when the last path to a namespace goes while it is open.
+fn without_a_path(disk: &Path, last: Controller, report: &mut Report) -> Result<()> {
+    let device = OpenOptions::new().read(true).write(true).open(disk)?;
+    last.disconnect()?;
+    let (nvme, ioctls) = (Nvme::new(), BlockIoctl::default());
+    for (name, manager) in [("Nvme", &nvme as &dyn PrManager), ("BlockIoctl", &ioctls)] {
+        for request in [register_ignoring(KEY_A), reserve(KEY_B, Type::WriteExclusive), clear(KEY_B), read_keys()] {
+            let answer = manager.execute(device.as_fd(), request.command())?;
+            let what = format!("{name}, without a path: {request}: {answer}");
+            let is_good = matches!(answer, Completion::Good(_));
+            report.check(what, if is_good { Err("it cannot be".to_owned()) } else { Ok(()) });
+        }
+    }
+    Ok(())
+}
+
 impl Lab {
     /// The NVMe target.
     fn nvmet(&mut self) -> Result<&mut Nvmet> {
         if self.nvmet.is_none() {
-            self.nvmet = Some(Nvmet::start()?);
+            self.nvmet = Some(Nvmet::start(false)?);
         }
         Ok(self.nvmet.as_mut().expect("it was just started"))
     }
@@ -361,25 +415,68 @@ fn on_device_mapper(unit: &Unit, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Whether a thread without CAP_SYS_ADMIN is told that it is not permitted, and nothing is changed by that. What newer
-/// kernels permit to a descriptor open for writing is not asked for here.
-fn privileges(
-    disk: &Path,
-    report: &mut Report,
-    is_not_permitted: impl Fn(BorrowedFd<'_>, Command<'_>) -> bool + Sync,
-) -> Result<()> {
-    let device = File::open(disk).with_context(|| format!("open {}", disk.display()))?;
-    let request = register_ignoring(KEY_A);
-    let told = without_privilege(|| is_not_permitted(device.as_fd(), request.command()))?;
-    report.check(
-        "without CAP_SYS_ADMIN, and on a descriptor for reading, a registration is not permitted",
-        if told { Ok(()) } else { Err("it was answered".to_owned()) },
-    );
-    let device = OpenOptions::new().read(true).write(true).open(disk)?;
-    let told = is_not_permitted(device.as_fd(), request.command());
-    report.check("with both, it is", if told { Err("it was not permitted".to_owned()) } else { Ok(()) });
-    let cleared = is_not_permitted(device.as_fd(), clear(KEY_A).command());
-    report.check("and so is its end", if cleared { Err("it was not permitted".to_owned()) } else { Ok(()) });
+/// Whether a thread without CAP_SYS_ADMIN is told that it is not permitted.
+fn privileges(disk: &Path, report: &mut Report, manager: &impl Tries, expected: &Permissions) -> Result<()> {
+    let open = |write: bool| OpenOptions::new().read(true).write(write).open(disk).context("open the disk");
+    let (for_reading, for_writing) = (open(false)?, open(true)?);
+    let permitted = |device: &File, request: &Request| manager.try_execute(device.as_fd(), request.command()).is_ok();
+    let (ours, theirs) = (register_ignoring(KEY_A), clear(KEY_A));
+    for (who, device, request, expected) in [
+        ("a registration, on a descriptor for reading", &for_reading, &ours, false),
+        ("a registration, on a descriptor for writing", &for_writing, &ours, expected.change),
+        ("its end", &for_writing, &theirs, expected.change),
+        ("READ KEYS, on a descriptor for reading", &for_reading, &read_keys(), expected.read),
+    ] {
+        let seen = without_privilege(|| permitted(device, request))?;
+        report.equal(format!("without CAP_SYS_ADMIN, {who} is permitted"), &expected, &seen);
+    }
+    for (what, request) in [("a registration", &ours), ("its end", &theirs)] {
+        report.equal(format!("with CAP_SYS_ADMIN, {what} is permitted"), &true, &permitted(&for_reading, request));
+    }
+    Ok(())
+}
+
+/// What the kernel permits without CAP_SYS_ADMIN.
+struct Permissions {
+    /// Whether to change something by a descriptor that is open for writing.
+    change: bool,
+    /// Whether to read by one that is not.
+    read: bool,
+}
+
+/// Both managers can tell that they were not permitted.
+trait Tries: Sync {
+    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted>;
+}
+
+impl Tries for BlockIoctl {
+    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
+        self.try_execute(device, command)
+    }
+}
+
+impl Tries for Nvme {
+    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
+        self.try_execute(device, command)
+    }
+}
+
+/// By IOC_PR on a partition, Linux 6.1 reserves the whole disk.
+fn on_a_partition(unit: &Unit, report: &mut Report) -> Result<()> {
+    let mut partitions = Vec::new();
+    for disk in &unit.disks {
+        let disk = disk.to_string_lossy();
+        system::run("addpart", &[&disk, "1", "2048", "2048"])?;
+        partitions.push(format!("{disk}1").into());
+    }
+    let disks: [_; 2] = partitions.try_into().expect("there are two initiators");
+    let none = SenseCode::INVALID_OPCODE;
+    let requests = [register_ignoring(KEY_A), report_capabilities()];
+    let parts = Unit { serial: unit.serial.clone(), disks };
+    refused_on(&BlockIoctl::default(), &parts, report, &[(&requests[0], none), (&requests[1], none)])?;
+    for disk in &unit.disks {
+        system::run("delpart", &[&disk.to_string_lossy(), "1"])?;
+    }
     Ok(())
 }
 

@@ -58,4 +58,5 @@ pub(crate) const ALL: &[Scenario] = &[
     blocks::NVME,
     blocks::NVME_BY_IOCTL,
     blocks::SCSI_ON_A_NEWER_KERNEL,
+    blocks::NVME_WITH_PATHS,
 ];

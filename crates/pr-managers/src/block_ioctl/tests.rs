@@ -1,8 +1,10 @@
 //! The manager on descriptors that there are everywhere.
 
 use super::*;
+use crate::device::tests::{Tree, block_device};
 use crate::models::commands;
 use proptest::prelude::*;
+use rustix::fs::{Mode, OFlags, open};
 use scsi_pr::Cdb;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
@@ -25,7 +27,7 @@ fn what_is_no_block_device_has_no_reservations() {
     let manager = BlockIoctl::default();
     let none = Completion::check(SenseCode::INVALID_OPCODE);
     let memory = rustix::fs::memfd_create("pr-managers", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    let path = rustix::fs::open("/dev/null", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    let path = open("/dev/null", OFlags::PATH, Mode::empty()).unwrap();
     for device in [
         OpenOptions::new().read(true).write(true).open("/dev/null").unwrap().into(),
         File::open("/").unwrap().into(),
@@ -61,6 +63,32 @@ fn a_block_device_without_reservations_says_so_or_says_that_it_may_not_be_asked(
         let answer = manager.execute(device.as_fd(), reserve).unwrap();
         assert!([SenseCode::INVALID_OPCODE, SenseCode::IO_PROCESS_TERMINATED].map(Completion::check).contains(&answer));
     }
+}
+
+#[test]
+fn what_a_device_is_comes_from_sysfs() {
+    let Some((device, number)) = block_device() else { return };
+    let nature = |tree: &Tree| BlockIoctl::new(tree.sysfs()).nature(device.as_fd());
+    let expected = |device_mapper, nvme| Ok(Nature { device_mapper, nvme });
+    for (subsystem, nvme) in [("scsi", false), ("nvme", true), ("nvme-subsystem", true)] {
+        let disk = Tree::new();
+        disk.block("devices/block/disk", &number, &[]);
+        disk.subsystem("devices/block/disk", subsystem);
+        assert_eq!(nature(&disk), expected(false, nvme), "{subsystem}");
+        for uuid in ["mpath-1", "LVM-1", ""] {
+            let mapped = Tree::new();
+            mapped.block("devices/block/disk", "99:0", &[]);
+            mapped.subsystem("devices/block/disk", subsystem);
+            mapped.device_mapper("devices/block/dm-0", &number, ["map", uuid], &["devices/block/disk"]);
+            assert_eq!(nature(&mapped), expected(true, nvme), "{subsystem} {uuid}");
+        }
+    }
+    // The worst is assumed of what nobody knows.
+    assert_eq!(nature(&Tree::new()), expected(true, true));
+    let partition = Tree::new();
+    partition.partition("devices/block/sda/sda1", &number);
+    let refused = nature(&partition);
+    assert!(matches!(refused, Err(Stop::Because(SenseCode::INVALID_OPCODE, _))), "{refused:?}");
 }
 
 proptest! {

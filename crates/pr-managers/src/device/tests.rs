@@ -1,6 +1,7 @@
 use super::*;
+use rustix::fs::{Mode, OFlags, open};
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use tempfile::TempDir;
@@ -61,6 +62,16 @@ impl Tree {
     fn explain(&self, major: u32, minor: u32) -> Device {
         self.sysfs().block(Number { major, minor }).unwrap()
     }
+}
+
+/// A descriptor of a block device and its number, if there is one here. Any will do: nothing is sent to it, and the trees
+/// of the tests call it what they like.
+pub(crate) fn block_device() -> Option<(OwnedFd, String)> {
+    let device = ["loop0", "vda", "sda", "nvme0n1", "zram0"]
+        .iter()
+        .find_map(|name| open(format!("/dev/{name}"), OFlags::PATH, Mode::empty()).ok())?;
+    let number = Device::of(device.as_fd()).unwrap().number()?;
+    Some((device, number.to_string()))
 }
 
 const DISK: &str = "devices/pci0/host0/0:0:0:0/block/sda";

@@ -147,13 +147,13 @@ fn gives_up(command: Command<'_>) -> bool {
 mod tests {
     use super::super::tests::{Recorder, keys, reserve_in, reserve_out};
     use super::*;
-    use crate::device::tests::Tree;
+    use crate::device::tests::{Tree, block_device};
     use crate::log::Log;
     use proptest::prelude::*;
-    use rustix::fs::{FileType, Mode, OFlags, open};
+    use rustix::fs::FileType;
     use scsi_pr::{Cdb, Sense};
     use std::fs::File;
-    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::fd::AsFd;
 
     const fn shareable<T: Send + Sync>() {}
     const _: () = shareable::<WholeUnit<crate::SgIo>>();
@@ -216,16 +216,6 @@ mod tests {
         // What cannot be read asks for who knows what.
         assert!(!gives_up(reserve_out(0, &[0; 8])));
         assert!(!gives_up(Command::cleanup()));
-    }
-
-    /// A descriptor of a block device and its number, if there is one here. Any will do: nothing is sent to it, and the
-    /// trees of the tests call it what they like.
-    fn block_device() -> Option<(OwnedFd, String)> {
-        let device = ["loop0", "vda", "sda", "nvme0n1", "zram0"]
-            .iter()
-            .find_map(|name| open(format!("/dev/{name}"), OFlags::PATH, Mode::empty()).ok())?;
-        let number = Device::of(device.as_fd()).unwrap().number()?;
-        Some((device, number.to_string()))
     }
 
     /// What a manager around `inner` answers to IN, RESERVE, un-REGISTER and CLEANUP.
