@@ -46,6 +46,13 @@ impl Helper {
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
+
+    /// Kills it as a crash would: nothing is tidied up.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
 }
 
 /// What the helper called `name` has logged.

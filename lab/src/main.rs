@@ -3,6 +3,7 @@
 //! ```text
 //! lab-guest --list                              the scenarios: boot, name and purpose of each
 //! lab-guest --programs DIRECTORY SCENARIO...    runs them; only ever in the guest, as root
+//!     --machine DIRECTORY                       where a virtual machine is that was put aside, booted
 //! lab-guest --programs DIRECTORY --demo         tells the story of `cargo xtask demo`
 //! ```
 #![forbid(unsafe_code)]
@@ -11,6 +12,7 @@ mod commands;
 mod demo;
 mod disk;
 mod helper;
+mod machine;
 mod nvmet;
 mod report;
 mod scenarios;
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let mut programs: Option<PathBuf> = None;
+    let mut machine: Option<PathBuf> = None;
     let mut demo = false;
     let mut chosen: Vec<&Scenario> = Vec::new();
     let mut arguments = lexopt::Parser::from_env();
@@ -54,6 +57,7 @@ fn run() -> Result<()> {
                 return Ok(());
             }
             Arg::Long("demo") => demo = true,
+            Arg::Long("machine") => machine = Some(arguments.value()?.into()),
             Arg::Long("programs") => programs = Some(arguments.value()?.into()),
             Arg::Value(name) => {
                 let name = name.string()?;
@@ -68,7 +72,7 @@ fn run() -> Result<()> {
     if demo && let Err(error) = demo::run(&programs.join("qemu-pr-helper")) {
         report.check("this step", Err(format!("{error:#}")));
     }
-    let mut lab = Lab::new(programs);
+    let mut lab = Lab::new(programs, machine);
     for scenario in chosen {
         report.scenario(scenario.name, scenario.purpose);
         if let Err(error) = (scenario.run)(&mut lab, &mut report) {

@@ -121,7 +121,7 @@ fn lines_of(qemu: &mut Child) -> Result<mpsc::Receiver<String>> {
 }
 
 /// Ends QEMU when it is dropped.
-struct Qemu(Child);
+pub(crate) struct Qemu(pub(crate) Child);
 
 impl Drop for Qemu {
     fn drop(&mut self) {

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::command;
 use crate::kernel::Kernel;
+use crate::packages;
 
 /// A tree of files that becomes an initramfs.
 pub(crate) struct Initramfs {
@@ -46,6 +47,19 @@ impl Initramfs {
                 command::output(Command::new("xz").arg("--decompress").arg(self.tree.join("modules").join(name)))?;
             }
             self.modules.push(name.strip_suffix(".xz").unwrap_or(name).to_owned());
+        }
+        Ok(self)
+    }
+
+    /// Adds a program of this machine with the libraries that it is linked to.
+    pub(crate) fn with_program(self, name: &str) -> Result<Self> {
+        let program = packages::find(name).with_context(|| format!("{name} is not installed"))?;
+        self.add(&program, &format!("bin/{name}"))?;
+        for word in command::output(Command::new("ldd").arg(&program))?.split_whitespace() {
+            // "NAME => FILE (ADDRESS)", and the loader as "FILE (ADDRESS)".
+            if let Some(inside) = word.strip_prefix('/') {
+                self.add(Path::new(word), inside)?;
+            }
         }
         Ok(self)
     }

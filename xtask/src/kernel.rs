@@ -35,7 +35,8 @@ impl Kernel {
 
     /// The image to boot.
     pub(crate) fn image(&self) -> PathBuf {
-        self.root.join("boot").join(format!("vmlinuz-{}", self.version))
+        let unpacked = self.root.join("vmlinux");
+        if unpacked.exists() { unpacked } else { self.root.join("boot").join(format!("vmlinuz-{}", self.version)) }
     }
 
     /// The files of `modules` and of all they depend on, in the order in which they load.
@@ -72,8 +73,30 @@ fn download(lab: &Path, root: &Path) -> Result<()> {
     fs::remove_file(archive)?;
     let version = package.strip_prefix("linux-image-").unwrap_or_default();
     command::output(Command::new("/sbin/depmod").arg("--basedir").arg(&aside).arg(version))?;
+    unpack(&aside.join("boot").join(format!("vmlinuz-{version}")), &aside.join("vmlinux"))?;
     fs::rename(&aside, root)?;
     Ok(())
+}
+
+/// Takes the kernel proper out of a bzImage (Linux's Documentation/arch/x86/boot.rst). QEMU boots it as well, and a guest
+/// that is emulated does not have to unpack it, which would be half of its boot.
+fn unpack(image: &Path, kernel: &Path) -> Result<()> {
+    let bytes = fs::read(image)?;
+    let payload = payload(&bytes).with_context(|| format!("{} is no bzImage packed with xz", image.display()))?;
+    let packed = kernel.with_extension("xz");
+    fs::write(&packed, payload)?;
+    command::output(Command::new("xz").arg("--decompress").arg(&packed))?;
+    Ok(())
+}
+
+/// The packed kernel in a bzImage, when it is packed with xz.
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    let number = |at: usize| usize::try_from(u32::from_le_bytes(*image.get(at..)?.first_chunk()?)).ok();
+    // In units of 512 bytes; the boot sector itself is not counted.
+    let setup = (usize::from(*image.get(0x1f1)?) + 1) * 512;
+    // The size of the kernel follows the packed bytes, and is counted with them.
+    let payload = image.get(setup + number(0x248)?..)?.get(..number(0x24c)?.checked_sub(4)?)?;
+    payload.starts_with(b"\xfd7zXZ\0").then_some(payload)
 }
 
 /// The package that `linux-image-amd64` stands for today.
@@ -86,5 +109,24 @@ fn newest() -> Result<String> {
     match package {
         Some(package) => Ok(package),
         None => bail!("apt knows no kernel package; run `apt-get update` as root and try again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_payload_of_an_image_is_found() {
+        let mut image = vec![0; 0x250];
+        image[0x1f1] = 1;
+        image[0x248] = 3;
+        image[0x24c] = 10;
+        image.resize(1024 + 3, 0xee);
+        image.extend(b"\xfd7zXZ\0SIZE");
+        assert_eq!(payload(&image), Some(&b"\xfd7zXZ\0"[..]));
+        image[1024 + 3] = 0;
+        assert_eq!(payload(&image), None);
+        assert_eq!(payload(&[]), None);
     }
 }

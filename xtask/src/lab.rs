@@ -1,21 +1,25 @@
 //! `cargo xtask lab`: scenarios on real targets, in the lab guest. What they are is in `lab/`.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::command;
 use crate::guest::Boot;
 use crate::kernel::Kernel;
 use crate::place::Place;
-use crate::{cargo, packages, testing_kernel};
+use crate::{cargo, machine, packages, testing_kernel};
 
 /// A boot that takes longer hangs; the machine may be slow and busy.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
 
 /// The boots that take the kernel of Debian testing.
 const TESTING: &[&str] = &["nvme", "nvme-paths"];
+
+/// The boot whose scenarios want a virtual machine in the guest.
+const MACHINE: &str = "machine";
 
 /// How many checks passed and failed.
 #[derive(Clone, Copy, Default)]
@@ -68,15 +72,26 @@ impl<'a> Lab<'a> {
             bail!("there is no scenario {unknown:?}; there are: {}", known.join(", "));
         }
         let chosen: Vec<_> = all.iter().filter(|scenario| names.is_empty() || names.contains(&scenario.name)).collect();
-        let mut boots: Vec<&str> = chosen.iter().map(|scenario| scenario.boot.as_str()).collect();
-        boots.dedup();
+        let mut boots: Vec<&str> = Vec::new();
+        for scenario in &chosen {
+            if !boots.contains(&scenario.boot.as_str()) {
+                boots.push(&scenario.boot);
+            }
+        }
         let mut tally = Tally::default();
         for boot in boots {
-            let scenarios =
-                chosen.iter().filter(|scenario| scenario.boot == boot).map(|scenario| scenario.name.clone());
-            let Tally { passed, failed } = self.boot(boot, scenarios, &mut line)?;
-            tally.passed += passed;
-            tally.failed += failed;
+            let names = chosen.iter().filter(|scenario| scenario.boot == boot).map(|scenario| scenario.name.clone());
+            match self.boot(boot, names, &mut line) {
+                Ok(Tally { passed, failed }) => {
+                    tally.passed += passed;
+                    tally.failed += failed;
+                }
+                // The other boots have their own guests.
+                Err(error) => {
+                    line(&format!("  FAILED  boot {boot}: {error:#}"));
+                    tally.failed += 1;
+                }
+            }
         }
         Ok(tally)
     }
@@ -88,11 +103,11 @@ impl<'a> Lab<'a> {
         arguments: impl IntoIterator<Item = String>,
         mut line: impl FnMut(&str),
     ) -> Result<Tally> {
-        let path = |path: std::path::PathBuf| {
-            path.into_os_string().into_string().map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))
-        };
-        let mut program = vec![path(self.place.program("lab-guest"))?];
-        program.extend(["--programs".to_owned(), path(self.place.programs.clone())?]);
+        let mut program = vec![utf8(self.place.program("lab-guest"))?];
+        program.extend(["--programs".to_owned(), utf8(self.place.programs.clone())?]);
+        if name == MACHINE {
+            program.extend(["--machine".to_owned(), utf8(machine::boot(&self.kernel, &self.place.lab)?)?]);
+        }
         program.extend(arguments);
         let mut tally = Tally::default();
         let mut ended = false;
@@ -115,4 +130,9 @@ impl<'a> Lab<'a> {
         }
         Ok(tally)
     }
+}
+
+/// A path that can be a word of a script.
+fn utf8(path: PathBuf) -> Result<String> {
+    path.into_os_string().into_string().map_err(|path| anyhow!("the path {path:?} is not UTF-8"))
 }

@@ -7,11 +7,13 @@ mod guest;
 mod initramfs;
 mod kernel;
 mod lab;
+mod machine;
 mod packages;
 mod place;
 mod test;
 mod testing_kernel;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -73,7 +75,7 @@ fn run() -> Result<bool> {
 fn demo(place: &Place) -> Result<bool> {
     println!("Preparing: building the helper, and booting a virtual machine that has a SCSI target.\n");
     let lab = Lab::prepare(place)?;
-    let Tally { failed, .. } = lab.boot("demo", ["--demo".to_owned()], |line| println!("{line}"))?;
+    let Tally { failed, .. } = lab.boot("demo", ["--demo".to_owned()], say)?;
     Ok(failed == 0)
 }
 
@@ -94,7 +96,7 @@ fn lab(place: &Place, mut arguments: Parser) -> Result<bool> {
         }
         return Ok(true);
     }
-    let Tally { passed, failed } = lab.run(&names, |line| println!("{line}"))?;
+    let Tally { passed, failed } = lab.run(&names, say)?;
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
 }
@@ -115,4 +117,9 @@ fn none(mut arguments: Parser) -> Result<()> {
         None => Ok(()),
         Some(argument) => Err(argument.unexpected().into()),
     }
+}
+
+/// Prints a line, and does not mind when nobody reads on.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

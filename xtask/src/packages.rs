@@ -32,7 +32,7 @@ const LAB: &[Need] = &[
     need("iscsiadm", "open-iscsi", "initiators that have names"),
     need("dmsetup", "dmsetup", "device-mapper maps over a disk"),
     need("addpart", "util-linux", "a partition of a disk"),
-    need("xz", "xz-utils", "unpacks kernel modules for the initramfs"),
+    need("xz", "xz-utils", "unpacks kernels and their modules"),
     need("ldd", "libc-bin", "finds the libraries of a program"),
     need("runuser", "util-linux", "runs a program as another user"),
 ];

@@ -2,10 +2,11 @@
 
 mod answers;
 mod blocks;
+mod machine;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::nvmet::Nvmet;
 use crate::report::Report;
@@ -19,12 +20,28 @@ pub(crate) struct Lab {
     target: Option<Target>,
     reference: Option<Vec<Entry>>,
     nvmet: Option<Nvmet>,
+    /// Where a virtual machine was put aside.
+    machine: Option<PathBuf>,
+    cluster: Option<machine::Cluster>,
 }
 
 impl Lab {
     /// Nothing is set up until a scenario asks for it.
-    pub(crate) fn new(programs: PathBuf) -> Self {
-        Self { programs, target: None, reference: None, nvmet: None }
+    pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>) -> Self {
+        Self { programs, target: None, reference: None, nvmet: None, machine, cluster: None }
+    }
+
+    /// The directory of the virtual machine to go on with.
+    fn machine(&self) -> Result<&Path> {
+        self.machine.as_deref().context("--machine is missing")
+    }
+
+    /// The virtual machine and its disks.
+    fn cluster(&mut self) -> Result<&mut machine::Cluster> {
+        if self.cluster.is_none() {
+            self.cluster = Some(machine::Cluster::start(self)?);
+        }
+        Ok(self.cluster.as_mut().expect("it was just started"))
     }
 
     /// The SCSI target.
@@ -54,6 +71,8 @@ pub(crate) const ALL: &[Scenario] = &[
     answers::OURS,
     answers::NOBODY,
     answers::QEMU,
+    machine::GUEST,
+    machine::RESTART,
     blocks::SCSI,
     blocks::NVME,
     blocks::NVME_BY_IOCTL,

@@ -1,0 +1,152 @@
+//! [`Machine`]: QEMU, with a small Linux guest whose SCSI disks are passed through and whose reservations go to helpers.
+
+use std::fmt;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::system::wait_for;
+
+/// It is emulated by what is emulated itself.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+const QMP: &str = "/run/qmp.sock";
+
+/// A disk of the machine.
+pub(crate) struct Disk<'a> {
+    /// What to call its pr-manager-helper object.
+    pub(crate) manager: &'a str,
+    /// The helper's socket.
+    pub(crate) socket: &'a Path,
+    /// The block device that is passed through.
+    pub(crate) device: &'a Path,
+}
+
+/// A running virtual machine; ends when dropped.
+pub(crate) struct Machine {
+    qemu: Child,
+    commands: ChildStdin,
+    console: Receiver<String>,
+    /// QEMU's events, one JSON object each.
+    events: Receiver<String>,
+}
+
+/// How a command in the machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    /// Its exit status.
+    pub(crate) status: i32,
+    /// What it printed.
+    pub(crate) output: String,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}exit status {}", self.output, self.status)
+    }
+}
+
+impl Machine {
+    /// Goes on with the machine that was put aside in `directory`; `disks` are /dev/sda, /dev/sdb and so on in it.
+    pub(crate) fn resume(directory: &Path, disks: &[Disk<'_>]) -> Result<Self> {
+        let arguments = fs::read_to_string(directory.join("arguments")).context("read how the machine was started")?;
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(arguments.lines()).args(["-incoming", "exec:cat state"]).current_dir(directory);
+        qemu.args(["-serial", "stdio", "-qmp", &format!("unix:{QMP},server=on,wait=off")]);
+        for (number, Disk { manager, socket, device }) in disks.iter().enumerate() {
+            let (socket, device) = (socket.display(), device.display());
+            qemu.args(["-object", &format!("pr-manager-helper,id={manager},path={socket}")]);
+            let node = format!("driver=raw,node-name=disk{number},cache.direct=on,file.driver=host_device");
+            qemu.args(["-blockdev", &format!("{node},file.filename={device},file.pr-manager={manager}")]);
+            qemu.args(["-device", &format!("scsi-block,drive=disk{number},scsi-id={number}")]);
+        }
+        let mut qemu = qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start QEMU in the guest")?;
+        let commands = qemu.stdin.take().context("QEMU has no input")?;
+        let console = lines(qemu.stdout.take().context("QEMU has no output")?);
+        let events = events()?;
+        let mut machine = Self { qemu, commands, console, events };
+        // It was put aside without any disks, and now looks for them.
+        for (number, letter) in ('a'..='z').take(disks.len()).enumerate() {
+            let find = format!("echo 0 {number} 0 >/sys/class/scsi_host/host0/scan");
+            let ending = machine.run(&format!("{find} && until test -b /dev/sd{letter}; do sleep 0.3; done"))?;
+            if ending.status != 0 {
+                bail!("the virtual machine cannot look for its disks: {ending}");
+            }
+        }
+        Ok(machine)
+    }
+
+    /// Runs a line of shell in the machine.
+    pub(crate) fn run(&mut self, line: &str) -> Result<Ending> {
+        writeln!(self.commands, "{line}")?;
+        let (mut output, last) =
+            self.until(|line| line.starts_with("exit ")).with_context(|| format!("run {line:?}"))?;
+        let status = last.strip_prefix("exit ").and_then(|status| status.parse().ok()).context("no exit status")?;
+        output.iter_mut().for_each(|line| line.push('\n'));
+        Ok(Ending { status, output: output.concat() })
+    }
+
+    /// The events so far of one of its pr-manager-helper objects: whether it said that it is connected.
+    pub(crate) fn connections(&self, manager: &str) -> Vec<bool> {
+        let events = self.events.try_iter().filter(|event| event.contains("\"PR_MANAGER_STATUS_CHANGED\""));
+        let events = events.filter(|event| event.contains(&format!("\"id\": \"{manager}\"")));
+        events.map(|event| event.contains("\"connected\": true")).collect()
+    }
+
+    /// The lines up to one that ends it, and that one.
+    fn until(&mut self, ends: impl Fn(&str) -> bool) -> Result<(Vec<String>, String)> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut before = Vec::new();
+        loop {
+            match self.console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if ends(&line) => return Ok((before, line)),
+                Ok(line) => before.push(line),
+                Err(error) => bail!("no answer from the virtual machine ({error}); it said: {}", before.join("\n")),
+            }
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// Asks QEMU for its events, once the machine runs: what it is sent before it has its old state is lost.
+fn events() -> Result<Receiver<String>> {
+    let mut socket = wait_for("QMP of the virtual machine", || UnixStream::connect(QMP))?;
+    let answers = lines(socket.try_clone()?);
+    socket.write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        socket.write_all(b"{\"execute\":\"query-status\"}\n")?;
+        // An event that is skipped here is of the start; nobody asks for those.
+        let answer = answers.iter().find(|answer| answer.contains("\"running\""));
+        if answer.context("QEMU has ended")?.contains("\"running\": true") {
+            return Ok(answers);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    bail!("the virtual machine did not go on after {PATIENCE:?}")
+}
+
+/// The lines of a stream, as they come.
+fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}

@@ -1,0 +1,156 @@
+//! A real virtual machine: QEMU's pr-manager-helper, scsi-block, and sg_persist in the guest. One of its disks has our
+//! helper behind it, the other QEMU's.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use anyhow::Result;
+use scsi_pr::{Completion, Key, PrManager, Type};
+
+use super::{Lab, Scenario};
+use crate::commands::{preempt_and_abort, register};
+use crate::disk;
+use crate::helper::Helper;
+use crate::machine::{Disk, Machine};
+use crate::report::Report;
+use crate::sg_raw::SgRaw;
+use crate::target::Unit;
+
+/// A cluster node in a virtual machine.
+pub(super) const GUEST: Scenario = Scenario {
+    name: "guest",
+    boot: "machine",
+    purpose: "sg_persist in a virtual machine: our helper does for it what QEMU's does",
+    run: |lab, report| guest(lab.cluster()?, report),
+};
+
+/// A helper that goes away and comes back.
+pub(super) const RESTART: Scenario = Scenario {
+    name: "restart",
+    boot: "machine",
+    purpose: "the helper is killed and started again while the virtual machine runs",
+    run: |lab, report| restart(lab.cluster()?, report),
+};
+
+/// Our helper, and QEMU's object for it.
+const OURS: &str = "ours";
+
+/// A virtual machine with two disks, one for each helper.
+pub(super) struct Cluster {
+    machine: Machine,
+    /// The units of /dev/sda and /dev/sdb, which the second initiator of the target reaches too.
+    units: [Unit; 2],
+    ours: Option<Helper>,
+    program: std::path::PathBuf,
+    _qemus: Helper,
+}
+
+impl Cluster {
+    pub(super) fn start(lab: &mut Lab) -> Result<Self> {
+        let program = lab.programs.join("qemu-pr-helper");
+        let ours = Helper::start(&program, OURS, &[])?;
+        let qemus = Helper::start(Path::new("/usr/bin/qemu-pr-helper"), "qemus", &[])?;
+        let target = lab.target()?;
+        let units = [target.unit()?, target.unit()?];
+        let disks = [
+            Disk { manager: OURS, socket: ours.socket(), device: &units[0].disks[0] },
+            Disk { manager: "qemus", socket: qemus.socket(), device: &units[1].disks[0] },
+        ];
+        let machine = Machine::resume(lab.machine()?, &disks)?;
+        Ok(Self { machine, units, ours: Some(ours), program, _qemus: qemus })
+    }
+
+    /// Kills our helper.
+    fn stop(&mut self) -> Result<()> {
+        self.ours.take().map_or(Ok(()), Helper::kill)
+    }
+
+    /// Starts our helper where it was.
+    fn start_again(&mut self) -> Result<()> {
+        self.ours = Some(Helper::start(&self.program, OURS, &[])?);
+        Ok(())
+    }
+
+    /// What QEMU has said of the connection to our helper since it was asked last.
+    fn changes(&self) -> String {
+        let changes =
+            self.machine.connections(OURS).into_iter().map(|connected| if connected { "made" } else { "lost" });
+        changes.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Runs `sg_persist OPTIONS` on both disks; both must end with `status` and say the same, `containing` included.
+    fn sg_persist(&mut self, report: &mut Report, options: &str, status: i32, containing: &str) -> Result<()> {
+        self.both(report, &format!("sg_persist --no-inquiry {options} "), status, containing)
+    }
+
+    /// Runs `command /dev/sda` and `command /dev/sdb`.
+    fn both(&mut self, report: &mut Report, command: &str, status: i32, containing: &str) -> Result<()> {
+        let ours = self.machine.run(&format!("{command}/dev/sda"))?;
+        let qemus = self.machine.run(&format!("{command}/dev/sdb"))?;
+        let outcome = if ours != qemus {
+            Err(format!("expected, as with QEMU's helper,\n{qemus}\ngot\n{ours}"))
+        } else if ours.status != status || !ours.output.contains(containing) {
+            Err(format!("expected exit status {status} and {containing:?}, got\n{ours}"))
+        } else {
+            Ok(())
+        };
+        report.check(format!("{command}: exit status {status} {containing}"), outcome);
+        Ok(())
+    }
+}
+
+fn guest(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
+    cluster.sg_persist(report, "--in --report-capabilities", 0, "Persist Through Power Loss Capable(PTPL_C): 1")?;
+    cluster.sg_persist(report, "--in --read-keys", 0, "there are NO registered reservation keys")?;
+    cluster.sg_persist(report, "--out --reserve --param-rk=0xabc --prout-type=5", 2, "")?;
+    cluster.sg_persist(report, "--out --register --param-sark=0xabc", 0, "")?;
+    cluster.sg_persist(report, "--out --reserve --param-rk=0xabc --prout-type=5", 0, "")?;
+    cluster.sg_persist(report, "--in --read-keys", 0, "0xabc")?;
+    cluster.sg_persist(report, "--in --read-reservation", 0, "Write Exclusive, registrants only")?;
+    cluster.sg_persist(report, "--in --read-full-status", 0, "iqn.2026-11.lab:a")?;
+    cluster.both(report, WRITE, 0, "")?;
+    for unit in &cluster.units {
+        let other = disk::Disk::open(&unit.disks[1])?;
+        let refused = other.write(1).is_err_and(|error| disk::is_conflict(&error));
+        report.check("a write of another host is refused", if refused { Ok(()) } else { Err("it passed".to_owned()) });
+        for request in [
+            register(Key::ZERO, Key(0xdef)),
+            preempt_and_abort(Key(0xdef), Key(0xabc), Type::WriteExclusiveRegistrantsOnly),
+        ] {
+            let answer = SgRaw.execute(other.file().as_fd(), request.command())?;
+            let good = answer == Completion::Good(Vec::new());
+            report.check(format!("another host: {request}"), if good { Ok(()) } else { Err(answer.to_string()) });
+        }
+    }
+    cluster.sg_persist(report, "--in --read-keys", 6, "")?;
+    cluster.sg_persist(report, "--in --read-keys", 0, "0xdef")?;
+    cluster.both(report, WRITE, 1, "")?;
+    cluster.sg_persist(report, "--out --register-ignore --param-sark=0x123", 0, "")?;
+    cluster.both(report, WRITE, 0, "")?;
+    cluster.sg_persist(report, "--out --clear --param-rk=0x123", 0, "")?;
+    cluster.sg_persist(report, "--in --read-keys", 0, "there are NO registered reservation keys")
+}
+
+/// Writes a block past the cache; the disk is the last word.
+const WRITE: &str = "dd if=/dev/zero bs=4096 count=1 oflag=direct conv=notrunc 2>/dev/null of=";
+
+fn restart(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
+    let read_keys = "sg_persist --no-inquiry --in --read-keys ";
+    cluster.sg_persist(report, "--out --register --param-sark=0x77", 0, "")?;
+    cluster.changes();
+
+    cluster.stop()?;
+    cluster.start_again()?;
+    cluster.both(report, read_keys, 0, "0x77")?;
+    report.equal("QEMU's events", &"lost, made".to_owned(), &cluster.changes());
+
+    cluster.stop()?;
+    let without = cluster.machine.run(&format!("{read_keys}/dev/sda"))?;
+    let failed = without.status != 0 && !without.output.contains("0x77");
+    report.check("without a helper the command fails", if failed { Ok(()) } else { Err(without.to_string()) });
+    report.equal("QEMU's events", &"lost".to_owned(), &cluster.changes());
+    cluster.start_again()?;
+    cluster.both(report, read_keys, 0, "0x77")?;
+    report.equal("QEMU's events", &"made".to_owned(), &cluster.changes());
+    cluster.sg_persist(report, "--out --clear --param-rk=0x77", 0, "")
+}

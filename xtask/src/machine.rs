@@ -1,0 +1,85 @@
+//! The virtual machine that runs inside the lab guest, with a shell on its serial port.
+//!
+//! Booting there, where everything is emulated twice, takes minutes. So it boots here, once, and is put aside as a
+//! migration would do it; in the lab guest it goes on from there and finds the disks that it is given.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::guest::Qemu;
+use crate::initramfs::Initramfs;
+use crate::kernel::Kernel;
+
+/// Where a booted machine is put aside: `state`, for QEMU's `-incoming`, and `arguments`, those that QEMU must be started
+/// with again, one a line, in this directory.
+pub(crate) fn boot(kernel: &Kernel, lab: &Path) -> Result<PathBuf> {
+    let directory = lab.join("machine-in-guest");
+    fs::create_dir_all(&directory)?;
+    Initramfs::new(directory.join("tree"))?
+        .with_modules(kernel, &["virtio_pci", "virtio_scsi", "sd_mod", "sg"])?
+        .with_program("sg_persist")?
+        .pack(&directory.join("initramfs"), SCRIPT)?;
+    let image = kernel.image();
+    let image = image.to_str().context("the path of the kernel is not UTF-8")?;
+    let arguments = [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-accel",
+        "tcg",
+        "-icount",
+        "shift=4",
+        "-m",
+        "128",
+    ]
+    .into_iter()
+    .chain(["-kernel", image, "-initrd", "initramfs", "-append", "quiet panic=-1 tsc=reliable mitigations=off"])
+    .chain(["-device", "virtio-scsi-pci"]);
+    let arguments: Vec<_> = arguments.collect();
+    fs::write(directory.join("arguments"), arguments.join("\n"))?;
+    save(&directory, &arguments)?;
+    Ok(directory)
+}
+
+/// Boots, waits until the shell is ready, and writes the state of the machine to a file.
+fn save(directory: &Path, arguments: &[&str]) -> Result<()> {
+    let (console, log) = (directory.join("console"), fs::File::create(directory.join("qemu.log"))?);
+    fs::write(&console, "")?;
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]).args(arguments).current_dir(directory);
+    qemu.args(["-serial", "file:console", "-monitor", "stdio"]);
+    qemu.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
+    let mut qemu = Qemu(qemu.spawn().context("start QEMU")?);
+    let failure = || format!("the virtual machine for the lab guest did not boot; see {}", directory.display());
+    let end = Instant::now() + Duration::from_secs(300);
+    while !fs::read_to_string(&console)?.lines().any(|line| line == "ready") {
+        if Instant::now() > end || qemu.0.try_wait()?.is_some() {
+            bail!(failure());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mut monitor = qemu.0.stdin.take().context("QEMU has no input")?;
+    monitor.write_all(b"migrate \"exec:cat >state\"\nquit\n")?;
+    if !qemu.0.wait()?.success() {
+        bail!(failure());
+    }
+    Ok(())
+}
+
+/// Runs the lines that come over the serial port, and says how each ended.
+const SCRIPT: &str = "\
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+stty -echo -onlcr
+echo ready
+while read -r line; do
+eval \"$line\"
+echo \"exit $?\"
+done
+";
