@@ -172,7 +172,8 @@ impl Connection {
             }
             match self.decoder.advance(count) {
                 Err(violation) => return Read::Broken(Breach::Violation(violation)),
-                Ok(None | Some(Event::Negotiated(_))) => {}
+                Ok(None) => {}
+                Ok(Some(Event::Negotiated(_))) => self.half_since = None,
                 Ok(Some(Event::Request(request))) => {
                     self.half_since = None;
                     self.lost_descriptor = false;
@@ -257,5 +258,41 @@ impl Connection {
             let pieces = [IoSlice::new(header), IoSlice::new(data)];
             sendmsg(self.socket.as_fd(), &pieces, &mut SendAncillaryBuffer::default(), flags)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scsi_pr::{Command, Error};
+    use std::io::Write;
+    use std::os::fd::BorrowedFd;
+    use std::os::unix::net::UnixStream;
+
+    struct Nobody;
+
+    impl PrManager for Nobody {
+        fn execute(&self, _: BorrowedFd<'_>, _: Command<'_>) -> Result<Completion, Error> {
+            Err(Error::not_run("run anything"))
+        }
+    }
+
+    #[test]
+    fn half_a_request_is_not_as_old_as_the_handshake() {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let (socket, mut client) = UnixStream::pair().unwrap();
+        let peer = Peer { pid: 1, uid: 1, gid: 1 };
+        let mut connection = Connection::new(socket.into(), peer, 1, Arc::new(Nobody));
+        let mut half_sent_after = |bytes: &[u8]| {
+            client.write_all(bytes).unwrap();
+            assert!(matches!(connection.read(false, false), Read::Silent));
+            connection.half_sent(PATIENCE)
+        };
+        assert!(half_sent_after(&[0; 2]).is_some());
+        assert_eq!(half_sent_after(&[0; 2]), None);
+        let begun = Instant::now();
+        let given_up = half_sent_after(&[0x5e]);
+        assert!(given_up >= Some(begun + PATIENCE));
+        assert_eq!(half_sent_after(&[0]), given_up, "its age is that of its first byte");
     }
 }
