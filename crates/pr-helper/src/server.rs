@@ -55,7 +55,7 @@ pub struct Peer {
     pub gid: u32,
 }
 
-/// What [`serve`] bounds.
+/// What [`serve`] bounds. A number of zero means one; a time of more than a year means a year.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections; over them nothing is accepted until one is closed.
@@ -254,9 +254,9 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
             }),
             Door::Until(until) => until <= now,
         };
-        if open && epoll::add(&self.shared.epoll, &self.listener, EventData::new_u64(LISTENER), EventFlags::IN).is_ok()
-        {
-            self.door = Door::Open;
+        if open {
+            let opened = epoll::add(&self.shared.epoll, &self.listener, EventData::new_u64(LISTENER), EventFlags::IN);
+            self.door = if opened.is_ok() { Door::Open } else { Door::Until(now + BACK_OFF) };
         }
     }
 

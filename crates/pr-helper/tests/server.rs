@@ -391,6 +391,44 @@ fn half_a_request_is_given_up_in_time() {
 }
 
 #[test]
+fn limits_may_be_for_ever() {
+    let for_ever = Duration::MAX;
+    let limits = Limits {
+        wait: for_ever,
+        linger: for_ever,
+        send_timeout: for_ever,
+        half_sent: for_ever,
+        per_device: 1,
+        ..Limits::default()
+    };
+    let gate = Gate::default();
+    let server = Server::start(limits, gate.clone());
+    let null = null();
+    let mut half = server.client();
+    half.send(&reserve_in(0, 1)[..3], &[null.as_fd()]);
+    let mut asks = [1, 2].map(|length| (length, server.client()));
+    for (length, client) in &mut asks {
+        client.send(&reserve_in(HANG, *length), &[null.as_fd()]);
+    }
+    gate.wait_for(1);
+    let mut deaf = send_without_reading(&server);
+    gate.let_go(2);
+    for (_, client) in &mut asks {
+        assert_eq!(client.answer(), io_process_terminated());
+    }
+    half.send(&reserve_in(0, 1)[3..], &[]);
+    assert_eq!(half.answer(), io_process_terminated());
+    assert_eq!(deaf.answer(), io_process_terminated());
+}
+
+#[test]
+fn limits_of_zero_stop_nobody() {
+    let limits = Limits { connections: 0, running: 0, per_device: 0, peer_share: 0, ..Limits::default() };
+    let server = Server::start(limits, Gate::default());
+    assert_eq!(server.client().ask(&reserve_in(0, 1), null()), io_process_terminated());
+}
+
+#[test]
 fn half_a_request_makes_room_for_a_connection_of_its_process() {
     let server = Server::start(Limits { connections: 8, peer_share: 4, ..Limits::default() }, Gate::default());
     let mut idle = server.client();
@@ -542,7 +580,11 @@ fn a_request_on_a_lingering_connection_is_not_run_at_the_end() {
     let gate = Gate::default();
     let server = Server::start(Limits { linger: LONG, ..Limits::default() }, gate.clone());
     let mut client = server.client();
-    client.ask(&reserve_in(0, 1), null());
+    // Busy is a connection that asks again after it was parked, which is done a moment after the answer.
+    for _ in 0..10 {
+        client.ask(&reserve_in(0, 1), null());
+        std::thread::sleep(Duration::from_millis(10));
+    }
     server.stop().wait();
     gate.let_go(1);
     assert_eq!(client.ask(&reserve_in(HANG, 1), null()).status, BUSY);

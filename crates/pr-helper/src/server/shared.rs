@@ -2,7 +2,7 @@
 //!
 //! Threads are started when there is work for them and kept in reserve for a moment, two for good. The last thread of
 //! the reserve is not spent on a command, which may hang, unless it can be replaced: where no more threads are to be
-//! had it answers BUSY.
+//! had it answers BUSY. Nor is it spent on anything while there are other jobs.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -60,7 +60,8 @@ pub(super) struct State {
 
 impl Shared {
     pub(super) fn new(limits: Limits) -> Result<Self, rustix::io::Errno> {
-        let share = |whole: usize| (whole / limits.peer_share.max(1)).max(1);
+        let limits = within_reason(limits);
+        let share = |whole: usize| (whole / limits.peer_share).max(1);
         // An eighth more for what must not wait for hanging commands.
         let errands = (limits.running / 8).max(limits.peer_share);
         let bounds = Bounds {
@@ -119,8 +120,7 @@ impl Shared {
             self.reserve.notify_one();
         }
         if hire && !self.hire() {
-            self.lock().stranded = true;
-            self.wake();
+            self.strand();
         }
         if wake {
             self.wake();
@@ -135,6 +135,12 @@ impl Shared {
     pub(super) fn wake(&self) {
         // It fails when the counter is full: the thread is woken already.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Has the epoll thread see to it that the jobs there are get a thread.
+    fn strand(&self) {
+        self.lock().stranded = true;
+        self.wake();
     }
 
     /// For the epoll thread: until when it may sleep, after `act`; at most until `latest`.
@@ -156,9 +162,10 @@ impl Shared {
         let mut state = self.lock();
         state.stranded |= stranded;
         let retry = state.stranded.then(|| now + RETRY);
-        // A far deadline, so that "asleep for ever" is no special case.
-        let until = state.books.deadline().into_iter().chain(complaints).chain(retry).chain(latest).min();
-        state.asleep_until = Some(until.unwrap_or(now + Duration::from_secs(3600)));
+        // A far deadline, so that "asleep for ever" is no special case; old kernels take no farther one.
+        let far = now + Duration::from_secs(3600);
+        state.asleep_until =
+            state.books.deadline().into_iter().chain(complaints).chain(retry).chain(latest).chain([far]).min();
         state.asleep_until
     }
 
@@ -186,10 +193,16 @@ impl Shared {
         loop {
             if let Some(job) = state.books.next_job() {
                 state.reserve -= 1;
-                let last = state.reserve == 0 && matches!(job.task, Task::Serve(_)) && !state.stopping;
-                state.reserve += usize::from(last);
+                // An errand may hang as well, but there is always time to start a thread for who comes later.
+                let needed = matches!(job.task, Task::Serve(_)) || state.books.jobs() > 0;
+                let replace = state.reserve == 0 && needed && !state.stopping;
+                state.reserve += usize::from(replace);
                 drop(state);
-                return Some((job, !last || self.hire()));
+                let replaced = !replace || self.hire();
+                if !replaced {
+                    self.strand();
+                }
+                return Some((job, replaced));
             }
             if state.stopping || (waited && state.reserve > RESERVE) {
                 state.reserve -= 1;
@@ -244,5 +257,72 @@ impl Shared {
             // To say in time how many there were.
             self.wake();
         }
+    }
+}
+
+/// The limits that can be kept: at least one of everything, and no time that an `Instant` cannot hold.
+fn within_reason(limits: Limits) -> Limits {
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    Limits {
+        connections: limits.connections.max(1),
+        running: limits.running.max(1),
+        per_device: limits.per_device.max(1),
+        peer_share: limits.peer_share.max(1),
+        wait: limits.wait.min(LONGEST),
+        linger: limits.linger.min(LONGEST),
+        send_timeout: limits.send_timeout.min(LONGEST),
+        half_sent: limits.half_sent.min(LONGEST),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::books::Closing;
+    use super::*;
+    use scsi_pr::{Command, Completion, Error, PrManager};
+    use std::os::fd::BorrowedFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    /// A connection with this takes until somebody says so to be closed.
+    struct Clinging {
+        closing: Sender<()>,
+        let_go: Mutex<Receiver<()>>,
+    }
+
+    impl PrManager for Clinging {
+        fn execute(&self, _: BorrowedFd<'_>, _: Command<'_>) -> Result<Completion, Error> {
+            Err(Error::not_run("run anything"))
+        }
+    }
+
+    impl Drop for Clinging {
+        fn drop(&mut self) {
+            let _ = self.closing.send(());
+            let _ = self.let_go.lock().unwrap().recv();
+        }
+    }
+
+    #[test]
+    fn errands_that_hang_keep_no_thread_from_the_next() {
+        let shared = Arc::new(Shared::new(Limits::default()).unwrap());
+        let (closing, closings) = channel();
+        let mut let_go = Vec::new();
+        shared.change(|state| {
+            for number in 0..8 {
+                let (sender, receiver) = channel();
+                let_go.push(sender);
+                let manager = Clinging { closing: closing.clone(), let_go: Mutex::new(receiver) };
+                let peer = Peer { pid: 1, uid: 1, gid: 1 };
+                let socket = UnixStream::pair().unwrap().0.into();
+                let id = state.books.open((peer.pid, peer.uid)).unwrap();
+                let connection = Box::new(Connection::new(socket, peer, number, Arc::new(manager)));
+                state.books.dispose(id, connection, Closing::Stop);
+            }
+        });
+        for number in 0..8 {
+            closings.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| panic!("only {number} are being closed"));
+        }
+        drop(let_go);
     }
 }
