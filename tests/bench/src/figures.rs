@@ -223,7 +223,7 @@ fn many(programs: &Programs) -> Result<Vec<Row>> {
 
 /// Resident memory of a helper that has just been started, and of all its processes.
 fn memory(programs: &Programs) -> Result<Vec<Row>> {
-    const ROUNDS: usize = 5;
+    const ROUNDS: usize = 11;
     let mut front = [const { Vec::new() }; 2];
     let mut all = [const { Vec::new() }; 2];
     for _ in 0..ROUNDS {
