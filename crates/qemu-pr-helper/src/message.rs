@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// What a function that can end the program returns.
 pub(crate) type Result<T> = std::result::Result<T, Message>;
@@ -47,6 +50,16 @@ impl Message {
     /// that is no reason to fail.
     pub(crate) fn print(&self) {
         let _ = io::stderr().lock().write_all(self.to_string().as_bytes());
+    }
+}
+
+/// Writes a line to a log, unless somebody would have to be waited for: a pipe that is full because its reader hangs must
+/// not stop the helper. The line is lost then, as it is when the disk is full.
+pub(crate) fn write_log(log: &mut (impl Write + AsFd), line: &str) {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // A pipe with room has room for a page, which is more than a line.
+    if poll(&mut [PollFd::new(log, PollFlags::OUT)], Some(&now)) == Ok(1) {
+        let _ = log.write_all(line.as_bytes());
     }
 }
 

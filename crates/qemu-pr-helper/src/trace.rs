@@ -9,7 +9,6 @@ mod settings;
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
-use std::io::Write as _;
 use std::sync::Mutex;
 
 use tracing::field::{Field, Visit};
@@ -18,7 +17,7 @@ use tracing::span;
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::message::{Message, Result, reason};
+use crate::message::{Message, Result, reason, write_log};
 pub(crate) use settings::{Added, Settings};
 
 /// The events that `-T` can enable: those that the crates of this project name.
@@ -92,15 +91,14 @@ impl Subscriber for Log {
     fn event(&self, event: &Event<'_>) {
         let text = Text::of(event);
         if self.is_message(event.metadata()) {
-            Message::new(text.as_str()).print();
+            write_log(&mut std::io::stderr().lock(), &Message::new(text.as_str()).to_string());
         }
         if self.is_wanted(event.metadata()) {
             let line = format!("{} {}\n", event.metadata().name(), text);
-            // A full disk or a closed pipe is no reason to stop serving.
-            let _ = match &self.file {
-                Some(file) => file.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).write_all(line.as_bytes()),
-                None => std::io::stderr().lock().write_all(line.as_bytes()),
-            };
+            match &self.file {
+                Some(file) => write_log(&mut *file.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), &line),
+                None => write_log(&mut std::io::stderr().lock(), &line),
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 //! [`activation`](../activation.rs).
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use conformance::{
     Answer, Client, Helper, Subject, against_each_helper, eventually, holds_for, in_cdb, null, out_cdb, regular_file,
     sense,
 };
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
@@ -29,6 +31,7 @@ against_each_helper!(
     commands_of_one_device_are_bounded,
     one_process_may_take_all_connections,
     half_sent_requests_stay_for_ever,
+    a_log_that_nobody_reads_stops_everybody,
 );
 
 fn supervised(subject: &Subject) -> Helper {
@@ -232,4 +235,23 @@ fn half_sent_requests_stay_for_ever(subject: &Subject) {
         half.assert_closed();
     }
     assert_eq!(idle.run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
+}
+
+fn a_log_that_nobody_reads_stops_everybody(subject: &Subject) {
+    let (_reader, mut log) = std::io::pipe().unwrap();
+    let helper = subject.command().stderr(log.try_clone().unwrap()).serve();
+    let (violator, other) = (helper.connect(), helper.connect());
+    while rustix::event::poll(&mut [PollFd::new(&log, PollFlags::OUT)], Some(&Timespec::default())) == Ok(1) {
+        log.write_all(&[b'.'; 4096]).unwrap();
+    }
+    violator.send_with(&[0; 16], &[null().as_fd()]);
+    other.request(&in_cdb(0, 8), &[], null());
+    if subject.differs("unread-log", true, false) {
+        assert!(holds_for(Duration::from_secs(1), || violator.is_silent()));
+        return;
+    }
+    violator.assert_closed();
+    assert_eq!(other.answer(), Answer::io_process_terminated());
+    drop((violator, other));
+    assert_eq!(helper.terminate().code(), 0);
 }
