@@ -14,7 +14,7 @@
 
 use std::fmt;
 
-use scsi_pr::{Cdb, Command, Completion, InvalidCommand, Sense, Status};
+use scsi_pr::{Cdb, CommandBuf, Completion, InvalidCommand, Sense, Status};
 use zerocopy::byteorder::big_endian::{I32, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -50,32 +50,13 @@ impl fmt::Display for RequestViolation {
 
 impl std::error::Error for RequestViolation {}
 
-/// A complete request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    cdb: Cdb,
-    parameter_list: Vec<u8>,
-}
-
-impl Request {
-    /// The checked CDB.
-    pub fn cdb(&self) -> &Cdb {
-        &self.cdb
-    }
-
-    /// The command that was asked for.
-    pub fn command(&self) -> Command<'_> {
-        Command::new(self.cdb, &self.parameter_list).expect("the decoder read as many bytes as the CDB announced")
-    }
-}
-
 /// What the bytes that came complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The handshake is over; the features that the client wants.
     Negotiated(u32),
     /// A whole request; its descriptor came with the bytes of its CDB.
-    Request(Request),
+    Request(CommandBuf),
 }
 
 /// The helper's side: what a client sends, from the handshake on.
@@ -164,7 +145,7 @@ impl RequestDecoder {
             Phase::Cdb => {
                 let cdb = Cdb::new(self.head).map_err(RequestViolation::Command)?;
                 match cdb.parameter_list_length() {
-                    0 => Ok(Some(Event::Request(Request { cdb, parameter_list: Vec::new() }))),
+                    0 => Ok(Some(request(cdb, Vec::new()))),
                     length => {
                         self.list = vec![0; length];
                         self.phase = Phase::ParameterList(cdb);
@@ -174,10 +155,14 @@ impl RequestDecoder {
             }
             Phase::ParameterList(cdb) => {
                 self.phase = Phase::Cdb;
-                Ok(Some(Event::Request(Request { cdb, parameter_list: std::mem::take(&mut self.list) })))
+                Ok(Some(request(cdb, std::mem::take(&mut self.list))))
             }
         }
     }
+}
+
+fn request(cdb: Cdb, parameter_list: Vec<u8>) -> Event {
+    Event::Request(CommandBuf::new(cdb, parameter_list).expect("as many bytes were read as the CDB announced"))
 }
 
 /// `PRHelperResponse` of QEMU's `scsi/pr-helper.h`.

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::epoll;
-use scsi_pr::{Completion, SenseCode, Status};
+use scsi_pr::{CommandBuf, Completion, SenseCode, Status};
 use tracing::Level;
 
 use super::books::{Closing, Id, Task, Turn};
 use super::connection::{Breach, Connection, Device, Read};
 use super::shared::{PeerKey, ServerJob, Shared, State};
 use super::{CONNECTION_EVENTS, Peer};
-use crate::wire::Request;
 
 /// Does a job. `may_run` is false when there is no thread to replace this one.
 pub(super) fn attend(shared: &Arc<Shared>, job: ServerJob, may_run: bool) {
@@ -63,11 +62,11 @@ struct Seat<'a> {
 
 /// Whether a command may begin.
 enum Admission {
-    Run(Request, OwnedFd),
+    Run(CommandBuf, OwnedFd),
     /// It waits for the device now, and the connection with it.
     Waits,
     /// The server stops.
-    Stopping(Request, OwnedFd),
+    Stopping(CommandBuf, OwnedFd),
 }
 
 /// What to do once a command is answered.
@@ -128,7 +127,7 @@ impl Seat<'_> {
         }
     }
 
-    fn admit(&mut self, request: Request, descriptor: OwnedFd) -> Admission {
+    fn admit(&mut self, request: CommandBuf, descriptor: OwnedFd) -> Admission {
         let device = self.slot.unwrap_or_else(|| Device::of(&descriptor));
         let number = self.connection().number;
         let shared = self.shared;
@@ -158,7 +157,7 @@ impl Seat<'_> {
         admission
     }
 
-    fn run(&mut self, request: &Request, descriptor: OwnedFd) -> Result<Next, Breach> {
+    fn run(&mut self, request: &CommandBuf, descriptor: OwnedFd) -> Result<Next, Breach> {
         let connection = self.connection();
         let cdb = request.cdb();
         tracing::event!(
@@ -200,13 +199,13 @@ impl Seat<'_> {
         Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE)
     }
 
-    fn busy(&mut self, request: &Request) -> Result<(), Breach> {
+    fn busy(&mut self, request: &CommandBuf) -> Result<(), Breach> {
         let number = self.connection().number;
         tracing::event!(name: "pr_helper_busy", Level::DEBUG, connection = number, "answered BUSY");
         self.answer(&Completion::Status(Status::BUSY), request)
     }
 
-    fn answer(&mut self, completion: &Completion, request: &Request) -> Result<(), Breach> {
+    fn answer(&mut self, completion: &Completion, request: &CommandBuf) -> Result<(), Breach> {
         let connection = self.connection.take().expect("a seat has its connection until it is left");
         let shared = self.shared;
         let answered =

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
-use scsi_pr::{Completion, InvalidCommand, PrManager};
+use scsi_pr::{CommandBuf, Completion, InvalidCommand, PrManager};
 
 use super::Peer;
 use crate::descriptor::{Passed, receive};
-use crate::wire::{Event, Request, RequestDecoder, RequestViolation, encode_response};
+use crate::wire::{Event, RequestDecoder, RequestViolation, encode_response};
 
 /// How long a client that does not read is waited for before the time, and the server's end, are thought of.
 pub(super) const SEND_PATIENCE: Duration = Duration::from_millis(500);
@@ -35,15 +35,15 @@ pub(super) struct Connection {
     /// When it was parked, if it was after a command.
     pub(super) parked: Option<Instant>,
     /// A request that has been read and waits to be run.
-    pub(super) pending: Option<Box<(Request, OwnedFd)>>,
+    pub(super) pending: Option<Box<(CommandBuf, OwnedFd)>>,
 }
 
 /// What reading came to.
 pub(super) enum Read {
     /// A request and the device it is for.
-    Request(Request, OwnedFd),
+    Request(CommandBuf, OwnedFd),
     /// A request whose descriptor was lost because this process has no room for it.
-    NoRoom(Request),
+    NoRoom(CommandBuf),
     /// Nothing more has come.
     Silent,
     /// The client has closed; nothing is missing.

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use pr_helper::client::Config;
 use pr_helper::descriptor::{self, Passed};
-use pr_helper::wire::{self, Event, Request, RequestDecoder};
+use pr_helper::wire::{self, Event, RequestDecoder};
 use rustix::net::RecvFlags;
-use scsi_pr::{Cdb, Command, Completion};
+use scsi_pr::{Cdb, Command, CommandBuf, Completion};
 
 /// Longer than anything here takes on the slowest machine.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
@@ -142,7 +142,7 @@ impl Peer {
     }
 
     /// The next request and its descriptor.
-    pub(crate) fn request(&mut self) -> Option<(Request, OwnedFd)> {
+    pub(crate) fn request(&mut self) -> Option<(CommandBuf, OwnedFd)> {
         match self.event()? {
             (Event::Request(request), descriptor) => {
                 self.seen.requests.fetch_add(1, Ordering::SeqCst);
@@ -170,7 +170,7 @@ impl Peer {
         }
     }
 
-    pub(crate) fn answer(&mut self, request: &Request, completion: &Completion) -> Option<()> {
+    pub(crate) fn answer(&mut self, request: &CommandBuf, completion: &Completion) -> Option<()> {
         self.send(&response(request.cdb(), completion))
     }
 
