@@ -25,6 +25,7 @@ mod trace;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use background::Launcher;
 use keeper::Kept;
@@ -32,6 +33,7 @@ use message::{Message, Result, reason};
 use notify::ServiceManager;
 use options::{Options, Request};
 use pidfile::PidFile;
+use pr_managers::policy::Counters;
 
 fn main() -> ExitCode {
     let result = if keeper::is_wanted() { keeper::run().map(|()| ExitCode::SUCCESS) } else { run() };
@@ -98,11 +100,14 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
 
     let mut limits = options.limits();
     limits.connections = limits.connections.min(room);
-    let running = pr_helper::serve(listener, managers::manager_for(options.manager), limits, stop.as_fd())
+    let counters = Arc::new(Counters::new());
+    let manager_for = managers::manager_for(options.manager, Arc::clone(&counters));
+    let running = pr_helper::serve(listener, manager_for, limits, stop.as_fd())
         .map_err(|error| Message::new(format!("Failed to serve: {}", reason(error))))?;
     // Nobody is to come to a socket that nobody listens on while commands still run, for minutes perhaps.
     drop(socket);
     service_manager.stopping();
     running.wait();
+    tracing::info!("{}", counters.counts());
     Ok(ExitCode::SUCCESS)
 }

@@ -41,6 +41,15 @@ fn said(socket: &Path, arguments: &[&str]) -> String {
 }
 
 #[test]
+fn verbose_counts_the_commands_at_the_end() {
+    let directory = directory();
+    let text = said(&directory.path().join("s"), &["-v"]);
+    assert!(text.starts_with("qemu-pr-helper: 1 PERSISTENT RESERVE IN, 0 PERSISTENT RESERVE OUT"), "{text}");
+    assert!(text.contains(" 0 ended in GOOD, 1 in CHECK CONDITION, "), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+#[test]
 fn qemu_s_events_are_traced_as_qemu_traces_them() {
     let directory = directory();
     let (socket, log) = (directory.path().join("s"), directory.path().join("log"));
@@ -69,7 +78,7 @@ fn events_go_to_stderr_without_a_file() {
 fn a_command_is_quiet_unless_asked() {
     let directory = directory();
     let socket = directory.path().join("s");
-    for arguments in [&[][..], &["-v"], &["-q"]] {
+    for arguments in [&[][..], &["-q"], &["-vq"]] {
         assert_eq!(said(&socket, arguments), "", "{arguments:?}");
     }
     let text = said(&socket, &["-vvv"]);

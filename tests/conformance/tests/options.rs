@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use conformance::{Answer, Finished, Start, Subject, against_each_helper, eventually, in_cdb, null};
+use conformance::{Answer, Finished, Start, Subject, against_each_helper, eventually, in_cdb, null, out_cdb};
 
 against_each_helper!(
     help_is_printed_and_ends_it,
@@ -19,6 +19,7 @@ against_each_helper!(
     users_and_groups_are_names_or_numbers,
     the_longest_socket_path_is_accepted,
     quiet_silences_what_clients_do,
+    verbose_tells_of_reservations,
     defaults_lie_in_the_runtime_directory,
     trace_lists_its_events,
     trace_warns_of_unknown_events,
@@ -230,6 +231,15 @@ fn quiet_silences_what_clients_do(subject: &Subject) {
         client.assert_closed();
         helper.says("qemu-pr-helper: No file descriptor in request.");
     }
+}
+
+fn verbose_tells_of_reservations(subject: &Subject) {
+    let helper = subject.command().arg("-v").serve();
+    assert_eq!(helper.connect().run(&out_cdb(1, 24), &[0; 24], null()), Answer::io_process_terminated());
+    let end = helper.terminate();
+    let told: Vec<bool> = end.stderr.lines().map(|line| line.contains("PERSISTENT RESERVE OUT")).collect();
+    // What was done, and how many there were.
+    assert_eq!(told, subject.differs("verbose-log", vec![], vec![true; 2]), "{}", end.stderr);
 }
 
 fn defaults_lie_in_the_runtime_directory(subject: &Subject) {

@@ -1,5 +1,6 @@
 //! [`Counters`]: how many commands came and how they ended.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use scsi_pr::{Completion, Error, Opcode, Status};
@@ -49,6 +50,29 @@ impl Counts {
         let ended =
             self.good + self.check_condition + self.reservation_conflict + self.busy + self.other_status + self.errors;
         came.saturating_sub(ended)
+    }
+}
+
+impl fmt::Display for Counts {
+    /// For a log line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {}, {} {} and {} {} came; {} ended in GOOD, {} in CHECK CONDITION, {} in RESERVATION CONFLICT, {} in BUSY \
+             or TASK SET FULL, {} in another status, and {} without an answer",
+            self.reserve_in,
+            Opcode::ReserveIn,
+            self.reserve_out,
+            Opcode::ReserveOut,
+            self.cleanup,
+            Opcode::Cleanup,
+            self.good,
+            self.check_condition,
+            self.reservation_conflict,
+            self.busy,
+            self.other_status,
+            self.errors,
+        )
     }
 }
 
