@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,9 +18,13 @@ fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     wait_until("the server of the test before has closed everything", || threads() == 0);
-    let limit = Rlimit { current: Some(64), ..getrlimit(Resource::Nofile) };
-    setrlimit(Resource::Nofile, limit).unwrap();
+    limit(64);
     turn
+}
+
+/// Only descriptors below this number can be made.
+fn limit(number: u64) {
+    setrlimit(Resource::Nofile, Rlimit { current: Some(number), ..getrlimit(Resource::Nofile) }).unwrap();
 }
 
 /// All descriptors that this process may still have.
@@ -48,6 +53,23 @@ fn a_descriptor_without_room_is_busy_and_not_a_violation() {
     }
     drop(all);
     assert_eq!(client.ask(&reserve_out(0, &[7; 24]), null()), io_process_terminated());
+}
+
+#[test]
+fn a_descriptor_that_had_no_room_is_busy_although_there_is_room_later() {
+    let _turn = alone();
+    let server = Server::start(Limits::default(), Gate::default());
+    let mut client = server.client();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    limit(0);
+    client.send(&reserve_in(0, 8)[..1], &[writer.as_fd()]);
+    drop(writer);
+    // Its last copy is gone: the server has read that byte.
+    assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0);
+    limit(64);
+    client.send(&reserve_in(0, 8)[1..], &[]);
+    assert_eq!(client.answer().status, BUSY);
+    assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
 }
 
 #[test]

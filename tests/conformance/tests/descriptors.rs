@@ -211,9 +211,11 @@ fn it_is_lost_when_the_table_is_full(subject: &Subject) {
     client.send_with(&in_cdb(0, 8), &[null().as_fd()]);
     let answer = client.try_answer().ok();
     assert_eq!(answer, subject.differs("descriptor-lost", None, Some(Answer::status(0x08))));
-    if answer.is_none() {
-        helper.says(NO_DESCRIPTOR);
-    }
+    helper.says(subject.differs(
+        "descriptor-lost",
+        NO_DESCRIPTOR,
+        "the kernel dropped the file descriptor of a request",
+    ));
     drop((crowd, client));
     helper.connect_once_there_is_room();
 }

@@ -69,6 +69,10 @@ enum Admission {
     Stopping(CommandBuf, OwnedFd),
 }
 
+/// Why a request is answered BUSY although its device is not.
+const DROPPED: &str = "the kernel dropped the file descriptor of a request, which was answered BUSY: raise the limit on \
+                       open files, or see whether a security module refuses the descriptor";
+
 /// What to do once a command is answered.
 enum Next {
     Linger,
@@ -112,7 +116,10 @@ impl Seat<'_> {
                     drop(descriptor);
                     self.busy(&request).map(|()| Next::Yield)
                 }
-                Read::NoRoom(request) => self.busy(&request).map(|()| Next::Linger),
+                Read::Dropped(request) => {
+                    self.warn(&DROPPED);
+                    self.busy(&request).map(|()| Next::Linger)
+                }
                 Read::Silent => return self.park(),
                 Read::End => return,
                 Read::Broken(breach) => Err(breach),
@@ -193,10 +200,14 @@ impl Seat<'_> {
 
     /// There is no answer: the guest is told that the unit could not be reached, the log why.
     fn failed(&mut self, error: &dyn std::fmt::Display) -> Completion {
+        self.warn(error);
+        Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE)
+    }
+
+    fn warn(&mut self, failure: &dyn std::fmt::Display) {
         let Peer { pid, uid, .. } = self.connection().peer;
         let shared = self.shared;
-        shared.say(&shared.failures, || tracing::event!(name: "pr_helper_failure", Level::WARN, pid, uid, "{error}"));
-        Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE)
+        shared.say(&shared.failures, || tracing::event!(name: "pr_helper_failure", Level::WARN, pid, uid, "{failure}"));
     }
 
     fn busy(&mut self, request: &CommandBuf) -> Result<(), Breach> {

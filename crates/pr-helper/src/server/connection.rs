@@ -28,7 +28,7 @@ pub(super) struct Connection {
     decoder: RequestDecoder,
     /// The descriptor that came with the CDB.
     descriptor: Option<OwnedFd>,
-    /// The descriptor did not fit into this process.
+    /// A descriptor came, and the kernel dropped it: there was no room in this process, or a security module said no.
     lost_descriptor: bool,
     /// Since when there has been a part of a request.
     half_since: Option<Instant>,
@@ -42,8 +42,8 @@ pub(super) struct Connection {
 pub(super) enum Read {
     /// A request and the device it is for.
     Request(CommandBuf, OwnedFd),
-    /// A request whose descriptor was lost because this process has no room for it.
-    NoRoom(CommandBuf),
+    /// A request whose descriptor the kernel dropped, which is not the client's doing.
+    Dropped(CommandBuf),
     /// Nothing more has come.
     Silent,
     /// The client has closed; nothing is missing.
@@ -179,7 +179,7 @@ impl Connection {
                     self.lost_descriptor = false;
                     return match self.descriptor.take() {
                         Some(descriptor) => Read::Request(request, descriptor),
-                        None => Read::NoRoom(request),
+                        None => Read::Dropped(request),
                     };
                 }
             }
@@ -195,19 +195,10 @@ impl Connection {
             Passed::Dropped if !one_already => self.lost_descriptor = true,
             Passed::One(_) | Passed::Dropped | Passed::Many => return Err(Breach::ManyDescriptors),
         }
-        if complete && self.descriptor.is_none() && !(self.lost_descriptor && self.is_out_of_descriptors()) {
+        if complete && self.descriptor.is_none() && !self.lost_descriptor {
             return Err(Breach::NoDescriptor);
         }
         Ok(())
-    }
-
-    /// Whether this process cannot have another descriptor, or hardly: others come and go meanwhile, and a connection
-    /// that is closed without need costs a virtual machine its reservations.
-    fn is_out_of_descriptors(&self) -> bool {
-        const HARDLY: usize = 8;
-        let room: Result<Vec<OwnedFd>, Errno> =
-            (0..HARDLY).map(|_| rustix::io::fcntl_dupfd_cloexec(&self.socket, 0)).collect();
-        room.is_err()
     }
 
     /// Until when it may be parked, when a request is half sent.
