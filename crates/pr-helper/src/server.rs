@@ -24,7 +24,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -34,7 +35,7 @@ use scsi_pr::{Completion, PrManager, Status};
 
 use books::{Closing, Id};
 use connection::{Connection, SEND_PATIENCE};
-use shared::Shared;
+use shared::{PeerKey, Shared};
 
 use crate::wire::feature_word;
 
@@ -279,7 +280,8 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
         // A client that is gone already is found out when its connection is read.
         let _ = rustix::net::send(&socket, &feature_word(0), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         let connection = Box::new(Connection::new(socket, peer, number, (self.manager_for)(&peer)));
-        self.shared.change(|state| match state.books.open((peer.pid, peer.uid)) {
+        let account = PeerKey { pid: peer.pid, uid: peer.uid, unseen: unseen(&connection.socket, &peer) };
+        self.shared.change(|state| match state.books.open(account) {
             Ok(id) => {
                 let data = EventData::new_u64(id as u64);
                 match epoll::add(&self.shared.epoll, &connection.socket, data, CONNECTION_EVENTS) {
@@ -303,6 +305,13 @@ fn peer_of(socket: &OwnedFd) -> Peer {
         uid: credentials.uid(),
         gid: credentials.gid(),
     })
+}
+
+/// What tells processes of other process namespaces apart, which all have the id 0 here: the number of the pidfd's inode
+/// (Linux 6.9; on older ones they are as one).
+fn unseen(socket: &OwnedFd, peer: &Peer) -> u64 {
+    let number = || rustix::fs::fstat(getsockopt(socket, PeerPidfd).ok()?).ok().map(|stat| stat.st_ino);
+    if peer.pid == 0 { number().unwrap_or(0) } else { 0 }
 }
 
 fn timespec(duration: Duration) -> Timespec {

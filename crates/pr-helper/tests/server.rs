@@ -5,11 +5,13 @@ mod support;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pr_helper::{Limits, Peer};
+use pr_helper::{Limits, Peer, serve};
 use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
@@ -289,14 +291,14 @@ fn as_another_process() {
         assert_eq!(client.ask(&reserve_in(0, 1), &other), io_process_terminated());
     } else {
         let server = Server::start(Limits::default(), Gate::default());
-        assert_another_process_is_served(&server);
+        assert_another_process_is_served(&server.path);
     }
 }
 
-fn assert_another_process_is_served(server: &Server) {
+fn assert_another_process_is_served(path: &Path) {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "as_another_process"])
-        .env("SERVER_OF_ANOTHER_PROCESS", &server.path)
+        .env("SERVER_OF_ANOTHER_PROCESS", path)
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
@@ -314,7 +316,7 @@ fn a_process_has_its_share_of_running_commands() {
     gate.wait_for(4);
     let mut waiting = server.client();
     waiting.send(&reserve_in(HANG, 2), &[null().as_fd()]);
-    assert_another_process_is_served(&server);
+    assert_another_process_is_served(&server.path);
     // Although all the seats for its commands are taken, there is a thread to say so.
     assert_eq!(waiting.answer().status, BUSY);
 
@@ -338,12 +340,49 @@ fn a_process_has_its_share_of_connections() {
     }
     let mut over = server.connect_unheard();
     wait_until("the sixth is closed", || over.is_closed());
-    assert_another_process_is_served(&server);
+    assert_another_process_is_served(&server.path);
     drop(clients.pop());
-    clients.push(server.client_once_there_is_room());
+    clients.push(client_once_there_is_room(&server.path));
     for client in &mut clients {
         assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
     }
+}
+
+/// In a container the helper sees no process of the others: they all are process 0 to it.
+#[test]
+fn processes_that_cannot_be_seen_have_a_share_each() {
+    const PATH: &str = "SERVER_THAT_SEES_NO_OTHER_PROCESS";
+    if let Some(path) = std::env::var_os(PATH) {
+        let limits = Limits { connections: 8, peer_share: 4, ..Limits::default() };
+        let manager: Arc<dyn PrManager> = Arc::new(Gate::default());
+        let manager_for = move |peer: &Peer| {
+            assert_eq!(peer.pid, 0);
+            Arc::clone(&manager)
+        };
+        let listener = UnixListener::bind(path).unwrap();
+        serve(listener.into(), manager_for, limits, std::io::stdin().as_fd()).unwrap().wait();
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let mut server = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "processes_that_cannot_be_seen_have_a_share_each"])
+        .env(PATH, &path)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the server listens", || std::os::unix::net::UnixStream::connect(&path).is_ok());
+    let mut clients = [client_once_there_is_room(&path), client_once_there_is_room(&path)];
+    let mut over = Client::connect(&path);
+    wait_until("the third is closed", || over.is_closed());
+    assert_another_process_is_served(&path);
+    for client in &mut clients {
+        assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
+    }
+    drop(server.stdin.take());
+    assert!(server.wait().unwrap().success());
 }
 
 #[test]
@@ -436,7 +475,7 @@ fn half_a_request_makes_room_for_a_connection_of_its_process() {
     let mut half = server.client();
     half.send(&reserve_in(0, 1)[..5], &[null().as_fd()]);
     // At first it may not have been read, or be with its thread still.
-    let mut new = server.client_once_there_is_room();
+    let mut new = client_once_there_is_room(&server.path);
     assert!(half.is_closed());
     for client in [&mut idle, &mut new] {
         assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
@@ -547,7 +586,7 @@ fn the_peer_is_who_connected() {
         }
     });
     server.client().ask(&reserve_in(0, 1), null());
-    assert_another_process_is_served(&server);
+    assert_another_process_is_served(&server.path);
     let seen = seen.lock().unwrap();
     let this = Peer {
         pid: std::process::id(),
@@ -668,7 +707,7 @@ fn closing_what_a_client_sent_holds_up_nobody_else() {
     for _ in 0..50 {
         assert_eq!(other.ask(&reserve_in(0, 1), null()), io_process_terminated());
     }
-    assert_another_process_is_served(&server);
+    assert_another_process_is_served(&server.path);
     assert!(ran.is_silent(), "closing its descriptor takes long indeed");
     drop(readers);
     assert_eq!(ran.answer(), io_process_terminated());

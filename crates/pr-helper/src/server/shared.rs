@@ -24,8 +24,15 @@ const RESERVE_TIME: Duration = Duration::from_secs(5);
 /// A command may go through several layers of managers.
 const STACK: usize = 256 * 1024;
 
-/// Who shares the bounds of one peer: process and user.
-pub(super) type PeerKey = (u32, u32);
+/// Who shares the bounds of one peer: a process and its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct PeerKey {
+    pub(super) pid: u32,
+    pub(super) uid: u32,
+    /// Which process it is, when it is one of those that all have the id 0 here.
+    pub(super) unseen: u64,
+}
+
 pub(super) type ServerJob = Job<Box<Connection>, PeerKey, Device>;
 
 pub(super) struct Shared {
@@ -315,7 +322,7 @@ mod tests {
                 let manager = Clinging { closing: closing.clone(), let_go: Mutex::new(receiver) };
                 let peer = Peer { pid: 1, uid: 1, gid: 1 };
                 let socket = UnixStream::pair().unwrap().0.into();
-                let id = state.books.open((peer.pid, peer.uid)).unwrap();
+                let id = state.books.open(PeerKey { pid: 1, uid: 1, unseen: 0 }).unwrap();
                 let connection = Box::new(Connection::new(socket, peer, number, Arc::new(manager)));
                 state.books.dispose(id, connection, Closing::Stop);
             }

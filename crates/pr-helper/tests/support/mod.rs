@@ -81,21 +81,6 @@ impl Server {
         Client::connect(&self.path)
     }
 
-    /// As [`client`](Self::client), where connections may be closed because their process has too many.
-    pub(crate) fn client_once_there_is_room(&self) -> Client {
-        let mut found = None;
-        wait_until("there is room for a connection", || {
-            let mut client = self.connect_unheard();
-            let served = client.try_receive::<4>()
-                && client.try_send(&[0; 4], &[]).is_ok()
-                && client.try_send(&reserve_in(0, 1), &[null().as_fd()]).is_ok()
-                && client.try_receive::<104>();
-            found = served.then_some(client);
-            found.is_some()
-        });
-        found.unwrap()
-    }
-
     pub(crate) fn stop(mut self) -> Draining {
         self.stop.write_all(&[0]).unwrap();
         self.thread.take().unwrap().join().unwrap()
@@ -184,6 +169,21 @@ impl Client {
         use rustix::net::{RecvFlags, recv};
         recv(&self.stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) == Err(rustix::io::Errno::AGAIN)
     }
+}
+
+/// A connection that is served, where connections may be closed because their process has too many.
+pub(crate) fn client_once_there_is_room(path: &Path) -> Client {
+    let mut found = None;
+    wait_until("there is room for a connection", || {
+        let mut client = Client::connect(path);
+        let served = client.try_receive::<4>()
+            && client.try_send(&[0; 4], &[]).is_ok()
+            && client.try_send(&reserve_in(0, 1), &[null().as_fd()]).is_ok()
+            && client.try_receive::<104>();
+        found = served.then_some(client);
+        found.is_some()
+    });
+    found.unwrap()
 }
 
 fn cdb(opcode: u8, service_action: u8, length: u16) -> [u8; 16] {
