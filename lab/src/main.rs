@@ -14,6 +14,7 @@ mod disk;
 mod helper;
 mod machine;
 mod nvmet;
+mod over;
 mod report;
 mod scenarios;
 mod script;

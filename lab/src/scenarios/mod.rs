@@ -3,6 +3,7 @@
 mod answers;
 mod blocks;
 mod machine;
+mod parts;
 
 use std::path::{Path, PathBuf};
 
@@ -71,6 +72,8 @@ pub(crate) const ALL: &[Scenario] = &[
     answers::OURS,
     answers::NOBODY,
     answers::QEMU,
+    parts::PARTS,
+    parts::MULTIPATH,
     machine::GUEST,
     machine::RESTART,
     blocks::SCSI,

@@ -1,0 +1,59 @@
+//! Devices over a disk: device-mapper maps and partitions. There is no udevd here that would make their nodes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::system::run;
+
+/// A device over others; gone when dropped.
+pub(crate) struct Over {
+    /// Its node.
+    pub(crate) path: PathBuf,
+    remove: Vec<String>,
+}
+
+impl Over {
+    /// The whole of `disk` as a linear map.
+    pub(crate) fn linear(disk: &Path) -> Result<Self> {
+        map("linear", "LAB-linear", disk, &format!("linear {} 0", disk.display()))
+    }
+
+    /// A multipath map over two paths to one unit, as multipathd makes it. Its second path has failed: the kernel would
+    /// send commands down both in turn, and nobody could say which.
+    pub(crate) fn multipath([first, second]: &[PathBuf; 2]) -> Result<Self> {
+        run("modprobe", &["--all", "dm-multipath", "dm-round-robin"])?;
+        let paths = format!("round-robin 0 2 1 {} 1 {} 1", first.display(), second.display());
+        let over = map("multipath", "mpath-lab", first, &format!("multipath 0 0 1 1 {paths}"))?;
+        run("dmsetup", &["message", "multipath", "0", &format!("fail_path {}", second.display())])?;
+        Ok(over)
+    }
+
+    /// A partition of `disk`.
+    pub(crate) fn partition(disk: &Path) -> Result<Self> {
+        let disk = disk.to_string_lossy();
+        run("addpart", &[&disk, "1", "2048", "2048"])?;
+        Ok(Self { path: format!("{disk}1").into(), remove: words(&["delpart", &disk, "1"]) })
+    }
+}
+
+fn map(name: &str, uuid: &str, disk: &Path, target: &str) -> Result<Over> {
+    let sectors = run("blockdev", &["--getsz", &disk.to_string_lossy()])?;
+    let table = format!("0 {} {target}", sectors.trim());
+    run("env", &["DM_DISABLE_UDEV=1", "dmsetup", "create", name, "--uuid", uuid, "--table", &table])?;
+    let remove = words(&["env", "DM_DISABLE_UDEV=1", "dmsetup", "remove", name]);
+    Ok(Over { path: Path::new("/dev/mapper").join(name), remove })
+}
+
+fn words(command: &[&str]) -> Vec<String> {
+    command.iter().map(|word| (*word).to_owned()).collect()
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        let words: Vec<&str> = self.remove.iter().map(String::as_str).collect();
+        if let Err(error) = run(words[0], &words[1..]) {
+            eprintln!("lab-guest: {} stays: {error:#}", self.path.display());
+        }
+    }
+}
