@@ -26,14 +26,15 @@ impl Helper {
         command.arg("-k").arg(&socket).args(options).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = command.spawn().with_context(|| format!("start {}", program.display()))?;
         let mut helper = Self { process, socket };
-        let ended = wait_for(&format!("helper at {}", helper.socket.display()), || match helper.process.try_wait() {
-            Ok(None) => UnixStream::connect(&helper.socket).map(|_| None),
-            // It will never listen.
-            ended => Ok(Some(ended)),
-        })?;
+        let ended =
+            wait_for(&format!("helper at {}", helper.socket.display()), || match helper.process.try_wait()? {
+                None => UnixStream::connect(&helper.socket).map(|_| None),
+                // It will never listen.
+                Some(status) => Ok(Some(status)),
+            })?;
         match ended {
             None => Ok(helper),
-            Some(ended) => bail!("{} ended ({ended:?}): {}", program.display(), log_of(name)),
+            Some(status) => bail!("{} ended ({status}), and said: {}", program.display(), log_of(name)),
         }
     }
 

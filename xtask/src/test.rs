@@ -20,13 +20,15 @@ pub(crate) fn run(place: &Place) -> Result<bool> {
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     summary.step("clippy", || step(place, &clippy, |_| {}));
     summary.step("build", || step(place, &["build", "--quiet", "--workspace"], |_| {}));
-    let tests = ["test", "--quiet", "--workspace", "--no-fail-fast"];
-    summary.step("unit and documentation tests", || {
-        step(place, &[&tests[..], &["--exclude", "conformance"]].concat(), |_| {})
-    });
-    summary.step("conformance, both helpers", || {
-        step(place, &["test", "--package", "conformance", "--no-fail-fast"], |_| {})
-    });
+    // What a test leaves out, it says; only with --show-output does the harness pass that on.
+    let tests = |which: &[&str]| {
+        let common = ["test", "--quiet", "--no-fail-fast"];
+        step(place, &[&common, which, &["--", "--show-output"]].concat(), |_| {})
+    };
+    let own_steps = ["--workspace", "--exclude", "conformance", "--exclude", "fuzz"];
+    summary.step("unit, integration and documentation tests", || tests(&own_steps));
+    summary.step("conformance, both helpers", || tests(&["--package", "conformance"]));
+    summary.step("fuzz targets over their corpora", || tests(&["--package", "fuzz"]));
     summary.step("documentation", || step(place, &["doc", "--quiet", "--workspace", "--no-deps"], rustdoc));
     summary.step("lab", || lab(place));
     summary.print();
@@ -76,7 +78,7 @@ impl Summary {
         self.lines.iter().for_each(|line| println!("{line}"));
         match &self.skipped[..] {
             [] => println!("skipped: nothing"),
-            skipped => skipped.iter().for_each(|what| println!("skipped {what}")),
+            skipped => skipped.iter().for_each(|what| println!("skipped in {what}")),
         }
         println!("{} passed, {} failed", self.tally.passed, self.tally.failed);
     }
@@ -106,10 +108,13 @@ fn step(place: &Place, arguments: &[&str], configure: impl FnOnce(&mut Command))
     Ok(outcome)
 }
 
-/// The tests that the test harness says it ran, and those it was told to ignore.
+/// The tests that the test harness says it ran, those it was told to ignore, and what tests say they left out.
 fn counted(said: &str) -> Outcome {
     let mut outcome = Outcome::default();
     for line in said.lines() {
+        if let Some(what) = line.strip_prefix("skipped: ").or_else(|| line.strip_prefix("SKIPPED: ")) {
+            outcome.skipped.push(what.to_owned());
+        }
         if let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|line| line.split_once(". ")) {
             for count in counts.split("; ") {
                 match count.split_once(' ').map(|(number, kind)| (number.parse::<usize>(), kind)) {
@@ -151,5 +156,6 @@ mod tests {
         let outcome = counted(said);
         assert_eq!((outcome.tally.passed, outcome.tally.failed), (3, 3));
         assert_eq!(outcome.skipped, ["4 tests are marked to be ignored"]);
+        assert_eq!(counted("---- a stdout ----\nskipped: not root\n").skipped, ["not root"]);
     }
 }

@@ -78,15 +78,15 @@ impl Cluster {
         changes.collect::<Vec<_>>().join(", ")
     }
 
-    /// Runs `sg_persist OPTIONS` on both disks; both must end with `status` and say the same, `containing` included.
+    /// Runs `sg_persist OPTIONS` on both disks.
     fn sg_persist(&mut self, report: &mut Report, options: &str, status: i32, containing: &str) -> Result<()> {
-        self.both(report, &format!("sg_persist --no-inquiry {options} "), status, containing)
+        self.both(report, &format!("sg_persist --no-inquiry {options} $DISK"), status, containing)
     }
 
-    /// Runs `command /dev/sda` and `command /dev/sdb`.
+    /// Runs a command on both disks; both must end with `status` and say the same, `containing` included.
     fn both(&mut self, report: &mut Report, command: &str, status: i32, containing: &str) -> Result<()> {
-        let ours = self.machine.run(&format!("{command}/dev/sda"))?;
-        let qemus = self.machine.run(&format!("{command}/dev/sdb"))?;
+        let ours = self.machine.run(&format!("DISK=/dev/sda; {command}"))?;
+        let qemus = self.machine.run(&format!("DISK=/dev/sdb; {command}"))?;
         let outcome = if ours != qemus {
             Err(format!("expected, as with QEMU's helper,\n{qemus}\ngot\n{ours}"))
         } else if ours.status != status || !ours.output.contains(containing) {
@@ -94,7 +94,8 @@ impl Cluster {
         } else {
             Ok(())
         };
-        report.check(format!("{command}: exit status {status} {containing}"), outcome);
+        let said = if containing.is_empty() { String::new() } else { format!(", {containing}") };
+        report.check(format!("{command}: exit status {status}{said}"), outcome);
         Ok(())
     }
 }
@@ -132,10 +133,10 @@ fn guest(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
 }
 
 /// Writes a block past the cache; the disk is the last word.
-const WRITE: &str = "dd if=/dev/zero bs=4096 count=1 oflag=direct conv=notrunc 2>/dev/null of=";
+const WRITE: &str = "dd if=/dev/zero bs=4096 count=1 oflag=direct conv=notrunc of=$DISK 2>/dev/null";
 
 fn restart(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
-    let read_keys = "sg_persist --no-inquiry --in --read-keys ";
+    let read_keys = "sg_persist --no-inquiry --in --read-keys $DISK";
     cluster.sg_persist(report, "--out --register --param-sark=0x77", 0, "")?;
     cluster.changes();
 
@@ -145,7 +146,7 @@ fn restart(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
     report.equal("QEMU's events", &"lost, made".to_owned(), &cluster.changes());
 
     cluster.stop()?;
-    let without = cluster.machine.run(&format!("{read_keys}/dev/sda"))?;
+    let without = cluster.machine.run(&format!("DISK=/dev/sda; {read_keys}"))?;
     let failed = without.status != 0 && !without.output.contains("0x77");
     report.check("without a helper the command fails", if failed { Ok(()) } else { Err(without.to_string()) });
     report.equal("QEMU's events", &"lost".to_owned(), &cluster.changes());
