@@ -135,13 +135,13 @@ impl Start {
         self
     }
 
-    /// Puts a [`Supervisor`] between the helper and SG_IO.
+    /// Puts a [`Supervisor`](crate::Supervisor) between the helper and SG_IO.
     pub fn supervised(self) -> Self {
         self.stopping_at(&[])
     }
 
-    /// Puts a [`Supervisor`] between the helper and SG_IO and these system calls too. Not those that the launcher itself
-    /// needs to become the helper.
+    /// Puts a [`Supervisor`](crate::Supervisor) between the helper and SG_IO and these system calls too. Not those that
+    /// the launcher itself needs to become the helper.
     pub fn stopping_at(mut self, system_calls: &[&'static str]) -> Self {
         self.supervised.get_or_insert_default().extend(system_calls);
         self
