@@ -96,7 +96,7 @@ impl Seat<'_> {
         let linger = self.shared.limits.linger;
         let patient = may_run && !linger.is_zero();
         // One command alone is no sign of others: of a thousand clients that send one, none is to keep a thread.
-        let busy = self.connection().parked.is_some_and(|parked| parked.elapsed() < linger);
+        let mut busy = self.connection().parked.is_some_and(|parked| parked.elapsed() < linger);
         let mut lingers = false;
         loop {
             let read = match self.connection().pending.take() {
@@ -126,7 +126,7 @@ impl Seat<'_> {
             };
             self.turn = None;
             match next {
-                Ok(Next::Linger) => lingers = patient && busy,
+                Ok(Next::Linger) => (lingers, busy) = (patient && busy, true),
                 Ok(Next::Yield) => return self.park(),
                 Ok(Next::Close) => return,
                 Err(breach) => return self.complain(&breach),
