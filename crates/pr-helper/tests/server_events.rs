@@ -35,6 +35,7 @@ impl Events {
         static START: Once = Once::new();
         let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         START.call_once(|| tracing::subscriber::set_global_default(Recorder).unwrap());
+        wait_until("the server of the test before says no more", || threads() == 0);
         SEEN.lock().unwrap().clear();
         Self { _turn: turn }
     }
