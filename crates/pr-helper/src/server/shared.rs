@@ -18,7 +18,7 @@ use super::connection::{Breach, Connection, Device};
 use super::{Limits, Peer};
 
 /// How many threads stay in reserve for good, and how long the others do.
-const RESERVE: usize = 2;
+const RESERVE: isize = 2;
 const RESERVE_TIME: Duration = Duration::from_secs(5);
 
 /// A command may go through several layers of managers.
@@ -52,8 +52,9 @@ pub(super) struct Shared {
 
 pub(super) struct State {
     pub(super) books: Books<Box<Connection>, PeerKey, Device>,
-    /// Threads that wait for a job, or were started to.
-    reserve: usize,
+    /// Threads that have been started and have no job. One may take a job before who started it has counted it: it is
+    /// below zero then.
+    reserve: isize,
     /// Commands that were begun and whose answer is not sent.
     pub(super) commands: usize,
     pub(super) stopping: bool,
@@ -111,9 +112,7 @@ impl Shared {
         let jobs = state.books.jobs();
         let result = act(&mut state);
         let new_jobs = state.books.jobs().saturating_sub(jobs);
-        let hire = new_jobs > 0 && state.reserve == 0;
-        state.reserve += usize::from(hire);
-        let notify = new_jobs.min(state.reserve);
+        let hire = new_jobs > 0 && state.reserve <= 0;
         let has_room = state.full && !state.books.is_full();
         let is_due = state.books.deadline().is_some_and(|first| state.asleep_until.is_some_and(|until| first < until));
         let wake = has_room || is_due;
@@ -123,7 +122,7 @@ impl Shared {
         }
         let drained = state.stopping && state.commands == 0;
         drop(state);
-        for _ in 0..notify {
+        for _ in 0..new_jobs {
             self.reserve.notify_one();
         }
         if hire && !self.hire() {
@@ -160,9 +159,7 @@ impl Shared {
         const RETRY: Duration = Duration::from_millis(100);
         let retry = self.change(|state| {
             act(state);
-            let retry = std::mem::take(&mut state.stranded) && state.books.jobs() > 0 && state.reserve == 0;
-            state.reserve += usize::from(retry);
-            retry
+            std::mem::take(&mut state.stranded) && state.books.jobs() > 0 && state.reserve <= 0
         });
         let stranded = retry && !self.hire();
         let complaints = self.complaints().filter_map(Complaints::deadline).min();
@@ -176,34 +173,32 @@ impl Shared {
         state.asleep_until
     }
 
-    /// Starts a thread that counts as one in reserve already.
+    /// Starts a thread. It is in reserve only once it is known to exist: nobody is to count on one that may fail.
     fn hire(self: &Arc<Self>) -> bool {
         let shared = Arc::clone(self);
         let started = std::thread::Builder::new().name("pr-command".into()).stack_size(STACK).spawn(move || {
-            let mut job = shared.next_job(false);
-            while let Some((assigned, may_run)) = job {
-                attend(&shared, assigned, may_run);
-                job = shared.next_job(true);
+            while let Some((job, may_run)) = shared.next_job() {
+                attend(&shared, job, may_run);
+                shared.lock().reserve += 1;
             }
         });
-        if started.is_err() {
-            self.lock().reserve -= 1;
+        if started.is_ok() {
+            self.lock().reserve += 1;
         }
         started.is_ok()
     }
 
-    /// The next job of a thread, and whether it may run a command; `None` when the thread is not needed any more.
-    fn next_job(self: &Arc<Self>, returns: bool) -> Option<(ServerJob, bool)> {
+    /// The next job of a thread in reserve, and whether it may run a command; `None` when the thread is not needed any
+    /// more.
+    fn next_job(self: &Arc<Self>) -> Option<(ServerJob, bool)> {
         let mut state = self.lock();
-        state.reserve += usize::from(returns);
         let mut waited = false;
         loop {
             if let Some(job) = state.books.next_job() {
                 state.reserve -= 1;
                 // An errand may hang as well, but there is always time to start a thread for who comes later.
                 let needed = matches!(job.task, Task::Serve(_)) || state.books.jobs() > 0;
-                let replace = state.reserve == 0 && needed && !state.stopping;
-                state.reserve += usize::from(replace);
+                let replace = state.reserve <= 0 && needed && !state.stopping;
                 drop(state);
                 let replaced = !replace || self.hire();
                 if !replaced {
