@@ -26,6 +26,7 @@ fn the_process_that_was_started_is_the_helper(subject: &Subject) {
     for process in helper.processes() {
         assert!(process == helper.process() || helper.process().children().contains(&process), "{process:?}");
     }
+    assert_eq!(helper.process().children().len(), subject.differs("keeper", 0, 1));
 }
 
 fn inherited_descriptors_and_their_locks_are_kept(subject: &Subject) {

@@ -16,6 +16,7 @@ against_each_helper!(
     a_daemon_has_left_its_starter,
     a_daemon_of_a_bad_socket_fails_in_the_foreground,
     a_daemon_that_cannot_start_says_so,
+    a_daemon_without_proc,
     a_daemon_serves_once_its_starter_has_ended,
     a_duplicate_start_leaves_the_service_alone,
 );
@@ -56,6 +57,7 @@ fn it_is_locked_for_life_and_never_removed(subject: &Subject) {
     let helper = start.arg("-f").arg(&file).serve();
     let held = lock_over(&file).expect("a lock");
     assert_eq!((held.start, held.length), (0, 0), "over the whole file");
+    assert_eq!(held.owner, subject.differs("lock-owner", helper.process().pid().cast_signed(), -1));
     serves(&helper);
     assert!(lock_over(&file).is_some());
     let pid = helper.process().pid();
@@ -128,6 +130,15 @@ fn a_daemon_that_cannot_start_says_so(subject: &Subject) {
     let message = "qemu-pr-helper: Cannot lock pid file: Resource temporarily unavailable\n";
     let expected = subject.differs("daemon-failure", (0, ""), (1, message));
     assert_eq!((end.code(), &*end.stderr), expected);
+}
+
+fn a_daemon_without_proc(subject: &Subject) {
+    let without = r#"set -- unshare --mount sh -c 'umount -l /proc && exec "$@"' sh "$@""#;
+    let start = subject.command().shell(without).socket();
+    let file = start.path("pid");
+    let end = start.arg("-d").arg("-f").arg(file).finish();
+    let told = "qemu-pr-helper: Failed to daemonize: cannot start /proc/self/exe again: No such file or directory\n";
+    assert_eq!((end.code(), &*end.stderr), subject.differs("proc", (0, ""), (1, told)));
 }
 
 fn a_daemon_serves_once_its_starter_has_ended(subject: &Subject) {
