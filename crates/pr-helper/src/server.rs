@@ -21,7 +21,8 @@ mod shared;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::getsockopt;
@@ -134,7 +135,7 @@ pub fn serve(
     let shared = Arc::new(Shared::new(limits)?);
     let mut reception = Reception { shared: Arc::clone(&shared), listener, manager_for, door: Door::Open, accepted: 0 };
     let result = reception.run(stop);
-    drop(reception);
+    close(reception.listener);
     shared.change(|state| {
         state.stopping = true;
         state.books.close_all(|connection| {
@@ -147,6 +148,19 @@ pub fn serve(
     });
     shared.dismiss();
     result.map(|()| Draining { shared })
+}
+
+/// Closes the listener, and with it the connections that nobody has accepted. What was sent on them may take long to be
+/// closed, but not on this thread. Nobody can connect from the moment it begins, and then it is waited for no more.
+fn close(listener: OwnedFd) {
+    let (end, ended) = mpsc::channel::<()>();
+    let closing = move || {
+        drop(listener);
+        drop(end);
+    };
+    // Where there is no thread to be had the listener goes with the closure, here.
+    let _ = thread::Builder::new().name("pr-close".into()).spawn(closing);
+    let _ = ended.recv_timeout(Duration::from_millis(100));
 }
 
 /// Whether connections are accepted.

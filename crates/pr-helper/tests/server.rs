@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pr_helper::{Limits, Peer, serve};
 use proptest::prelude::*;
@@ -719,6 +719,22 @@ fn closing_what_a_client_sent_holds_up_nobody_else() {
     for client in [&mut refused, &mut half] {
         assert!(client.is_closed());
     }
+}
+
+#[test]
+fn the_end_does_not_wait_for_what_nobody_accepted() {
+    let server = Server::start(Limits { connections: 1, ..Limits::default() }, Gate::default());
+    let mut served = server.client();
+    served.ask(&reserve_in(0, 1), null());
+    // Closing the listener closes what waits for it to be accepted, and what was sent there.
+    let mut waiting = server.connect_unheard();
+    let (stream, reader) = lingering();
+    waiting.send(&[0; 4], &[stream.as_fd()]);
+    drop(stream);
+    let before = Instant::now();
+    server.stop().wait();
+    assert!(before.elapsed() < LONG / 2, "it waited for a socket that lingers");
+    drop(reader);
 }
 
 #[derive(Clone, Debug)]
