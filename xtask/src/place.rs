@@ -20,7 +20,9 @@ impl Place {
         let program = std::env::current_exe().context("find out where this program is")?;
         let programs = program.parent().context("find the directory of this program")?.to_path_buf();
         let target = programs.parent().context("find the target directory")?;
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the root of the sources")?;
+        // Where cargo runs us from; where we were built, if it does not.
+        let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let workspace = Path::new(&manifest).parent().context("find the root of the sources")?;
         Ok(Self { workspace: workspace.to_path_buf(), lab: target.join("lab"), programs })
     }
 
