@@ -118,8 +118,9 @@ impl fmt::Debug for Draining {
     }
 }
 
-/// Serves until `stop` is readable. Then the listener is closed, and with it every connection that waits; commands that
-/// wait for their turn are answered BUSY. What still runs is in [`Draining`].
+/// Serves until `stop` is readable. Then the listener is closed, and with it every connection that no thread attends: a
+/// command that was read and waits for its turn is answered BUSY, one that was not read is not answered. What still runs
+/// is in [`Draining`].
 ///
 /// `manager_for` is asked once for each connection, on the calling thread: it must be quick.
 ///
