@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::system::run;
 
@@ -16,7 +16,7 @@ pub(crate) struct Over {
 impl Over {
     /// The whole of `disk` as a linear map.
     pub(crate) fn linear(disk: &Path) -> Result<Self> {
-        map("linear", "LAB-linear", disk, &format!("linear {} 0", disk.display()))
+        map("linear", "LAB-", disk, &format!("linear {} 0", disk.display()))
     }
 
     /// A multipath map over two paths to one unit, as multipathd makes it. Its second path has failed: the kernel would
@@ -24,8 +24,8 @@ impl Over {
     pub(crate) fn multipath([first, second]: &[PathBuf; 2]) -> Result<Self> {
         run("modprobe", &["--all", "dm-multipath", "dm-round-robin"])?;
         let paths = format!("round-robin 0 2 1 {} 1 {} 1", first.display(), second.display());
-        let over = map("multipath", "mpath-lab", first, &format!("multipath 0 0 1 1 {paths}"))?;
-        run("dmsetup", &["message", "multipath", "0", &format!("fail_path {}", second.display())])?;
+        let over = map("multipath", "mpath-", first, &format!("multipath 0 0 1 1 {paths}"))?;
+        run("dmsetup", &["message", &over.path.to_string_lossy(), "0", &format!("fail_path {}", second.display())])?;
         Ok(over)
     }
 
@@ -37,11 +37,15 @@ impl Over {
     }
 }
 
-fn map(name: &str, uuid: &str, disk: &Path, target: &str) -> Result<Over> {
+/// A map as large as `disk`, with a name of its own. What kind it is, its UUID begins with.
+fn map(kind: &str, uuid: &str, disk: &Path, target: &str) -> Result<Over> {
+    run("modprobe", &["dm-mod"])?;
     let sectors = run("blockdev", &["--getsz", &disk.to_string_lossy()])?;
     let table = format!("0 {} {target}", sectors.trim());
-    run("env", &["DM_DISABLE_UDEV=1", "dmsetup", "create", name, "--uuid", uuid, "--table", &table])?;
-    let remove = words(&["env", "DM_DISABLE_UDEV=1", "dmsetup", "remove", name]);
+    let disk = disk.file_name().context("a disk has a name")?.to_string_lossy();
+    let (name, uuid) = (format!("{kind}-{disk}"), format!("{uuid}{disk}"));
+    run("env", &["DM_DISABLE_UDEV=1", "dmsetup", "create", &name, "--uuid", &uuid, "--table", &table])?;
+    let remove = words(&["env", "DM_DISABLE_UDEV=1", "dmsetup", "remove", &name]);
     Ok(Over { path: Path::new("/dev/mapper").join(name), remove })
 }
 

@@ -13,12 +13,12 @@ use scsi_pr::{Command, Completion, Error, FullStatus, InitiatorPort, Key, Opcode
 use super::{Lab, Scenario};
 use crate::commands::*;
 use crate::nvmet::{Controller, HOSTS, Nvmet};
+use crate::over::Over;
 use crate::report::Report;
 use crate::script::Expect::{Conflict, Good, Keys, Reservation, Sense};
 use crate::script::Node::{A, B};
-use crate::script::{self, Run};
+use crate::script::Run;
 use crate::sg_raw::SgRaw;
-use crate::system;
 use crate::target::Unit;
 
 const KEY_A: Key = Key(0xa1);
@@ -121,16 +121,14 @@ pub(super) const NVME_WITH_PATHS: Scenario = Scenario {
         run.send(A, &preempt(KEY_A, KEY_A, Type::WriteExclusive), Good);
         run.send(A, &release(KEY_A, Type::WriteExclusive), Good);
         run.send(A, &register_ignoring(KEY_B), Good);
-        let transcript = run.transcript();
-        script::check(report, &transcript, &transcript)?;
+        run.report(report)?;
         let ioctls = BlockIoctl::default();
         let mut run = Run::new(&ioctls, &unit)?;
         run.send(A, &reserve(KEY_B, kind), Good);
         run.send(A, &read_reservation(), Reservation(Some((KEY_B, kind))));
         run.send(A, &register_ignoring(NONE), Sense(LIST));
         run.send(A, &release(KEY_B, kind), Good);
-        let transcript = run.transcript();
-        script::check(report, &transcript, &transcript)?;
+        run.report(report)?;
         without_a_path(&unit.disks[0], second, report)
     },
 };
@@ -179,8 +177,7 @@ impl PrManager for ReadBySgRaw {
 
 fn finish(mut run: Run<'_>, report: &mut Report) -> Result<()> {
     run.send(A, &read_keys(), Keys(vec![]));
-    let transcript = run.transcript();
-    script::check(report, &transcript, &transcript)
+    run.report(report)
 }
 
 /// What goes alike on a SCSI disk and on a namespace, by any manager. It ends with both registered, and A the holder.
@@ -369,26 +366,15 @@ fn refused_on(
     for (request, code) in requests {
         run.send(A, request, Sense(*code));
     }
-    let transcript = run.transcript();
-    script::check(report, &transcript, &transcript)
+    run.report(report)
 }
 
 /// Through device mapper, an abort would be lost, and an unregistration on NVMe would not be one.
 fn on_device_mapper(unit: &Unit, report: &mut Report) -> Result<()> {
-    system::run("modprobe", &["dm-mod"])?;
-    let mut disks = Vec::new();
-    for (disk, name) in unit.disks.iter().zip(["lab-a", "lab-b"]) {
-        let path = disk.to_string_lossy();
-        let sectors = system::run("blockdev", &["--getsz", &path])?;
-        let name = format!("{name}-{}", unit.serial);
-        // There is no udevd here that would make the nodes.
-        let table = format!("0 {} linear {path} 0", sectors.trim());
-        system::run("env", &["DM_DISABLE_UDEV=1", "dmsetup", "create", &name, "--table", &table])?;
-        disks.push(Path::new("/dev/mapper").join(name));
-    }
+    let [a, b] = &unit.disks;
+    let (a, b) = (Over::linear(a)?, Over::linear(b)?);
     let is_nvme = unit.disks[0].to_string_lossy().contains("nvme");
-    let disks: [_; 2] = disks.try_into().expect("there are two initiators");
-    let mapped = Unit { serial: unit.serial.clone(), disks };
+    let mapped = Unit { serial: unit.serial.clone(), disks: [a.path.clone(), b.path.clone()] };
     let manager = BlockIoctl::default();
     let mut run = Run::new(&manager, &mapped)?;
     let kind = Type::WriteExclusive;
@@ -407,12 +393,7 @@ fn on_device_mapper(unit: &Unit, report: &mut Report) -> Result<()> {
         run.send(B, &register(KEY_B, NONE), Good);
     }
     run.write(A, true);
-    let transcript = run.transcript();
-    script::check(report, &transcript, &transcript)?;
-    for disk in &mapped.disks {
-        system::run("env", &["DM_DISABLE_UDEV=1", "dmsetup", "remove", &disk.to_string_lossy()])?;
-    }
-    Ok(())
+    run.report(report)
 }
 
 /// Whether a thread without CAP_SYS_ADMIN is told that it is not permitted.
@@ -463,21 +444,12 @@ impl Tries for Nvme {
 
 /// By IOC_PR on a partition, Linux 6.1 reserves the whole disk.
 fn on_a_partition(unit: &Unit, report: &mut Report) -> Result<()> {
-    let mut partitions = Vec::new();
-    for disk in &unit.disks {
-        let disk = disk.to_string_lossy();
-        system::run("addpart", &[&disk, "1", "2048", "2048"])?;
-        partitions.push(format!("{disk}1").into());
-    }
-    let disks: [_; 2] = partitions.try_into().expect("there are two initiators");
+    let [a, b] = &unit.disks;
+    let (a, b) = (Over::partition(a)?, Over::partition(b)?);
+    let parts = Unit { serial: unit.serial.clone(), disks: [a.path.clone(), b.path.clone()] };
     let none = SenseCode::INVALID_OPCODE;
     let requests = [register_ignoring(KEY_A), report_capabilities()];
-    let parts = Unit { serial: unit.serial.clone(), disks };
-    refused_on(&BlockIoctl::default(), &parts, report, &[(&requests[0], none), (&requests[1], none)])?;
-    for disk in &unit.disks {
-        system::run("delpart", &[&disk.to_string_lossy(), "1"])?;
-    }
-    Ok(())
+    refused_on(&BlockIoctl::default(), &parts, report, &[(&requests[0], none), (&requests[1], none)])
 }
 
 /// Runs `act` in a thread that has no CAP_SYS_ADMIN.

@@ -12,7 +12,7 @@ use crate::over::Over;
 use crate::report::Report;
 use crate::script::Expect::{Good, Keys, Reservation, Sense};
 use crate::script::Node::{A, B};
-use crate::script::{self, Run};
+use crate::script::Run;
 use crate::target::Unit;
 
 const KEY_A: Key = Key(0xa1);
@@ -128,8 +128,7 @@ impl Helpers {
 fn steps(client: &HelperClient, report: &mut Report, unit: &Unit, script: impl FnOnce(&mut Run<'_>)) -> Result<()> {
     let mut run = Run::new(client, unit)?;
     script(&mut run);
-    let transcript = run.transcript();
-    script::check(report, &transcript, &transcript)
+    run.report(report)
 }
 
 /// `unit`, which its first initiator sees as the device `over` it.
