@@ -48,6 +48,15 @@ impl Helper {
         &self.socket
     }
 
+    /// What /proc says of its process: the words of a line, by its name.
+    pub(crate) fn status(&self) -> Result<impl Fn(&str) -> String> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        Ok(move |name: &str| {
+            let words = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            words.split_whitespace().collect::<Vec<_>>().join(" ")
+        })
+    }
+
     /// Kills it as a crash would: nothing is tidied up.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.process.kill()?;

@@ -21,9 +21,8 @@ impl Report {
     }
 
     /// The check that `actual` is `expected`.
-    pub(crate) fn equal<T: PartialEq + Display>(&mut self, what: impl Display, expected: &T, actual: &T) {
-        let same = expected == actual;
-        let outcome = if same { Ok(()) } else { Err(format!("expected {expected}, got {actual}")) };
+    pub(crate) fn equal<T: PartialEq + Display + ?Sized>(&mut self, what: impl Display, expected: &T, actual: &T) {
+        let outcome = if expected == actual { Ok(()) } else { Err(format!("expected {expected}, got {actual}")) };
         self.check(format!("{what}: {expected}"), outcome);
     }
 

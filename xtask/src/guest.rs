@@ -44,13 +44,13 @@ impl Boot<'_> {
                 Ok(text) => line(&text),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("the guest was not done after {:?}; its console: {}", self.deadline, console.display())
+                    bail!("the guest was not done after {:?}; {}", self.deadline, end_of(&console))
                 }
             }
         }
         let status = qemu.0.wait()?;
         if !status.success() {
-            bail!("QEMU failed ({status}); the guest's console: {}", console.display());
+            bail!("QEMU failed ({status}); {}", end_of(&console));
         }
         Ok(())
     }
@@ -104,6 +104,15 @@ fn start(kernel: &Kernel, initramfs: &Path, console: &Path) -> Result<Child> {
     qemu.arg("-serial").arg(console_option).args(["-serial", "stdio"]);
     qemu.stdin(Stdio::null()).stdout(Stdio::piped());
     qemu.spawn().context("start QEMU")
+}
+
+/// What the kernel said last, for an error.
+pub(crate) fn end_of(console: &Path) -> String {
+    let said = fs::read(console).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let lines: Vec<_> = said.lines().rev().take(20).collect();
+    let lines: Vec<_> = lines.into_iter().rev().collect();
+    format!("its console ({}) ends with\n{}", console.display(), lines.join("\n"))
 }
 
 /// The lines of the second serial port, as they come.

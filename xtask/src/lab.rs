@@ -1,13 +1,14 @@
 //! `cargo xtask lab`: scenarios on real targets, in the lab guest. What they are is in `lab/`.
 
-use std::path::PathBuf;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::command;
-use crate::guest::Boot;
+use crate::guest::{Boot, end_of};
 use crate::kernel::Kernel;
 use crate::place::Place;
 use crate::{cargo, machine, packages, testing_kernel};
@@ -41,15 +42,21 @@ pub(crate) struct Scenario {
 pub(crate) struct Lab<'a> {
     place: &'a Place,
     kernel: Kernel,
+    /// Keeps others out of the lab's directory.
+    _lock: File,
 }
 
 impl<'a> Lab<'a> {
     /// Fetches and builds what is missing.
     pub(crate) fn prepare(place: &'a Place) -> Result<Self> {
+        if std::env::consts::ARCH != "x86_64" {
+            bail!("the lab's guests are x86-64 machines, with programs of this machine: it must be one too");
+        }
         packages::ensure_lab()?;
+        let lock = lock(&place.lab)?;
         let kernel = Kernel::fetch(&place.lab)?;
         cargo::build(place, &["lab", "qemu-pr-helper"])?;
-        Ok(Self { place, kernel })
+        Ok(Self { place, kernel, _lock: lock })
     }
 
     /// Every scenario there is.
@@ -126,10 +133,21 @@ impl<'a> Lab<'a> {
             line(text);
         })?;
         if !ended {
-            bail!("the guest ended in the middle of its report; its console: {}", self.place.console(name).display());
+            bail!("the guest ended in the middle of its report; {}", end_of(&self.place.console(name)));
         }
         Ok(tally)
     }
+}
+
+/// Waits until nobody else uses the lab's directory.
+fn lock(lab: &Path) -> Result<File> {
+    fs::create_dir_all(lab)?;
+    let lock = File::create(lab.join("lock"))?;
+    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+        println!("Another run uses {}; waiting for its end.", lab.display());
+    }
+    lock.lock()?;
+    Ok(lock)
 }
 
 /// A path that can be a word of a script.

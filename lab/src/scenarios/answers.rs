@@ -41,7 +41,13 @@ pub(super) const NOBODY: Scenario = Scenario {
     purpose: "the same through our helper with -u nobody",
     run: |lab, report| {
         let helper = Helper::start(&lab.programs.join("qemu-pr-helper"), "nobody", &["-u", "nobody"])?;
-        compare(lab, report, &helper.client())
+        compare(lab, report, &helper.client())?;
+        // It listens before it drops its privileges; now that it has answered, it has dropped them.
+        let status = helper.status()?;
+        // CAP_SYS_RAWIO, without which the kernel sends no reservation, and nothing else.
+        report.equal("real, effective, saved and file system user", "65534 65534 65534 65534", &status("Uid:"));
+        report.equal("effective capabilities", "0000000000020000", &status("CapEff:"));
+        Ok(())
     },
 };
 

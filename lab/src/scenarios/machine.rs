@@ -143,15 +143,15 @@ fn restart(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
     cluster.stop()?;
     cluster.start_again()?;
     cluster.both(report, read_keys, 0, "0x77")?;
-    report.equal("QEMU's events", &"lost, made".to_owned(), &cluster.changes());
+    report.equal("QEMU's events", "lost, made", &cluster.changes());
 
     cluster.stop()?;
     let without = cluster.machine.run(&format!("DISK=/dev/sda; {read_keys}"))?;
     let failed = without.status != 0 && !without.output.contains("0x77");
     report.check("without a helper the command fails", if failed { Ok(()) } else { Err(without.to_string()) });
-    report.equal("QEMU's events", &"lost".to_owned(), &cluster.changes());
+    report.equal("QEMU's events", "lost", &cluster.changes());
     cluster.start_again()?;
     cluster.both(report, read_keys, 0, "0x77")?;
-    report.equal("QEMU's events", &"made".to_owned(), &cluster.changes());
+    report.equal("QEMU's events", "made", &cluster.changes());
     cluster.sg_persist(report, "--out --clear --param-rk=0x77", 0, "")
 }
