@@ -13,6 +13,7 @@ mod demo;
 mod disk;
 mod helper;
 mod machine;
+mod map;
 mod nvmet;
 mod over;
 mod report;
@@ -22,6 +23,7 @@ mod scripts;
 mod sg_raw;
 mod system;
 mod target;
+mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

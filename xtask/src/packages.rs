@@ -31,6 +31,8 @@ const LAB: &[Need] = &[
     need("sg_persist", "sg3-utils", "sends reservations without a helper"),
     need("iscsiadm", "open-iscsi", "initiators that have names"),
     need("dmsetup", "dmsetup", "device-mapper maps over a disk"),
+    need("multipathd", "multipath-tools", "multipath maps, and the library that reserves them"),
+    need("/lib/systemd/systemd-udevd", "udev", "tells multipathd of disks"),
     need("addpart", "util-linux", "a partition of a disk"),
     need("xz", "xz-utils", "unpacks kernels and their modules"),
     need("ldd", "libc-bin", "finds the libraries of a program"),

@@ -190,6 +190,11 @@ impl Sysfs {
         Self { root: root.into() }
     }
 
+    /// The directory of the block device with this number, behind a symbolic link.
+    pub(crate) fn block_directory(&self, number: Number) -> PathBuf {
+        self.root.join("dev/block").join(number.to_string())
+    }
+
     /// What `descriptor` refers to.
     ///
     /// # Errors
@@ -230,7 +235,7 @@ impl Sysfs {
     }
 
     fn explain(&self, number: Number) -> Result<(String, Kind), Untold> {
-        let directory = Directory::at(self.root.join("dev/block").join(number.to_string()))?;
+        let directory = Directory::at(self.block_directory(number))?;
         let kind = directory.block_kind()?;
         // A directory whose device has just gone is empty, and says by this that the device is not this and not that.
         // What was read counts only if it is still there.

@@ -3,6 +3,7 @@
 //! * [`sg_io`]: the commands as they are, to the device behind the descriptor, by the kernel's SG_IO ioctl.
 //! * [`block_ioctl`]: their meaning, by the kernel's reservation ioctls, for any block device that has them.
 //! * [`nvme`]: their meaning, by the reservation commands of NVMe.
+//! * [`multipath`]: dm-multipath maps, by libmpathpersist and by the paths beneath.
 //! * [`device`]: what a descriptor is.
 //! * [`policy`]: what is refused, and what is told about the rest.
 //! * [`NotPermitted`]: what another process with more privileges may try.
@@ -15,6 +16,7 @@ pub mod device;
 mod log;
 #[cfg(test)]
 mod models;
+pub mod multipath;
 pub mod nvme;
 mod permission;
 pub mod policy;
@@ -24,6 +26,7 @@ mod throttle;
 mod type_number;
 
 pub use block_ioctl::BlockIoctl;
+pub use multipath::{MapIn, Multipath};
 pub use nvme::Nvme;
 pub use permission::NotPermitted;
 pub use sg_io::SgIo;

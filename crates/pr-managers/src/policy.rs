@@ -17,7 +17,7 @@ pub use read_only::RefuseReadOnly;
 pub use whole_unit::WholeUnit;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     //! For the tests of the policies: a manager inside that writes down what it is asked.
 
     use scsi_pr::{Cdb, Command, Completion, Error, PrManager};
@@ -26,22 +26,22 @@ mod tests {
 
     /// Answers every command alike, and remembers the CDBs.
     #[derive(Clone)]
-    pub(super) struct Recorder {
+    pub(crate) struct Recorder {
         answer: Completion,
         asked: Arc<Mutex<Vec<[u8; 16]>>>,
     }
 
     impl Recorder {
-        pub(super) fn answering(answer: Completion) -> Self {
+        pub(crate) fn answering(answer: Completion) -> Self {
             Self { answer, asked: Arc::default() }
         }
 
-        pub(super) fn good() -> Self {
+        pub(crate) fn good() -> Self {
             Self::answering(Completion::Good(Vec::new()))
         }
 
         /// How many commands came since this was last asked.
-        pub(super) fn taken(&self) -> usize {
+        pub(crate) fn taken(&self) -> usize {
             std::mem::take(&mut *self.asked.lock().unwrap()).len()
         }
     }
@@ -58,14 +58,14 @@ mod tests {
     }
 
     /// A PERSISTENT RESERVE IN.
-    pub(super) fn reserve_in(service_action: u8) -> Command<'static> {
+    pub(crate) fn reserve_in(service_action: u8) -> Command<'static> {
         let mut bytes = [0; 16];
         (bytes[0], bytes[1], bytes[8]) = (0x5e, service_action, 24);
         Command::new(Cdb::new(bytes).unwrap(), &[]).unwrap()
     }
 
     /// A PERSISTENT RESERVE OUT with this parameter list.
-    pub(super) fn reserve_out(service_action: u8, list: &[u8]) -> Command<'_> {
+    pub(crate) fn reserve_out(service_action: u8, list: &[u8]) -> Command<'_> {
         let mut bytes = [0; 16];
         (bytes[0], bytes[1]) = (0x5f, service_action);
         bytes[7..9].copy_from_slice(&u16::try_from(list.len()).unwrap().to_be_bytes());
@@ -73,7 +73,7 @@ mod tests {
     }
 
     /// A parameter list of 24 bytes with a RESERVATION KEY and a SERVICE ACTION RESERVATION KEY.
-    pub(super) fn keys(key: u64, service_action_key: u64) -> [u8; 24] {
+    pub(crate) fn keys(key: u64, service_action_key: u64) -> [u8; 24] {
         let mut list = [0; 24];
         list[..8].copy_from_slice(&key.to_be_bytes());
         list[8..16].copy_from_slice(&service_action_key.to_be_bytes());

@@ -15,6 +15,7 @@ use tracing::warn;
 
 use crate::throttle::Throttle;
 use outcome::Answer;
+pub(crate) use outcome::Reached;
 use sys::Transfer;
 
 /// Sends every command to the device by SG_IO.
@@ -55,6 +56,24 @@ impl SgIo {
         self.timeout.as_millis().clamp(1, i32::MAX as u128) as u32
     }
 
+    /// The completion of `command`, and how far it got.
+    pub(crate) fn send(&self, device: BorrowedFd<'_>, command: Command<'_>) -> (Completion, Reached) {
+        match command.opcode() {
+            Opcode::ReserveIn => {
+                // As long as a transfer can be, whatever the guest has room for: LIO of Linux 6.1 writes past the end of
+                // a shorter one. New for every command, so that no byte of another one is ever in it.
+                let mut data = [0; MAX_TRANSFER];
+                let answer = self.issue(device, command, Transfer::FromDevice(&mut data));
+                (answer.completion(&data, command.cdb().allocation_length()), answer.reached())
+            }
+            Opcode::ReserveOut => {
+                let answer = self.issue(device, command, Transfer::ToDevice(command.parameter_list()));
+                (answer.completion(&[], 0), answer.reached())
+            }
+            Opcode::Cleanup => (Completion::Good(Vec::new()), Reached::Unit),
+        }
+    }
+
     fn issue(&self, device: BorrowedFd<'_>, command: Command<'_>, transfer: Transfer<'_>) -> Answer {
         let mut sense = [0; Sense::LENGTH];
         let timeout = self.timeout_in_milliseconds();
@@ -81,19 +100,7 @@ impl Default for SgIo {
 
 impl PrManager for SgIo {
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
-        Ok(match command.opcode() {
-            Opcode::ReserveIn => {
-                // As long as a transfer can be, whatever the guest has room for: LIO of Linux 6.1 writes past the end of
-                // a shorter one. New for every command, so that no byte of another one is ever in it.
-                let mut data = [0; MAX_TRANSFER];
-                let answer = self.issue(device, command, Transfer::FromDevice(&mut data));
-                answer.completion(&data, command.cdb().allocation_length())
-            }
-            Opcode::ReserveOut => {
-                self.issue(device, command, Transfer::ToDevice(command.parameter_list())).completion(&[], 0)
-            }
-            Opcode::Cleanup => Completion::Good(Vec::new()),
-        })
+        Ok(self.send(device, command).0)
     }
 }
 

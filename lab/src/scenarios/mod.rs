@@ -3,12 +3,14 @@
 mod answers;
 mod blocks;
 mod machine;
+mod multipath;
 mod parts;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::map::Map;
 use crate::nvmet::Nvmet;
 use crate::report::Report;
 use crate::script::Entry;
@@ -20,6 +22,7 @@ pub(crate) struct Lab {
     pub(crate) programs: PathBuf,
     target: Option<Target>,
     reference: Option<Vec<Entry>>,
+    map: Option<Map>,
     nvmet: Option<Nvmet>,
     /// Where a virtual machine was put aside.
     machine: Option<PathBuf>,
@@ -29,7 +32,7 @@ pub(crate) struct Lab {
 impl Lab {
     /// Nothing is set up until a scenario asks for it.
     pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>) -> Self {
-        Self { programs, target: None, reference: None, nvmet: None, machine, cluster: None }
+        Self { programs, target: None, reference: None, map: None, nvmet: None, machine, cluster: None }
     }
 
     /// The directory of the virtual machine to go on with.
@@ -43,6 +46,14 @@ impl Lab {
             self.cluster = Some(machine::Cluster::start(self)?);
         }
         Ok(self.cluster.as_mut().expect("it was just started"))
+    }
+
+    /// The multipath map, with nothing registered.
+    fn map(&mut self) -> Result<&Map> {
+        if self.map.is_none() {
+            self.map = Some(Map::start()?);
+        }
+        Ok(self.map.as_ref().expect("it was just started"))
     }
 
     /// The SCSI target.
@@ -74,6 +85,10 @@ pub(crate) const ALL: &[Scenario] = &[
     answers::QEMU,
     parts::PARTS,
     parts::MULTIPATH,
+    multipath::ACTIONS,
+    multipath::PATHS,
+    multipath::DIAGNOSIS,
+    multipath::PORTS,
     machine::GUEST,
     machine::RESTART,
     blocks::SCSI,

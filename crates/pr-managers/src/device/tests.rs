@@ -53,13 +53,22 @@ impl Tree {
         symlink(format!("../../../bus/{subsystem}"), device.join("subsystem")).unwrap();
     }
 
+    /// The state of a SCSI device or of an NVMe controller.
+    pub(crate) fn state(&self, path: &str, state: &str) {
+        self.write(&format!("{path}/device/state"), &format!("{state}\n"));
+    }
+
+    pub(crate) fn remove(&self, path: &str) {
+        fs::remove_dir_all(self.0.path().join(path)).unwrap();
+    }
+
     fn number(&self, path: &str, number: &str) {
         let numbers = self.0.path().join("dev/block");
         fs::create_dir_all(&numbers).unwrap();
         symlink(Path::new("../..").join(path), numbers.join(number)).unwrap();
     }
 
-    fn explain(&self, major: u32, minor: u32) -> Device {
+    pub(crate) fn explain(&self, major: u32, minor: u32) -> Device {
         self.sysfs().block(Number { major, minor }).unwrap()
     }
 }

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 use scsi_pr::{Completion, Held, Key, Reservation, ReserveOut, ScopeType, SenseCode, Status, Type};
 
-/// A nexus. Three are enough for a stranger to be hit by mistake.
+/// A nexus. Three are enough for a stranger to be hit by mistake; with the fourth, one host has three paths beside another.
 pub(crate) type Nexus = usize;
-pub(crate) const NEXUSES: usize = 3;
+pub(crate) const NEXUSES: usize = 4;
 
 const CONFLICT: Completion = Completion::Status(Status::RESERVATION_CONFLICT);
 const GOOD: Completion = Completion::Good(Vec::new());

@@ -23,6 +23,17 @@ pub(crate) struct Report {
     pub(crate) residual: i32,
 }
 
+/// How far a command got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reached {
+    /// The unit, or a part of the kernel that would say the same for every path to it.
+    Unit,
+    /// A path that did not carry it there, or not its answer back: another path may.
+    Path,
+    /// A device-mapper device that is suspended, as it is while its table is swapped: nothing was sent (`EAGAIN`).
+    Suspended,
+}
+
 /// One SG_IO, once it has returned.
 pub(super) struct Answer {
     pub(super) report: Result<Report, Errno>,
@@ -55,6 +66,23 @@ impl Answer {
                 Some(sense) if tells_failure(&sense) => Completion::CheckCondition(sense),
                 _ => Completion::Good(transferred(data, report.residual, allocation_length).to_vec()),
             },
+        }
+    }
+
+    /// How far the command got.
+    pub(super) fn reached(&self) -> Reached {
+        match self.report {
+            Err(Errno::AGAIN) => Reached::Suspended,
+            // A device that is offline, deleted or without a path; the others are those of `blk_status_to_errno`.
+            Err(Errno::NODEV | Errno::NXIO | Errno::IO | Errno::NOLINK | Errno::TIMEDOUT) => Reached::Path,
+            Err(_) => Reached::Unit,
+            // The first is none, the others the kernel makes of what the unit said.
+            Ok(Report { host_status: 0x00 | 0x10..=0x13, driver_status, .. })
+                if driver_status & DRIVER_TIMEOUT == 0 =>
+            {
+                Reached::Unit
+            }
+            Ok(_) => Reached::Path,
         }
     }
 
@@ -221,6 +249,31 @@ mod tests {
         let report = Report { host_status: 0x07, status: 0x02, sense_length: 18, ..Report::default() };
         assert_eq!(completion(report, Sense::from_bytes(&[0x7f; 18])), check(0xb, 0x08, 0x00));
         assert_eq!(completion(Report { status: 0, ..report }, REFUSAL), check(0xb, 0x08, 0x00));
+    }
+
+    #[test]
+    fn what_another_path_may_carry() {
+        for raw in 1..=4095 {
+            let errno = Errno::from_raw_os_error(raw);
+            let expected = match errno {
+                Errno::AGAIN => Reached::Suspended,
+                Errno::NODEV | Errno::NXIO | Errno::IO | Errno::NOLINK | Errno::TIMEDOUT => Reached::Path,
+                _ => Reached::Unit,
+            };
+            assert_eq!(answer(Err(errno), &[]).reached(), expected, "{errno:?}");
+        }
+        for host_status in 0..=u16::MAX {
+            let expected = match host_status {
+                0 | 0x10 | 0x11 | 0x12 | 0x13 => Reached::Unit,
+                _ => Reached::Path,
+            };
+            for status in [0x00, 0x02, 0x18] {
+                let report = Report { status, host_status, ..Report::default() };
+                assert_eq!(answer(Ok(report), &[]).reached(), expected, "{host_status:#x}");
+            }
+        }
+        let timed_out = Report { driver_status: 0x06, ..Report::default() };
+        assert_eq!(answer(Ok(timed_out), &[]).reached(), Reached::Path);
     }
 
     #[test]

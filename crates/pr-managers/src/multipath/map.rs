@@ -1,0 +1,253 @@
+//! What sysfs tells of a multipath map: its name, its paths, and which of them may work.
+//!
+//! Files of sysfs are read, and nothing else; none of them waits for a device. What is told is what the kernel's SCSI
+//! layer thinks of each path. Which of them device mapper has given up, only its own ioctl tells, for which one has to be
+//! root.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use rustix::fs::{FileType, fstat, major, minor};
+use rustix::io::Errno;
+
+use crate::device::{Device, Kind, Number, Sysfs};
+
+/// A multipath map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Map {
+    /// The device number.
+    pub(super) number: Number,
+    /// The kernel's name: `dm-0`.
+    pub(super) kernel_name: String,
+    /// The administrator's name: `mpatha`.
+    pub(super) alias: String,
+    /// The unit's identifier, by which multipath.conf may name it.
+    pub(super) wwid: String,
+    /// The paths, in no particular order.
+    pub(super) paths: Vec<MapPath>,
+}
+
+/// One path of a map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MapPath {
+    /// The kernel's name: `sda`.
+    pub(super) name: String,
+    /// The device number.
+    pub(super) number: Number,
+    /// Whether a command may get through, as far as the kernel's SCSI layer knows.
+    pub(super) usable: bool,
+}
+
+impl Map {
+    /// The map behind `descriptor`; or else what is behind it.
+    ///
+    /// # Errors
+    ///
+    /// Those of fstat(2) and of reading sysfs.
+    pub(super) fn of(sysfs: &Sysfs, descriptor: BorrowedFd<'_>) -> io::Result<Result<Self, Device>> {
+        Self::at(sysfs, sysfs.device(descriptor)?)
+    }
+
+    fn at(sysfs: &Sysfs, device: Device) -> io::Result<Result<Self, Device>> {
+        let (Some(number), Some(kernel_name), Kind::Multipath { map, uuid }) =
+            (device.number(), device.name(), device.kind())
+        else {
+            return Ok(Err(device));
+        };
+        let slaves = sysfs.block_directory(number).join("slaves");
+        let mut paths = Vec::new();
+        for slave in fs::read_dir(slaves)? {
+            let slave = slave?;
+            paths.push(MapPath {
+                // The kernel writes '!' where a device name has '/'.
+                name: slave.file_name().to_string_lossy().replace('!', "/"),
+                number: number_of(&slave.path())?,
+                usable: is_usable(&slave.path())?,
+            });
+        }
+        Ok(Ok(Self {
+            number,
+            kernel_name: kernel_name.to_owned(),
+            alias: map.clone(),
+            wwid: uuid.strip_prefix("mpath-").unwrap_or(uuid).to_owned(),
+            paths,
+        }))
+    }
+
+    /// Whether a command may get through by one of the paths.
+    pub(super) fn has_usable_path(&self) -> bool {
+        self.paths.iter().any(|path| path.usable)
+    }
+}
+
+impl fmt::Display for Map {
+    /// For a log line: "multipath map mpatha (dm-0, 3600…)".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "multipath map {} ({}, {})", self.alias.escape_debug(), self.kernel_name, self.wwid.escape_debug())
+    }
+}
+
+/// Whether `descriptor` is a device over others of which none may work. As few files are read as tell.
+///
+/// # Errors
+///
+/// Those of fstat(2) and of reading sysfs.
+pub(super) fn is_without_path(sysfs: &Sysfs, descriptor: BorrowedFd<'_>) -> io::Result<bool> {
+    let stat = fstat(descriptor)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
+        return Ok(false);
+    }
+    none_is_usable(sysfs, Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) })
+}
+
+fn none_is_usable(sysfs: &Sysfs, number: Number) -> io::Result<bool> {
+    let slaves = match fs::read_dir(sysfs.block_directory(number).join("slaves")) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        slaves => slaves?,
+    };
+    for slave in slaves {
+        if is_usable(&slave?.path())? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether the device of this directory may carry a command. A SCSI device must be `running` (Linux
+/// `Documentation/ABI/testing/sysfs-block`, `drivers/scsi/scsi_sysfs.c`): in its other states a command fails at once or
+/// waits for a transport that is away. What has no state is taken to work.
+fn is_usable(slave: &Path) -> io::Result<bool> {
+    match fs::read_to_string(slave.join("device/state")) {
+        // The second is an NVMe controller's.
+        Ok(state) => Ok(matches!(state.trim_end(), "running" | "live")),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(slave.exists()),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// `ENODEV` or `ENXIO`: the device is being removed while its file is read.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NODEV | Errno::NXIO))
+}
+
+fn number_of(slave: &Path) -> io::Result<Number> {
+    let path = slave.join("dev");
+    let text = fs::read_to_string(&path)?;
+    let number = text.trim_end().split_once(':').and_then(|(major, minor)| {
+        let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
+        Some(Number { major, minor })
+    });
+    number.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("{}: {text:?}", path.display())))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::device::tests::Tree;
+    use proptest::prelude::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    /// The states that Linux knows (`enum scsi_device_state`), and what a file may hold besides.
+    const STATES: [&str; 12] = [
+        "running",
+        "created",
+        "cancel",
+        "deleted",
+        "quiesce",
+        "offline",
+        "transport-offline",
+        "blocked",
+        "created-blocked",
+        "live",
+        "connecting",
+        "",
+    ];
+
+    /// A tree with the map `mpatha` of this number, over paths in these states.
+    pub(in super::super) fn tree(number: &str, states: &[&str]) -> Tree {
+        let tree = Tree::new();
+        let paths: Vec<_> = (0..states.len()).map(|index| format!("devices/host{index}/block/sd{index}")).collect();
+        for (index, path) in paths.iter().enumerate() {
+            tree.block(path, &format!("8:{}", 16 * index), &[]);
+            tree.state(path, states[index]);
+        }
+        let paths: Vec<_> = paths.iter().map(String::as_str).collect();
+        tree.device_mapper("devices/virtual/block/dm-3", number, ["mpatha", "mpath-3600140500000001"], &paths);
+        tree
+    }
+
+    fn map(tree: &Tree) -> Map {
+        Map::at(&tree.sysfs(), tree.explain(252, 3)).unwrap().unwrap()
+    }
+
+    fn without_path(tree: &Tree) -> bool {
+        none_is_usable(&tree.sysfs(), Number { major: 252, minor: 3 }).unwrap()
+    }
+
+    #[test]
+    fn a_map_and_its_paths() {
+        let mut map = map(&tree("252:3", &["running", "offline"]));
+        assert_eq!(map.to_string(), "multipath map mpatha (dm-3, 3600140500000001)");
+        assert_eq!(map.number, Number { major: 252, minor: 3 });
+        map.paths.sort_by(|a, b| a.name.cmp(&b.name));
+        let path =
+            |name: &str, minor, usable| MapPath { name: name.to_owned(), number: Number { major: 8, minor }, usable };
+        assert_eq!(map.paths, [path("sd0", 0, true), path("sd1", 16, false)]);
+    }
+
+    #[test]
+    fn what_is_no_map_is_told() {
+        let tree = Tree::new();
+        tree.block("devices/block/sda", "8:0", &[]);
+        let device = tree.explain(8, 0);
+        assert_eq!(Map::at(&tree.sysfs(), device.clone()).unwrap(), Err(device));
+        let null = File::open("/dev/null").unwrap();
+        assert!(Map::of(&Sysfs::default(), null.as_fd()).unwrap().is_err());
+    }
+
+    #[test]
+    fn one_running_path_is_enough_and_a_map_without_paths_has_none() {
+        for state in STATES {
+            let usable = matches!(state, "running" | "live");
+            assert_eq!(without_path(&tree("252:3", &[state])), !usable, "{state:?}");
+            assert!(!without_path(&tree("252:3", &[state, "running"])), "{state:?}");
+        }
+        assert!(without_path(&tree("252:3", &[])));
+    }
+
+    #[test]
+    fn what_has_no_state_is_taken_to_work_and_what_is_gone_is_not() {
+        let tree = Tree::new();
+        tree.block("devices/block/vda", "254:0", &[]);
+        tree.device_mapper("devices/virtual/block/dm-3", "252:3", ["mpatha", "mpath-3600"], &["devices/block/vda"]);
+        assert!(!without_path(&tree));
+        tree.remove("devices/block/vda");
+        assert!(without_path(&tree));
+        // Nothing beneath it is known.
+        assert!(!none_is_usable(&tree.sysfs(), Number { major: 8, minor: 0 }).unwrap());
+    }
+
+    #[test]
+    fn the_number_of_a_character_device_is_not_a_block_devices() {
+        // /dev/null is 1:3: with that number, a block device would be a RAM disk.
+        let tree = tree("1:3", &["offline"]);
+        let null = File::open("/dev/null").unwrap();
+        assert!(!is_without_path(&tree.sysfs(), null.as_fd()).unwrap());
+        assert!(none_is_usable(&tree.sysfs(), Number { major: 1, minor: 3 }).unwrap());
+        assert!(Map::of(&tree.sysfs(), null.as_fd()).unwrap().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn both_ways_of_asking_agree(states in prop::collection::vec(prop::sample::select(&STATES[..]), 0..5)) {
+            let tree = tree("252:3", &states);
+            prop_assert_eq!(map(&tree).has_usable_path(), !without_path(&tree));
+            prop_assert_eq!(map(&tree).paths.len(), states.len());
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The paths of a map, opened one by one: for what must be asked of a path that works, whichever device mapper uses now.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::{FileType, OFlags, fstat, major, minor};
+use scsi_pr::{Command, Completion, SenseKey};
+
+use super::map::{Map, MapPath};
+use crate::device::Number;
+use crate::sg_io::{Reached, SgIo};
+
+/// One way to the unit.
+pub(super) trait Route {
+    /// Sends `command` once. What it is answered with, and whether it was the unit that answered.
+    fn send(&self, command: Command<'_>) -> (Completion, Reached);
+
+    /// Sends `command`, and again as long as the unit has something else to tell first: with a unit attention, a command
+    /// is not run. As often as libmpathpersist does.
+    fn insist(&self, command: Command<'_>) -> (Completion, Reached) {
+        let mut sent = self.send(command);
+        for _ in 0..MOST_ATTENTIONS {
+            if !is_unit_attention(&sent.0) {
+                break;
+            }
+            sent = self.send(command);
+        }
+        sent
+    }
+}
+
+const MOST_ATTENTIONS: usize = 5;
+
+impl Route for Box<dyn Route> {
+    fn send(&self, command: Command<'_>) -> (Completion, Reached) {
+        (**self).send(command)
+    }
+}
+
+/// A path that is open.
+pub(super) struct OpenPath {
+    file: File,
+    sg_io: SgIo,
+}
+
+impl Route for OpenPath {
+    fn send(&self, command: Command<'_>) -> (Completion, Reached) {
+        self.sg_io.send(self.file.as_fd(), command)
+    }
+}
+
+/// Those paths of `map` that may work, opened by their device files below `devices`. One that cannot be opened is left
+/// out: it may have gone just now.
+pub(super) fn open_all(map: &Map, devices: &Path) -> Vec<OpenPath> {
+    map.paths.iter().filter(|path| path.usable).filter_map(|path| open(path, devices).ok()).collect()
+}
+
+fn open(path: &MapPath, devices: &Path) -> io::Result<OpenPath> {
+    let not_blocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("a flag of open is an int");
+    // Not blocking: a unit that is not ready is opened all the same. For reading: the capability to send commands does not
+    // depend on it, and whoever opens a disk for writing has udev look at it anew when he closes it.
+    let file = File::options().read(true).custom_flags(not_blocking).open(devices.join(&path.name))?;
+    let stat = fstat(&file)?;
+    let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
+    if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice || number != path.number {
+        return Err(io::Error::other(format!("{} is not the device {}", path.name, path.number)));
+    }
+    Ok(OpenPath { file, sg_io: SgIo::new() })
+}
+
+fn is_unit_attention(completion: &Completion) -> bool {
+    sense_key(completion) == Some(SenseKey::UNIT_ATTENTION)
+}
+
+/// Whether the unit says that it cannot answer for now: another path may be a better one (asymmetric access).
+pub(super) fn is_not_ready(completion: &Completion) -> bool {
+    sense_key(completion) == Some(SenseKey::NOT_READY)
+}
+
+fn sense_key(completion: &Completion) -> Option<SenseKey> {
+    match completion {
+        Completion::CheckCondition(sense) => sense.code().map(|code| code.key),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use scsi_pr::{ReserveIn, ReserveInAction, SenseCode};
+    use std::cell::RefCell;
+    use std::os::unix::fs::symlink;
+
+    /// Answers what it is told to, one after the other; the last again and again.
+    struct Scripted(RefCell<Vec<Completion>>);
+
+    impl Route for Scripted {
+        fn send(&self, _: Command<'_>) -> (Completion, Reached) {
+            let mut answers = self.0.borrow_mut();
+            let answer = if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() };
+            (answer, Reached::Unit)
+        }
+    }
+
+    #[test]
+    fn unit_attentions_are_heard_and_the_command_sent_again() {
+        let attention = || Completion::check(SenseCode::REGISTRATIONS_PREEMPTED);
+        let good = || Completion::Good(vec![1]);
+        let read = ReserveIn::new(ReserveInAction::ReadKeys, 8).encode();
+        let insist = |answers: Vec<_>| Scripted(RefCell::new(answers)).insist(read.command()).0;
+        assert_eq!(insist(vec![good()]), good());
+        assert_eq!(insist(vec![attention(), attention(), good()]), good());
+        // But not for ever.
+        assert_eq!(insist(vec![attention()]), attention());
+        // A refusal is an answer.
+        let refused = Completion::check(SenseCode::INVALID_FIELD_IN_CDB);
+        assert_eq!(insist(vec![refused.clone(), good()]), refused);
+    }
+
+    #[test]
+    fn only_the_devices_of_the_map_are_opened() {
+        let devices = tempfile::tempdir().unwrap();
+        symlink("/dev/null", devices.path().join("sda")).unwrap();
+        std::fs::write(devices.path().join("sdb"), "").unwrap();
+        let path =
+            |name: &str, minor, usable| MapPath { name: name.to_owned(), number: Number { major: 1, minor }, usable };
+        // /dev/null is 1:3, but no block device; a file has the number of none.
+        for (name, minor) in [("sda", 3), ("sda", 4), ("sdb", 0), ("sdc", 0)] {
+            assert!(open(&path(name, minor, true), devices.path()).is_err(), "{name} {minor}");
+        }
+        let map = Map {
+            number: Number { major: 252, minor: 0 },
+            kernel_name: "dm-0".to_owned(),
+            alias: "mpatha".to_owned(),
+            wwid: "3600".to_owned(),
+            paths: vec![path("sda", 3, true), path("sdc", 0, true)],
+        };
+        assert!(open_all(&map, devices.path()).is_empty());
+    }
+
+    #[test]
+    fn a_path_that_is_known_to_be_dead_is_not_opened() {
+        let Some((device, number)) = crate::device::tests::block_device() else { return };
+        let (major, minor) = number.split_once(':').unwrap();
+        let number = Number { major: major.parse().unwrap(), minor: minor.parse().unwrap() };
+        let name = crate::device::Device::of(device.as_fd()).unwrap().name().unwrap().to_owned();
+        let map = |usable| Map {
+            number,
+            kernel_name: "dm-0".to_owned(),
+            alias: "mpatha".to_owned(),
+            wwid: "3600".to_owned(),
+            paths: vec![MapPath { name: name.clone(), number, usable }],
+        };
+        // Not everybody may open it.
+        if File::open(Path::new("/dev").join(&name)).is_ok() {
+            assert_eq!(open_all(&map(true), Path::new("/dev")).len(), 1);
+        }
+        assert!(open_all(&map(false), Path::new("/dev")).is_empty());
+    }
+}

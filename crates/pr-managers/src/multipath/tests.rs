@@ -1,0 +1,608 @@
+use super::daemon::Unanswered;
+use super::map::MapPath;
+use super::translate::tests::id;
+use super::*;
+use crate::log::Log;
+use crate::policy::tests::{keys, reserve_in, reserve_out};
+use crate::sg_io::Reached;
+use proptest::prelude::*;
+use scsi_pr::{Cdb, InitiatorPort, Type};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
+
+const fn shareable<T: Send + Sync>() {}
+const _: () = shareable::<Multipath>();
+
+/// A machine of which every part does what it is told to, and writes down what it is asked.
+#[derive(Clone)]
+struct Fake {
+    /// Which paths are usable: when the command comes, and after the library has failed.
+    paths: [Vec<bool>; 2],
+    /// What a path answers to PERSISTENT RESERVE IN and OUT; `None`: no path can be opened.
+    answers: Option<[(Completion, Reached); 2]>,
+    library: Result<i32, Unavailable>,
+    /// `None`: multipathd is down.
+    configuration: Option<&'static str>,
+    registers_paths: Option<bool>,
+    knows_holders: bool,
+    forgets: bool,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            paths: [vec![true, true], vec![true, true]],
+            answers: Some([(Completion::Good(vec![0; 8]), Reached::Unit), (GOOD, Reached::Unit)]),
+            library: Ok(0),
+            configuration: Some(FILE),
+            registers_paths: Some(true),
+            knows_holders: false,
+            forgets: true,
+            asked: Arc::default(),
+        }
+    }
+}
+
+const FILE: &str = "defaults {\n\treservation_key \"file\"\n}\n";
+const ONLY_1: &str = "defaults {\n\treservation_key 0x1\n}\n";
+const UNSET: &str = "defaults {\n}\n";
+
+impl Fake {
+    fn note(&self, what: impl Into<String>) {
+        self.asked.lock().unwrap().push(what.into());
+    }
+
+    /// What was asked of the library and of multipathd, in order.
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+
+    /// The answer to `command`, and what was logged.
+    fn run(&self, command: Command<'_>) -> (Completion, Vec<String>) {
+        let manager = Multipath::on(Box::new(self.clone()));
+        let log = Log::at(tracing::Level::WARN);
+        let null = File::open("/dev/null").unwrap();
+        let completion = log.during(|| manager.execute(null.as_fd(), command).unwrap());
+        (completion, log.events().into_iter().map(|event| event.message).collect())
+    }
+
+    /// As [`Fake::run`], when there is one line in the log.
+    fn told(&self, command: Command<'_>) -> (Completion, String) {
+        let (completion, lines) = self.run(command);
+        let [line] = &lines[..] else { panic!("{command}: {completion}: {lines:?}") };
+        (completion, line.clone())
+    }
+
+    /// As [`Fake::run`], when there is nothing in the log.
+    fn quiet(&self, command: Command<'_>) -> Completion {
+        let (completion, lines) = self.run(command);
+        assert!(lines.is_empty(), "{lines:?}");
+        completion
+    }
+}
+
+fn down() -> Unanswered {
+    Unanswered::NotThere(io::ErrorKind::ConnectionRefused.into())
+}
+
+impl Host for Fake {
+    fn map(&self, _: BorrowedFd<'_>) -> io::Result<Result<Map, Device>> {
+        let failed = self.asked.lock().unwrap().iter().any(|what| what.starts_with("library"));
+        let path = |(index, usable): (u32, &bool)| MapPath {
+            name: format!("sd{index}"),
+            number: Number { major: 8, minor: 16 * index },
+            usable: *usable,
+        };
+        Ok(Ok(Map {
+            number: Number { major: 252, minor: 0 },
+            kernel_name: "dm-0".to_owned(),
+            alias: "mpatha".to_owned(),
+            wwid: "3600140".to_owned(),
+            paths: (0..).zip(&self.paths[usize::from(failed)]).map(path).collect(),
+        }))
+    }
+
+    fn routes(&self, map: &Map) -> Vec<Box<dyn Route>> {
+        let usable = map.paths.iter().filter(|path| path.usable);
+        let route = |_: &MapPath| Some(Box::new(FakeRoute(self.clone(), self.answers.clone()?)) as Box<dyn Route>);
+        usable.filter_map(route).collect()
+    }
+
+    fn library(&self) -> Result<Box<dyn Library>, Unavailable> {
+        let code = self.library.clone()?;
+        Ok(Box::new(FakeLibrary(self.clone(), code)))
+    }
+
+    fn configuration(&self) -> Result<String, Unanswered> {
+        self.configuration.map(str::to_owned).ok_or_else(down)
+    }
+
+    fn registers_paths(&self, _: &Map) -> Result<bool, Unanswered> {
+        self.registers_paths.ok_or_else(down)
+    }
+
+    fn knows_holders(&self, _: &Map) -> Result<bool, Unanswered> {
+        Ok(self.knows_holders)
+    }
+
+    fn forget(&self, _: &Map) -> Result<(), Unanswered> {
+        self.note("forget");
+        if self.forgets { Ok(()) } else { Err(down()) }
+    }
+}
+
+struct FakeRoute(Fake, [(Completion, Reached); 2]);
+
+// The notes are behind a lock; a route is used by one thread.
+impl Route for FakeRoute {
+    fn send(&self, command: Command<'_>) -> (Completion, Reached) {
+        let [to_in, to_out] = self.1.clone();
+        match command.opcode() {
+            Opcode::ReserveIn => to_in,
+            _ => {
+                self.0.note(format!("path: {command}"));
+                to_out
+            }
+        }
+    }
+}
+
+struct FakeLibrary(Fake, i32);
+
+impl Library for FakeLibrary {
+    fn reserve_out(&self, _: BorrowedFd<'_>, request: &Request) -> i32 {
+        self.0.note(format!("library: {}", request.action));
+        self.1
+    }
+}
+
+/// A parameter list with keys, as the tests name them.
+const REGISTER: [u8; 24] = list(0, 1);
+
+const fn list(key: u8, service_action_key: u8) -> [u8; 24] {
+    let mut list = [0; 24];
+    (list[7], list[15]) = (key, service_action_key);
+    list
+}
+
+/// An OUT of type 5, Write Exclusive - Registrants Only.
+fn out(service_action: u8, list: &[u8]) -> Command<'_> {
+    let mut cdb = *reserve_out(service_action, list).cdb().bytes();
+    cdb[2] = Type::WriteExclusiveRegistrantsOnly.code();
+    Command::new(Cdb::new(cdb).unwrap(), list).unwrap()
+}
+
+/// What READ RESERVATION returns.
+fn reserved_by(key: u64) -> Completion {
+    let held = scsi_pr::Held { key: Key(key), reservation_type: Type::WriteExclusiveRegistrantsOnly };
+    Completion::Good(scsi_pr::Reservation { held: Some(held), ..Default::default() }.encode())
+}
+
+const REGISTERED: &str = "library: REGISTER";
+
+fn check(code: SenseCode) -> Completion {
+    Completion::check(code)
+}
+
+#[test]
+fn changes_go_through_the_library() {
+    for (action, list, name) in [
+        (0, list(0, 1), "REGISTER"),
+        (0, list(1, 0), "REGISTER"),
+        (1, list(1, 0), "RESERVE"),
+        (3, list(1, 0), "CLEAR"),
+        (4, list(1, 2), "PREEMPT"),
+        (5, list(1, 2), "PREEMPT AND ABORT"),
+        (6, list(0, 1), "REGISTER AND IGNORE EXISTING KEY"),
+    ] {
+        let fake = Fake::default();
+        assert_eq!(fake.quiet(out(action, &list)), GOOD, "{name}");
+        let asked = fake.asked();
+        let [before @ .., last] = &asked[..] else { panic!("{name}: nothing was asked") };
+        assert_eq!(*last, format!("library: {name}"));
+        // That no path is without the key is seen to before a key is changed.
+        assert_eq!(before.is_empty(), action != 0 || list[7] == 0, "{asked:?}");
+    }
+}
+
+#[test]
+fn who_is_not_registered_changes_no_key() {
+    let conflict = Completion::Status(Status::RESERVATION_CONFLICT);
+    let refusing = (conflict.clone(), Reached::Unit);
+    let fake = Fake { answers: Some([(GOOD, Reached::Unit), refusing]), ..Fake::default() };
+    for list in [list(1, 2), list(1, 0)] {
+        assert_eq!(fake.quiet(out(0, &list)), conflict);
+        assert!(fake.asked().iter().all(|what| what.starts_with("path: ")));
+    }
+}
+
+/// The library sends most commands by one path, which may be the one that lacks its registration.
+#[test]
+fn what_is_refused_for_want_of_a_registration_is_done_once_there_is_one() {
+    for (code, again) in [(translate::RESERVATION_CONFLICT, true), (translate::NOT_READY, true), (15, false)] {
+        // Every path takes a registration, so one had none.
+        let fake = Fake { library: Ok(code), ..Fake::default() };
+        for (action, list) in [(1, list(1, 0)), (3, list(1, 0)), (4, list(1, 2)), (5, list(1, 2))] {
+            fake.run(out(action, &list));
+            let asked = fake.asked();
+            let calls = asked.iter().filter(|what| what.starts_with("library: ")).count();
+            assert_eq!(calls, 1 + usize::from(again), "{code} {action}: {asked:?}");
+        }
+        // Not where there is no other path.
+        let alone = Fake { paths: [vec![true], vec![true]], ..fake };
+        alone.run(out(3, &list(1, 0)));
+        assert_eq!(alone.asked(), ["library: CLEAR"]);
+    }
+}
+
+#[test]
+fn no_return_value_but_0_is_good() {
+    for code in (-3..40).chain([i32::MIN, i32::MAX]) {
+        let refusing = (Completion::Status(Status::RESERVATION_CONFLICT), Reached::Unit);
+        let answers = Some([(GOOD, Reached::Unit), refusing]);
+        let fake = Fake { paths: [vec![true], vec![true]], library: Ok(code), answers, ..Fake::default() };
+        for (action, list) in [(0, list(0, 1)), (0, list(1, 0)), (1, list(1, 0)), (3, list(1, 0)), (4, list(1, 2))] {
+            let (completion, lines) = fake.run(out(action, &list));
+            assert_eq!(completion == GOOD, code == 0, "{code}");
+            // What the unit did not say, the log does.
+            let unit_said = matches!(code, 0 | 2..=8 | 11);
+            assert_eq!(lines.len(), usize::from(!unit_said), "{code}: {lines:?}");
+            if let [line] = &lines[..] {
+                assert!(line.contains("on multipath map mpatha (dm-0, 3600140)"), "{line}");
+                assert!(code == 1 || line.contains(&format!("returned {code},")), "{line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_library_does_not_know_is_not_asked_of_it() {
+    let fake = Fake::default();
+    let to_move = [&[0; 23][..], &[24], &[0; 24]].concat();
+    assert_eq!(fake.quiet(out(7, &to_move)), check(SenseCode::INVALID_FIELD_IN_CDB));
+    for action in 8..0x20 {
+        assert_eq!(fake.quiet(out(action, &REGISTER)), check(SenseCode::INVALID_FIELD_IN_CDB));
+    }
+    assert!(fake.asked().is_empty());
+}
+
+/// Reference: defects 1, 2 and 9 of the multipath code of QEMU's helper, which aborts at the first, answers GOOD to the
+/// second, and has the library send a list cut short in the third.
+#[test]
+fn transport_ids_are_handed_over_whole_or_not_at_all() {
+    let with_ids = |length: u32, ids: &[u8]| {
+        let mut list = REGISTER.to_vec();
+        list[20] = 0x08;
+        list.extend(length.to_be_bytes());
+        list.extend(ids);
+        list
+    };
+    let id = |port| id(port).bytes().to_vec();
+    let fibre_channel = id(InitiatorPort::FibreChannel { port_name: 1 });
+    let refused = check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
+    let one_path = Fake { paths: [vec![true], vec![true]], ..Fake::default() };
+    let many = |count| fibre_channel.repeat(count);
+    for list in [
+        with_ids(33 * 24, &many(33)),
+        with_ids(300 * 24, &many(300)),
+        with_ids(0xffff_fff0, &[]),
+        with_ids(0xffff_fff0, &many(1)),
+        with_ids(0xffff_fffc, &many(1)),
+        with_ids(23, &many(1)),
+        with_ids(48, &many(1)),
+        with_ids(24, &id(InitiatorPort::Sas { address: 1 })),
+        with_ids(24, &id(InitiatorPort::Srp { port_identifier: 1 })),
+    ] {
+        assert_eq!(one_path.quiet(out(0, &list)), refused);
+        assert!(one_path.asked().is_empty(), "{list:?}");
+    }
+    let list = with_ids(32 * 24, &many(32));
+    assert_eq!(one_path.quiet(out(0, &list)), GOOD);
+    assert_eq!(one_path.asked(), [REGISTERED]);
+    // With more than one path, the library may forget them.
+    let fake = Fake::default();
+    let (completion, line) = fake.told(out(0, &list));
+    assert_eq!(completion, refused);
+    assert!(line.contains("SPEC_I_PT") && line.contains("this has 2"), "{line}");
+    assert!(fake.asked().is_empty());
+}
+
+#[test]
+fn a_parameter_list_of_a_wrong_length_is_refused() {
+    for length in [0, 8, 23, 25, 28, 8192] {
+        let fake = Fake::default();
+        let list = vec![0; length];
+        assert_eq!(fake.quiet(out(0, &list)), check(SenseCode::PARAMETER_LIST_LENGTH_ERROR));
+        assert!(fake.asked().is_empty());
+    }
+}
+
+#[test]
+fn a_missing_reservation_key_is_told_before_anything_is_registered() {
+    let fake = Fake { configuration: Some(UNSET), ..Fake::default() };
+    for action in [0, 6] {
+        let (completion, line) = fake.told(out(action, &REGISTER));
+        assert_eq!(completion, check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST));
+        assert!(line.contains("mpatha") && line.contains("`reservation_key file`"), "{line}");
+        assert!(line.contains("REGISTER"), "{line}");
+        assert!(fake.asked().is_empty());
+    }
+    // Who only unregisters needs none.
+    assert_eq!(fake.quiet(out(0, &list(1, 0))), GOOD);
+    assert_eq!(fake.quiet(out(6, &list(0, 0))), GOOD);
+}
+
+#[test]
+fn a_key_that_is_not_the_configured_one_is_told() {
+    let fake = Fake { configuration: Some(ONLY_1), ..Fake::default() };
+    assert_eq!(fake.quiet(out(0, &list(0, 1))), GOOD);
+    // The library would let the second through, and multipathd would register another key on later paths.
+    for list in [list(0, 2), list(1, 2)] {
+        fake.asked();
+        let (completion, line) = fake.told(out(0, &list));
+        assert_eq!(completion, check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST));
+        assert!(line.contains("0x0000000000000001 alone"), "{line}");
+        assert!(fake.asked().is_empty());
+    }
+    // With a key that cannot be registered, the unit would refuse.
+    let fake = Fake { library: Ok(1), ..fake };
+    let (completion, line) = fake.told(out(3, &list(2, 0)));
+    assert_eq!(completion, Completion::Status(Status::RESERVATION_CONFLICT));
+    assert!(line.contains("0x0000000000000001 alone"), "{line}");
+    let fake = Fake { configuration: Some(FILE), ..fake };
+    assert!(fake.told(out(3, &list(2, 0))).1.contains("multipathd getprkey"));
+    let fake = Fake { configuration: Some(UNSET), ..fake };
+    assert!(fake.told(out(3, &list(2, 0))).1.contains("no reservation_key"));
+}
+
+#[test]
+fn a_multipathd_that_is_down_is_told() {
+    let fake = Fake { configuration: None, ..Fake::default() };
+    let (completion, line) = fake.told(out(0, &REGISTER));
+    assert_eq!(completion, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+    assert!(line.contains("mpatha") && line.contains("systemctl start multipathd"), "{line}");
+    assert!(fake.asked().is_empty());
+    // It is needed to register, not for what follows.
+    assert_eq!(fake.quiet(out(1, &list(1, 0))), GOOD);
+    // If the library fails without it, that is why.
+    let fake = Fake { library: Ok(13), ..fake };
+    let (completion, line) = fake.told(out(1, &list(1, 0)));
+    assert_eq!(completion, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+    assert!(line.contains("multipathd does not listen"), "{line}");
+}
+
+#[test]
+fn a_multipathd_that_will_not_register_later_paths_is_told() {
+    for (registers_paths, part) in
+        [(Some(false), "later ones: check"), (None, "later ones (multipathd does not listen")]
+    {
+        let fake = Fake { registers_paths, ..Fake::default() };
+        let (completion, line) = fake.told(out(0, &REGISTER));
+        assert_eq!(completion, GOOD);
+        assert!(line.contains(part), "{line}");
+        assert_eq!(fake.quiet(out(0, &list(1, 0))), GOOD);
+    }
+}
+
+#[test]
+fn a_map_without_a_path_that_works_is_not_ready() {
+    for paths in [vec![], vec![false], vec![false, false]] {
+        let fake = Fake { paths: [paths.clone(), paths], ..Fake::default() };
+        for action in [0, 1, 2, 3, 4, 5, 6] {
+            let (completion, line) = fake.told(out(action, &list(1, 1)));
+            assert_eq!(completion, check(SenseCode::NOT_READY));
+            assert!(line.contains("none of its paths works"), "{line}");
+        }
+        assert_eq!(fake.told(reserve_in(0)).0, check(SenseCode::NOT_READY));
+        assert!(fake.asked().is_empty());
+        assert_eq!(fake.told(Command::cleanup()).0, check(SenseCode::NOT_READY));
+        assert_eq!(fake.asked(), ["forget"]);
+    }
+    // Nor one that lost its last while the library was at it.
+    let fake = Fake { paths: [vec![true], vec![false]], library: Ok(13), ..Fake::default() };
+    assert_eq!(fake.told(out(3, &list(1, 0))).0, check(SenseCode::NOT_READY));
+}
+
+#[test]
+fn paths_that_cannot_be_opened_are_told() {
+    let fake = Fake { answers: None, ..Fake::default() };
+    for command in [reserve_in(0), out(2, &list(1, 0))] {
+        let (completion, line) = fake.told(command);
+        assert_eq!(completion, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+        assert!(line.contains("/dev"), "{line}");
+    }
+}
+
+#[test]
+fn a_host_without_the_library_says_what_to_install() {
+    for (library, expected, part) in [
+        (
+            Unavailable::NotInstalled("no file".to_owned()),
+            SenseCode::INVALID_OPCODE,
+            "install it (package multipath-tools",
+        ),
+        (Unavailable::TooOld("x"), SenseCode::INVALID_OPCODE, "0.9.4"),
+        (Unavailable::NotStarted(1), SenseCode::LUN_COMMUNICATION_FAILURE, "multipath -t"),
+    ] {
+        let fake = Fake { library: Err(library), ..Fake::default() };
+        let (completion, line) = fake.told(out(0, &REGISTER));
+        assert_eq!(completion, check(expected));
+        assert!(line.contains("mpatha") && line.contains(part), "{line}");
+        // What is read, and given up, needs none.
+        assert_eq!(fake.quiet(reserve_in(0)), Completion::Good(vec![0; 8]));
+        assert_eq!(fake.quiet(out(2, &list(1, 0))), GOOD);
+    }
+}
+
+#[test]
+fn the_library_is_opened_once_and_the_log_told_once() {
+    let fake = Fake { library: Err(Unavailable::TooOld("x")), ..Fake::default() };
+    let manager = Multipath::on(Box::new(fake));
+    let log = Log::at(tracing::Level::WARN);
+    let null = File::open("/dev/null").unwrap();
+    log.during(|| {
+        for _ in 0..3 {
+            manager.execute(null.as_fd(), out(0, &REGISTER)).unwrap();
+        }
+    });
+    assert_eq!(log.events().len(), 1);
+}
+
+#[test]
+fn a_reservation_of_ones_own_is_released_by_the_paths_or_by_a_library_that_knows_holders() {
+    let ours = Some([(reserved_by(1), Reached::Unit), (GOOD, Reached::Unit)]);
+    let fake = Fake { answers: ours, knows_holders: true, ..Fake::default() };
+    assert_eq!(fake.quiet(out(2, &list(1, 0))), GOOD);
+    assert_eq!(fake.asked(), ["library: RELEASE"]);
+    let failing = Fake { library: Ok(13), ..fake.clone() };
+    assert_eq!(failing.told(out(2, &list(1, 0))).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+    // One that does not know them would take another host's for its own.
+    let fake = Fake { knows_holders: false, ..fake };
+    fake.asked();
+    fake.run(out(2, &list(1, 0)));
+    assert!(fake.asked().iter().all(|what| what.starts_with("path: ")));
+    // Another host's is nobody's business.
+    let theirs = Some([(reserved_by(9), Reached::Unit), (GOOD, Reached::Unit)]);
+    let fake = Fake { answers: theirs, knows_holders: true, ..fake };
+    assert_eq!(fake.quiet(out(2, &list(1, 0))), GOOD);
+    let asked = fake.asked();
+    assert!(asked.iter().all(|what| what.starts_with("path: PERSISTENT RESERVE OUT, RELEASE")), "{asked:?}");
+}
+
+#[test]
+fn a_preempt_of_ones_own_key_has_the_other_paths_registered_again() {
+    let conflict = (Completion::Status(Status::RESERVATION_CONFLICT), Reached::Unit);
+    let fake = Fake { answers: Some([(GOOD, Reached::Unit), conflict]), ..Fake::default() };
+    for (action, list, again) in
+        [(4, list(1, 1), true), (5, list(1, 1), true), (4, list(1, 0), true), (4, list(1, 2), false)]
+    {
+        let (completion, _) = fake.run(out(action, &list));
+        assert_eq!(completion, GOOD);
+        let asked = fake.asked();
+        assert!(asked[0].starts_with("library: PREEMPT"), "{asked:?}");
+        assert_eq!(asked.len() > 1, again, "{asked:?}");
+    }
+    // On a map of one path there is nothing to do.
+    let fake = Fake { paths: [vec![true], vec![true]], ..fake };
+    assert_eq!(fake.quiet(out(4, &list(1, 1))), GOOD);
+    assert_eq!(fake.asked(), ["library: PREEMPT"]);
+}
+
+#[test]
+fn paths_that_stay_without_registration_are_told() {
+    let dead = (check(SenseCode::LUN_NOT_RESPONDING), Reached::Path);
+    let fake = Fake { answers: Some([(GOOD, Reached::Unit), dead]), ..Fake::default() };
+    let (completion, line) = fake.told(out(4, &list(1, 1)));
+    assert_eq!(completion, GOOD);
+    assert!(line.contains("another host preempted"), "{line}");
+    let fake = Fake { answers: None, ..fake };
+    let (completion, line) = fake.told(out(4, &list(1, 1)));
+    assert_eq!(completion, GOOD);
+    assert!(line.contains("1 of its paths could not be registered"), "{line}");
+}
+
+#[test]
+fn a_refused_reserve_is_tried_by_every_path() {
+    let fake = Fake { library: Ok(translate::RESERVATION_CONFLICT), ..Fake::default() };
+    assert_eq!(fake.quiet(out(1, &list(1, 0))), GOOD);
+    let conflict = Completion::Status(Status::RESERVATION_CONFLICT);
+    let refusing = Some([(GOOD, Reached::Unit), (conflict.clone(), Reached::Unit)]);
+    let fake = Fake { answers: refusing, ..fake };
+    fake.asked();
+    assert_eq!(fake.quiet(out(1, &list(1, 0))), conflict);
+    let reserves = fake.asked().iter().filter(|what| what.contains("RESERVE OUT, RESERVE")).count();
+    assert_eq!(reserves, 2);
+    // No other command is.
+    assert_eq!(fake.quiet(out(4, &list(1, 2))), conflict);
+    assert!(!fake.asked().iter().any(|what| what.contains("RESERVE OUT, PREEMPT")));
+}
+
+#[test]
+fn what_is_read_comes_by_a_path_that_works() {
+    let fake = Fake::default();
+    assert_eq!(fake.quiet(reserve_in(3)), Completion::Good(vec![0; 8]));
+    let dead = check(SenseCode::LUN_NOT_RESPONDING);
+    let answers = Some([(dead.clone(), Reached::Path), (GOOD, Reached::Unit)]);
+    let fake = Fake { answers, ..fake };
+    assert_eq!(fake.quiet(reserve_in(0)), dead);
+    assert!(fake.asked().is_empty());
+}
+
+#[test]
+fn cleanup_has_multipathd_forget_first_and_then_unregisters() {
+    let fake = Fake::default();
+    assert_eq!(fake.quiet(Command::cleanup()), GOOD);
+    assert_eq!(fake.asked(), ["forget", "library: REGISTER AND IGNORE EXISTING KEY"]);
+    // What multipathd has not forgotten it would register again.
+    let silent = Fake { forgets: false, ..fake.clone() };
+    let (completion, line) = silent.told(Command::cleanup());
+    assert_eq!(completion, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+    assert!(line.contains("CLEANUP") && line.contains("systemctl start multipathd"), "{line}");
+    assert_eq!(silent.asked(), ["forget"]);
+    let failing = Fake { library: Ok(15), ..fake };
+    assert_eq!(failing.told(Command::cleanup()).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+}
+
+/// Reference: defects 3, 4, 5 and 11 of the multipath code of QEMU's helper: what a descriptor is ends no process, is
+/// looked up anew for each command, by the device number of block devices alone, and once.
+#[test]
+fn what_is_no_map_gets_an_answer() {
+    let manager = Multipath::new();
+    let answers = |device: BorrowedFd<'_>| {
+        [reserve_in(0), out(0, &REGISTER), Command::cleanup()].map(|command| manager.execute(device, command).unwrap())
+    };
+    let expected = [check(SenseCode::IO_PROCESS_TERMINATED), check(SenseCode::INVALID_OPCODE), GOOD];
+    let null = File::open("/dev/null").unwrap();
+    let path_only = rustix::fs::open("/dev/null", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    let pipe = std::io::pipe().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    for device in [null.as_fd(), path_only.as_fd(), pipe.0.as_fd(), file.as_fd()] {
+        assert_eq!(answers(device), expected);
+    }
+}
+
+proptest! {
+    /// Whatever a guest sends and whatever fails: there is an answer, and it is GOOD only if the library or the unit said
+    /// so.
+    #[test]
+    fn every_command_has_an_answer(
+        action in 0..0x20_u8,
+        scope_type: u8,
+        key in 0..3_u64,
+        service_action_key in 0..3_u64,
+        flags in prop::sample::select(&[0, 1, 4, 8, 0xff][..]),
+        code in prop_oneof![2 => Just(0), 1 => -2..20],
+        configuration in prop::sample::select(&[Some(FILE), Some(ONLY_1), Some(UNSET), None][..]),
+        paths in prop::collection::vec(any::<bool>(), 0..4),
+        installed: bool,
+        refusing: bool,
+    ) {
+        let to_out = if refusing { Completion::Status(Status::RESERVATION_CONFLICT) } else { GOOD };
+        let fake = Fake {
+            paths: [paths.clone(), paths],
+            answers: Some([(reserved_by(1), Reached::Unit), (to_out, Reached::Unit)]),
+            library: if installed { Ok(code) } else { Err(Unavailable::TooOld("x")) },
+            configuration,
+            ..Fake::default()
+        };
+        let mut list = keys(key, service_action_key);
+        list[20] = flags;
+        let mut cdb = *reserve_out(action, &list).cdb().bytes();
+        cdb[2] = scope_type;
+        let command = Command::new(Cdb::new(cdb).unwrap(), &list).unwrap();
+        let (completion, _) = fake.run(command);
+        let asked = fake.asked();
+        if completion == GOOD {
+            prop_assert!(!asked.is_empty());
+            let by_library = asked.iter().any(|what| what.starts_with("library"));
+            prop_assert!(!refusing || (by_library && code == 0));
+        }
+        let registering = (action == 0 || action == 6) && service_action_key != 0;
+        if registering && !matches!((configuration, service_action_key), (Some(FILE), _) | (Some(ONLY_1), 1)) {
+            prop_assert!(asked.is_empty(), "{asked:?}");
+        }
+    }
+}

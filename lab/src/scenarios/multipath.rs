@@ -1,0 +1,550 @@
+//! A multipath map of two paths, and another host of the same unit: our managers, put together as the helper will.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use pr_managers::MapIn;
+use pr_managers::device::Sysfs;
+use scsi_pr::{
+    Command, Completion, FullStatus, InitiatorPort, Key, PrManager, Reservation, SenseCode, SenseKey, Status,
+    TransportId, Type,
+};
+
+use super::{Lab, Scenario};
+use crate::commands::{
+    Request, clear, preempt, read_full_status, read_keys, read_reservation, register, register_for, register_for_good,
+    register_ignoring, release, report_capabilities, reserve, short,
+};
+use crate::disk::{self, is_conflict};
+use crate::map::{Disk, Map, multipathd, start_multipathd};
+use crate::report::Report;
+use crate::sg_raw::SgRaw;
+use crate::system::{run, wait_for};
+use crate::worker::Worker;
+
+/// What guests do.
+pub(super) const ACTIONS: Scenario = Scenario {
+    name: "multipath",
+    boot: "multipath",
+    purpose: "every service action on a multipath map reaches both paths, and nothing of another host's",
+    run: |lab, report| Stage::new(lab, report)?.actions(),
+};
+
+/// What paths do.
+pub(super) const PATHS: Scenario = Scenario {
+    name: "multipath-paths",
+    boot: "multipath",
+    purpose: "paths that die, come back and come later; a map without paths, and one that is suspended",
+    run: |lab, report| Stage::new(lab, report)?.paths(),
+};
+
+/// What administrators do.
+pub(super) const DIAGNOSIS: Scenario = Scenario {
+    name: "multipath-diagnosis",
+    boot: "multipath",
+    purpose: "a missing reservation_key, another one, and a multipathd that hangs or is down are told apart in the log",
+    run: |lab, report| Stage::new(lab, report)?.diagnosis(),
+};
+
+/// The last of its boot: it takes a path away.
+pub(super) const PORTS: Scenario = Scenario {
+    name: "multipath-ports",
+    boot: "multipath",
+    purpose: "the TransportIDs of other initiators are registered whole where a map has one path, and refused where it has more",
+    run: |lab, report| Stage::new(lab, report)?.ports(),
+};
+
+const OURS: Key = Key(0xaaa);
+const OTHER: Key = Key(0xbbb);
+const THEIRS: Key = Key(0xccc);
+const RO: Type = Type::WriteExclusiveRegistrantsOnly;
+const AR: Type = Type::WriteExclusiveAllRegistrants;
+
+const GOOD: Completion = Completion::Good(Vec::new());
+const CONFLICT: Completion = Completion::Status(Status::RESERVATION_CONFLICT);
+
+/// Two hosts and what they share.
+struct Stage<'a> {
+    map: &'a Map,
+    report: &'a mut Report,
+    /// The front, which asks a worker for what it may not do itself.
+    manager: MapIn<Arc<Worker>>,
+    worker: Arc<Worker>,
+    device: disk::Disk,
+    /// The other host's disk.
+    theirs: disk::Disk,
+}
+
+/// A registration as READ FULL STATUS has it: whose and with which key; held?
+type Registration = (String, Key, bool);
+
+impl<'a> Stage<'a> {
+    fn new(lab: &'a mut Lab, report: &'a mut Report) -> Result<Self> {
+        let worker = Arc::new(Worker::new(lab.programs.join("lab-multipath")));
+        let map = lab.map()?;
+        let device = disk::Disk::open(&map.device)?;
+        let theirs = disk::Disk::open(&map.other_host.path())?;
+        let manager = MapIn::new(worker.clone(), Sysfs::default());
+        let mut stage = Self { map, report, manager, worker, device, theirs };
+        stage.reset()?;
+        Ok(stage)
+    }
+
+    /// Nothing is registered, reserved or waiting to be told.
+    fn reset(&mut self) -> Result<()> {
+        self.map.configure("reservation_key file")?;
+        self.theirs(&register_ignoring(THEIRS))?;
+        self.theirs(&clear(THEIRS))?;
+        run("multipathd", &["unsetprkey", "map", &self.map.name()])?;
+        run("multipathd", &["unsetprstatus", "map", &self.map.name()])?;
+        for disk in self.map.paths.iter().chain([&self.map.other_host]) {
+            self.ready(disk)?;
+        }
+        self.worker.log();
+        Ok(())
+    }
+
+    /// Hears what the unit has to tell a disk's initiator.
+    fn ready(&self, disk: &Disk) -> Result<()> {
+        wait_for(&format!("ready {}", disk.name), || run("sg_turs", &[&disk.path().to_string_lossy()])).map(drop)
+    }
+
+    /// What the map answers.
+    fn answer(&self, request: &Request) -> Completion {
+        self.execute(request.command())
+    }
+
+    fn execute(&self, command: Command<'_>) -> Completion {
+        self.manager.execute(self.device.file().as_fd(), command).expect("there is always an answer")
+    }
+
+    /// What the other host's disk answers, without us; what the unit has to tell first is heard before.
+    fn theirs(&self, request: &Request) -> Result<Completion> {
+        self.ready(&self.map.other_host)?;
+        Ok(SgRaw.execute(self.theirs.file().as_fd(), request.command())?)
+    }
+
+    /// Does what the map should answer so; nothing is logged about it.
+    fn expect(&mut self, request: &Request, expected: &Completion) {
+        let answer = self.answer(request);
+        let log = self.worker.log();
+        let outcome = match answer == *expected {
+            true if log.is_empty() => Ok(()),
+            true => Err(format!("logged {log:#?}")),
+            false => Err(format!("expected {expected}, got {answer}; logged {log:#?}")),
+        };
+        self.report.check(format!("{request}: {expected}"), outcome);
+    }
+
+    /// Does what should be answered so, and a line in the log must have all these parts.
+    fn expect_told(&mut self, request: &Request, expected: &Completion, parts: &[&str]) {
+        let answer = self.answer(request);
+        let log = self.worker.log();
+        let told = |line: &String| parts.iter().all(|part| line.contains(part));
+        let outcome = match answer == *expected && log.iter().any(told) && log.len() == 1 {
+            true => Ok(()),
+            false => Err(format!("expected {expected} and {parts:?}, got {answer} and {log:#?}")),
+        };
+        self.report.check(format!("{request}: {expected}, and the log says {parts:?}"), outcome);
+    }
+
+    /// What the map returns is, byte for byte, what the unit returns to the other host.
+    fn expect_same(&mut self, request: &Request) -> Result<()> {
+        let expected = self.theirs(request)?;
+        let is_attention = |answer: &Completion| {
+            matches!(answer, Completion::CheckCondition(sense)
+                if sense.code().is_some_and(|code| code.key == SenseKey::UNIT_ATTENTION))
+        };
+        // Each path may have something to tell first.
+        let mut answer = self.answer(request);
+        for _ in 0..4 {
+            if is_attention(&answer) {
+                answer = self.answer(request);
+            }
+        }
+        let log = self.worker.log();
+        let outcome = match answer == expected && log.is_empty() {
+            true => Ok(()),
+            false => Err(format!("expected {expected:?}, got {answer:?}; logged {log:#?}")),
+        };
+        self.report.check(format!("{request}: what the other host gets, {expected}"), outcome);
+        Ok(())
+    }
+
+    /// Who is registered, read by the other host.
+    fn registrations(&self) -> Result<Vec<Registration>> {
+        let data = match self.theirs(&read_full_status())? {
+            Completion::Good(data) => data,
+            other => bail!("the registrations cannot be read: {other}"),
+        };
+        let mut registrations = Vec::new();
+        for descriptor in FullStatus::parse(&data)?.value.descriptors {
+            let id = descriptor.transport_id()?;
+            let InitiatorPort::Iscsi { name, .. } = id.port() else { bail!("an unknown initiator, {id}") };
+            registrations.push((name.to_owned(), descriptor.key, descriptor.held.is_some()));
+        }
+        registrations.sort_unstable();
+        Ok(registrations)
+    }
+
+    fn expect_registered(&mut self, what: &str, expected: &[(&Disk, Key, bool)]) -> Result<()> {
+        let mut expected: Vec<Registration> =
+            expected.iter().map(|(disk, key, held)| (disk.initiator.clone(), *key, *held)).collect();
+        expected.sort_unstable();
+        let registrations = self.registrations()?;
+        let outcome = match registrations == expected {
+            true => Ok(()),
+            false => Err(format!("expected {expected:?}, got {registrations:?}")),
+        };
+        self.report.check(what, outcome);
+        Ok(())
+    }
+
+    /// Which of the first two paths holds the reservation, and which does not.
+    fn holder_and_other(&self) -> Result<(&'a Disk, &'a Disk)> {
+        let registrations = self.registrations()?;
+        let [a, b] = &self.map.paths;
+        let holds =
+            |disk: &Disk| registrations.iter().any(|(initiator, _, held)| *held && *initiator == disk.initiator);
+        match (holds(a), holds(b)) {
+            (true, false) => Ok((a, b)),
+            (false, true) => Ok((b, a)),
+            _ => bail!("not one path holds the reservation: {registrations:?}"),
+        }
+    }
+
+    fn expect_key(&mut self, expected: &str) -> Result<()> {
+        let key = run("multipathd", &["getprkey", "map", &self.map.name()])?;
+        let outcome = if key.trim() == expected { Ok(()) } else { Err(format!("it is {key:?}")) };
+        self.report.check(format!("multipathd knows the key: {expected}"), outcome);
+        Ok(())
+    }
+
+    /// A write of the other host passes or is refused.
+    fn expect_their_write(&mut self, passes: bool) -> Result<()> {
+        let outcome = match (self.theirs.write(1), passes) {
+            (Ok(()), true) => Ok(()),
+            (Err(error), false) if is_conflict(&error) => Ok(()),
+            (other, _) => Err(format!("{other:?}")),
+        };
+        self.report
+            .check(format!("a write of the other host {}", if passes { "passes" } else { "is refused" }), outcome);
+        Ok(())
+    }
+
+    fn expect_our_write(&mut self, what: &str) {
+        let outcome = self.device.write(2).map_err(|error| error.to_string());
+        self.report.check(format!("a write to the map passes, {what}"), outcome);
+    }
+
+    fn actions(mut self) -> Result<()> {
+        let [a, b] = &self.map.paths;
+        let other_host = &self.map.other_host;
+        self.theirs(&register(Key::ZERO, THEIRS))?;
+
+        self.expect(&register(Key::ZERO, OURS), &GOOD);
+        let both = [(a, OURS, false), (b, OURS, false), (other_host, THEIRS, false)];
+        self.expect_registered("both paths are registered", &both)?;
+        self.expect_key("0xaaa")?;
+        self.expect(&register(Key::ZERO, OURS), &CONFLICT);
+        self.expect_registered("and stay so when a second one is refused", &both)?;
+        for request in [read_keys(), read_reservation(), report_capabilities(), read_full_status()] {
+            self.expect_same(&request)?;
+        }
+
+        self.expect(&reserve(OURS, RO), &GOOD);
+        self.expect_their_write(true)?;
+        self.theirs(&register(THEIRS, Key::ZERO))?;
+        self.expect_their_write(false)?;
+        self.expect_our_write("whichever path carries it");
+        self.expect(&reserve(OURS, RO), &GOOD);
+        self.expect_told(&reserve(OTHER, RO), &CONFLICT, &["multipathd getprkey", &self.map.name()]);
+        self.expect(&reserve(OURS, Type::WriteExclusive), &CONFLICT);
+        self.theirs(&register(Key::ZERO, THEIRS))?;
+        let (holder, rest) = self.holder_and_other()?;
+        let reserved = [(holder, OURS, true), (rest, OURS, false), (other_host, THEIRS, false)];
+        // LIO has a conflict where the standard has 05/26/04.
+        self.expect(&release(OURS, Type::WriteExclusive), &CONFLICT);
+        self.expect_registered("a release of another type changes nothing", &reserved)?;
+        self.expect(&release(OURS, RO), &GOOD);
+        self.expect_registered("a release leaves every registration", &both)?;
+
+        self.theirs(&reserve(THEIRS, RO))?;
+        let theirs = [(a, OURS, false), (b, OURS, false), (other_host, THEIRS, true)];
+        self.expect(&release(OURS, RO), &GOOD);
+        self.expect(&release(OURS, AR), &GOOD);
+        self.expect_registered("a release leaves what another host holds", &theirs)?;
+        self.expect(&reserve(OURS, RO), &CONFLICT);
+        self.expect(&preempt(OURS, THEIRS, RO), &GOOD);
+        self.expect_their_write(false)?;
+        let (holder, rest) = self.holder_and_other()?;
+        let taken = [(holder, OURS, true), (rest, OURS, false)];
+        self.expect_registered("a preempt takes the reservation over", &taken)?;
+
+        self.expect(&preempt(OURS, OURS, RO), &GOOD);
+        let (holder, rest) = self.holder_and_other()?;
+        let taken = [(holder, OURS, true), (rest, OURS, false)];
+        self.expect_registered("a preempt of the own key leaves both paths registered", &taken)?;
+        self.expect_our_write("after it");
+        self.expect(&register(OURS, OTHER), &GOOD);
+        self.expect_key("0xbbb")?;
+        let changed = [(holder, OTHER, true), (rest, OTHER, false)];
+        self.expect_registered("a changed key is changed on both paths", &changed)?;
+        self.expect(&clear(OTHER), &GOOD);
+        self.expect_registered("a clear leaves nothing", &[])?;
+        self.expect_key("none")?;
+
+        self.expect(&register_for_good(OURS), &GOOD);
+        self.expect_key("0xaaa:aptpl")?;
+        self.expect(&reserve(OURS, RO), &GOOD);
+        self.expect(&preempt(OURS, OURS, RO), &GOOD);
+        let persistent = self.theirs(&report_capabilities())?;
+        let kept = matches!(&persistent, Completion::Good(data) if data[3] & 1 == 1);
+        self.report.check(
+            "what is to survive a loss of power still is",
+            if kept { Ok(()) } else { Err(persistent.to_string()) },
+        );
+        self.expect(&register(OURS, Key::ZERO), &GOOD);
+        self.expect_registered("unregistering leaves nothing", &[])?;
+
+        self.expect(&register_ignoring(OURS), &GOOD);
+        self.expect(&reserve(OURS, AR), &GOOD);
+        self.expect_our_write("as all registrants are holders");
+        self.expect(&release(OURS, AR), &GOOD);
+        self.cleanup()
+    }
+
+    fn cleanup(&mut self) -> Result<()> {
+        let answer = self.execute(Command::cleanup());
+        let log = self.worker.log();
+        let outcome = if answer == GOOD && log.is_empty() { Ok(()) } else { Err(format!("{answer}, {log:#?}")) };
+        self.report.check("CLEANUP: GOOD", outcome);
+        self.expect_registered("CLEANUP unregisters both paths", &[])?;
+        self.expect_key("none")
+    }
+
+    fn paths(mut self) -> Result<()> {
+        let other_host = &self.map.other_host;
+        self.theirs(&register(Key::ZERO, THEIRS))?;
+        let [a, b] = &self.map.paths;
+
+        // Dead for a moment, of which multipathd need not notice: the next command that matters sees to it.
+        a.set_alive(false)?;
+        self.expect(&register(Key::ZERO, OURS), &GOOD);
+        self.expect_registered("the path that works is registered", &[(b, OURS, false), (other_host, THEIRS, false)])?;
+        a.set_alive(true)?;
+        self.map.wait_for_paths(2)?;
+        let both = [(a, OURS, false), (b, OURS, false), (other_host, THEIRS, false)];
+        self.expect(&reserve(OURS, RO), &GOOD);
+        self.expect(&release(OURS, RO), &GOOD);
+        self.expect(&register(OURS, OTHER), &GOOD);
+        self.expect(&register(OTHER, OURS), &GOOD);
+        self.expect_registered("a path that was dead for a moment is registered", &both)?;
+        self.expect(&register(OURS, Key::ZERO), &GOOD);
+
+        // Lost before: it is registered when it comes back.
+        a.set_alive(false)?;
+        self.map.wait_for_paths(1)?;
+        self.expect(&register(Key::ZERO, OURS), &GOOD);
+        self.expect_registered("the path that works is registered", &[(b, OURS, false), (other_host, THEIRS, false)])?;
+        a.set_alive(true)?;
+        self.wait_for_registrations("multipathd registers the path that comes back", &both)?;
+        self.map.wait_for_paths(2)?;
+
+        // Added later.
+        let third = self.map.add_path()?;
+        let three = [&both[..], &[(&third, OURS, false)]].concat();
+        self.wait_for_registrations("multipathd registers a path that comes later", &three)?;
+        self.map.wait_for_paths(3)?;
+        self.expect(&register(OURS, OTHER), &GOOD);
+        let three = three.map_keys(OTHER);
+        self.expect_registered("all three change their key", &three)?;
+        self.expect(&register(OTHER, OURS), &GOOD);
+        self.map.remove_path(&third)?;
+        self.map.wait_for_paths(2)?;
+        // Its registration stays with the unit, which nobody can undo but by a preempt.
+        self.expect(&reserve(OURS, RO), &GOOD);
+        self.expect(&preempt(OURS, OURS, RO), &GOOD);
+
+        // Lost while it is the holder's: other paths write, the other host does not, release and preempt work.
+        self.theirs(&register(THEIRS, Key::ZERO))?;
+        let (holder, rest) = self.holder_and_other()?;
+        holder.set_alive(false)?;
+        self.expect_our_write("when the holder's path is dead");
+        self.expect_their_write(false)?;
+        self.theirs(&register(Key::ZERO, THEIRS))?;
+        self.expect_same(&read_reservation())?;
+        self.expect(&release(OURS, RO), &GOOD);
+        let released = [(rest, OURS, false), (other_host, THEIRS, false)];
+        self.expect_registered(
+            "the dead holder's reservation is released, and no other host's key is lost",
+            &released,
+        )?;
+        holder.set_alive(true)?;
+        self.wait_for_registrations("the path is registered when it comes back", &both)?;
+        self.map.wait_for_paths(2)?;
+
+        self.expect(&reserve(OURS, RO), &GOOD);
+        let (holder, rest) = self.holder_and_other()?;
+        holder.set_alive(false)?;
+        self.map.wait_for_paths(1)?;
+        self.expect(&preempt(OURS, OURS, RO), &GOOD);
+        let taken = [(rest, OURS, true), (other_host, THEIRS, false)];
+        self.expect_registered("a preempt moves the reservation to a path that works", &taken)?;
+        holder.set_alive(true)?;
+        let taken = [(rest, OURS, true), (holder, OURS, false), (other_host, THEIRS, false)];
+        self.wait_for_registrations("the path is registered when it comes back", &taken)?;
+        self.map.wait_for_paths(2)?;
+
+        // The kernel does not know yet which path is dead when it is asked.
+        for disk in [a, b] {
+            disk.set_alive(false)?;
+            for request in [read_keys(), read_full_status()] {
+                self.expect_same(&request)?;
+            }
+            disk.set_alive(true)?;
+            self.map.wait_for_paths(2)?;
+            self.wait_for_registrations("both paths are registered again", &taken)?;
+        }
+
+        // Without any path, with queue_if_no_path: the kernel would keep the command.
+        let not_ready = Completion::check(SenseCode::NOT_READY);
+        a.set_alive(false)?;
+        b.set_alive(false)?;
+        self.expect(&read_keys(), &not_ready);
+        self.expect_told(&clear(OURS), &not_ready, &["none of its paths works", &self.map.name()]);
+        self.map.wait_for_paths(0)?;
+        self.expect(&read_full_status(), &not_ready);
+        self.expect_told(&register_ignoring(OURS), &not_ready, &["none of its paths works"]);
+        a.set_alive(true)?;
+        b.set_alive(true)?;
+        self.map.wait_for_paths(2)?;
+
+        // While the table is swapped.
+        let name = self.map.name();
+        run("dmsetup", &["suspend", "--noflush", &name])?;
+        self.expect(&read_keys(), &Completion::Status(Status::BUSY));
+        let resume = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            run("dmsetup", &["resume", &name])
+        });
+        self.expect_same(&read_keys())?;
+        resume.join().expect("it does not panic")?;
+        self.wait_for_registrations("everything is as it was", &taken)?;
+
+        // The whole of it without a path: nothing is left of this host once it is forgotten.
+        self.expect(&release(OURS, RO), &GOOD);
+        self.theirs(&register(THEIRS, Key::ZERO))?;
+        self.cleanup()?;
+        a.set_alive(false)?;
+        a.set_alive(true)?;
+        self.map.wait_for_paths(2)?;
+        self.expect_registered("what was cleaned up is not registered again by a path that comes back", &[])
+    }
+
+    fn ports(mut self) -> Result<()> {
+        let [a, b] = &self.map.paths;
+        let other_host = &self.map.other_host;
+        let port = TransportId::new(InitiatorPort::Iscsi { name: &other_host.initiator, isid: None })?;
+        let request = register_for(OURS, &[port]);
+        let refused = Completion::check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
+        self.expect_told(&request, &refused, &["SPEC_I_PT", &self.map.name()]);
+        self.expect_registered("nothing is registered then", &[])?;
+
+        self.map.remove_path(b)?;
+        self.map.wait_for_paths(1)?;
+        wait_for("map of one path", || match std::fs::read_dir(self.map.slaves()?)?.count() {
+            1 => Ok(()),
+            count => bail!("{count} paths"),
+        })?;
+        self.expect(&request, &GOOD);
+        self.expect_registered("both ports are registered", &[(a, OURS, false), (other_host, OURS, false)])?;
+        self.expect(&clear(OURS), &GOOD);
+        let sas = TransportId::new(InitiatorPort::Sas { address: 1 })?;
+        self.expect(&register_for(OURS, &[sas]), &refused);
+        self.expect_registered("nothing is registered of what the library would send cut", &[])
+    }
+
+    fn wait_for_registrations(&mut self, what: &str, expected: &[(&Disk, Key, bool)]) -> Result<()> {
+        let mut wanted: Vec<Registration> =
+            expected.iter().map(|(disk, key, held)| (disk.initiator.clone(), *key, *held)).collect();
+        wanted.sort_unstable();
+        let outcome = wait_for("such registrations", || {
+            let registrations = self.registrations()?;
+            if registrations == wanted { Ok(()) } else { bail!("{registrations:?}, not {wanted:?}") }
+        });
+        self.report.check(what, outcome.map_err(|error| format!("{error:#}")));
+        Ok(())
+    }
+
+    fn diagnosis(mut self) -> Result<()> {
+        let name = self.map.name();
+        let refused = Completion::check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
+        let failed = Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE);
+
+        self.map.configure("")?;
+        let missing = ["multipath.conf has no reservation_key", "`reservation_key file`", &name];
+        self.expect_told(&register(Key::ZERO, OURS), &refused, &missing);
+        self.expect_told(&register_ignoring(OURS), &refused, &missing);
+        self.expect_registered("nothing was registered", &[])?;
+
+        self.map.configure("reservation_key 0xbbb")?;
+        let another = ["allows it the reservation_key 0x0000000000000bbb alone", &name];
+        self.expect_told(&register(Key::ZERO, OURS), &refused, &another);
+        self.expect_registered("nothing was registered", &[])?;
+        self.expect(&register(Key::ZERO, OTHER), &GOOD);
+        self.expect_told(&register(OTHER, OURS), &refused, &another);
+        self.expect_told(&reserve(OURS, RO), &CONFLICT, &another);
+        self.expect(&reserve(OTHER, RO), &GOOD);
+        self.expect(&clear(OTHER), &GOOD);
+
+        self.map.configure("reservation_key file")?;
+        let process = multipathd()?;
+        run("kill", &["-STOP", &process])?;
+        self.expect_told(&register(Key::ZERO, OURS), &failed, &["multipathd did not answer within", &name]);
+        run("kill", &["-CONT", &process])?;
+        self.expect(&register(Key::ZERO, OURS), &GOOD);
+        self.expect(&register(OURS, Key::ZERO), &GOOD);
+
+        // It may end before it has answered.
+        let _ = run("multipathd", &["shutdown"]);
+        wait_for("end of multipathd", || match Path::new("/proc").join(&process).exists() {
+            false => Ok(()),
+            true => bail!("it runs"),
+        })?;
+        let down = ["multipathd does not listen", "systemctl start multipathd", &name];
+        self.expect_told(&register(Key::ZERO, OURS), &failed, &down);
+        let cleanup = self.execute(Command::cleanup());
+        let told = self.worker.log().iter().any(|line| line.contains("CLEANUP") && line.contains(down[0]));
+        let outcome = if cleanup == failed && told { Ok(()) } else { Err(cleanup.to_string()) };
+        self.report.check("CLEANUP without multipathd fails, and the log says why", outcome);
+        start_multipathd()?;
+        self.map.wait_for_paths(2)?;
+        self.expect(&register(Key::ZERO, OURS), &GOOD);
+        self.expect(&clear(OURS), &GOOD);
+
+        let held = self.theirs(&read_reservation())?;
+        let Completion::Good(data) = held else { bail!("{held}") };
+        Reservation::parse(&data)?
+            .value
+            .held
+            .map_or(Ok(()), |held| bail!("left behind: {}", short(held.key)))
+            .context("at the end")
+    }
+}
+
+/// The same registrations with another key, but for the other host's.
+trait MapKeys {
+    fn map_keys(self, key: Key) -> Self;
+}
+
+impl MapKeys for Vec<(&Disk, Key, bool)> {
+    fn map_keys(mut self, key: Key) -> Self {
+        self.iter_mut().filter(|(_, old, _)| *old == OURS).for_each(|(_, old, _)| *old = key);
+        self
+    }
+}
