@@ -90,10 +90,12 @@ fn seconds(time: Duration) -> String {
 
 /// One call of cargo. Its tests count if it has any, else it is one check itself.
 fn step(place: &Place, arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Result<Outcome> {
-    let mut cargo = cargo::command(place);
-    cargo.args(arguments).stdin(Stdio::null());
-    configure(&mut cargo);
-    let output = cargo.output().with_context(|| format!("start {}", command::line(&cargo)))?;
+    let cargo = cargo::command(place);
+    // A shell that starts us in the background has signals ignored, which the tests of signals would inherit.
+    let mut command = Command::new("env");
+    command.arg("--default-signal").arg(cargo.get_program()).args(arguments).current_dir(&place.workspace);
+    configure(&mut command);
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {}", command::line(&command)))?;
     let said = String::from_utf8_lossy(&output.stdout);
     let mut outcome = counted(&said);
     let success = output.status.success();
@@ -103,7 +105,7 @@ fn step(place: &Place, arguments: &[&str], configure: impl FnOnce(&mut Command))
     if !success {
         // A crash, or tests that do not build, fails nothing that is counted.
         outcome.tally.failed = outcome.tally.failed.max(1);
-        outcome.details = format!("{said}{}", String::from_utf8_lossy(&output.stderr));
+        outcome.details = format!("{}{}", without_successes(&said), String::from_utf8_lossy(&output.stderr));
     }
     Ok(outcome)
 }
@@ -113,7 +115,10 @@ fn counted(said: &str) -> Outcome {
     let mut outcome = Outcome::default();
     for line in said.lines() {
         if let Some(what) = line.strip_prefix("skipped: ").or_else(|| line.strip_prefix("SKIPPED: ")) {
-            outcome.skipped.push(what.to_owned());
+            // Many tests may have the same reason.
+            if !outcome.skipped.iter().any(|known| known == what) {
+                outcome.skipped.push(what.to_owned());
+            }
         }
         if let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|line| line.split_once(". ")) {
             for count in counts.split("; ") {
@@ -129,6 +134,20 @@ fn counted(said: &str) -> Outcome {
         }
     }
     outcome
+}
+
+/// What the test harness said, without what passing tests printed.
+fn without_successes(said: &str) -> String {
+    let mut shown = true;
+    let lines = said.lines().filter(|line| {
+        shown = match *line {
+            "successes:" => false,
+            "failures:" => true,
+            line => shown || line.starts_with("test result: "),
+        };
+        shown
+    });
+    lines.flat_map(|line| [line, "\n"]).collect()
 }
 
 /// The lab's scenarios: here only their names, and what failed.
@@ -157,5 +176,14 @@ mod tests {
         assert_eq!((outcome.tally.passed, outcome.tally.failed), (3, 3));
         assert_eq!(outcome.skipped, ["4 tests are marked to be ignored"]);
         assert_eq!(counted("---- a stdout ----\nskipped: not root\n").skipped, ["not root"]);
+    }
+
+    #[test]
+    fn passing_tests_are_not_quoted_when_others_fail() {
+        let said = "running 2 tests\nsuccesses:\n---- a stdout ----\nnoise\nsuccesses:\n    a\n\nfailures:\n---- b stdout ----\n\
+                    panicked\ntest result: FAILED. 1 passed; 1 failed\nsuccesses:\nnoise\ntest result: ok. 1 passed\n";
+        let expected = "running 2 tests\nfailures:\n---- b stdout ----\npanicked\ntest result: FAILED. 1 passed; 1 failed\n\
+                        test result: ok. 1 passed\n";
+        assert_eq!(without_successes(said), expected);
     }
 }
