@@ -25,9 +25,7 @@ impl Initramfs {
             fs::remove_dir_all(&tree)?;
         }
         fs::create_dir_all(tree.join("bin"))?;
-        let initramfs = Self { tree, modules: Vec::new() };
-        initramfs.add(Path::new("/usr/bin/busybox"), "bin/busybox")?;
-        Ok(initramfs)
+        Self { tree, modules: Vec::new() }.with_program("busybox")
     }
 
     fn add(&self, file: &Path, inside: &str) -> Result<()> {
@@ -55,7 +53,9 @@ impl Initramfs {
     pub(crate) fn with_program(self, name: &str) -> Result<Self> {
         let program = packages::find(name).with_context(|| format!("{name} is not installed"))?;
         self.add(&program, &format!("bin/{name}"))?;
-        for word in command::output(Command::new("ldd").arg(&program))?.split_whitespace() {
+        // It fails for a static program, which is linked to none.
+        let libraries = command::output(Command::new("ldd").arg(&program)).unwrap_or_default();
+        for word in libraries.split_whitespace() {
             // "NAME => FILE (ADDRESS)", and the loader as "FILE (ADDRESS)".
             if let Some(inside) = word.strip_prefix('/') {
                 self.add(Path::new(word), inside)?;

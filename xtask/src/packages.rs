@@ -36,7 +36,7 @@ const LAB: &[Need] = &[
     need("addpart", "util-linux", "a partition of a disk"),
     need("xz", "xz-utils", "unpacks kernels and their modules"),
     need("ldd", "libc-bin", "finds the libraries of a program"),
-    need("runuser", "util-linux", "runs a program as another user"),
+    need("setpriv", "util-linux", "ends a guest with who started it"),
 ];
 
 /// What the tests need that run on this machine itself.
