@@ -365,8 +365,11 @@ fn processes_that_cannot_be_seen_have_a_share_each() {
     }
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
+    // Root needs no user namespace for it, and may not have one in a chroot.
+    let user: &[_] = if rustix::process::geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
     let mut server = std::process::Command::new("unshare")
-        .args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"])
+        .args(user)
+        .args(["--pid", "--fork", "--kill-child"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "processes_that_cannot_be_seen_have_a_share_each"])
         .env(PATH, &path)
