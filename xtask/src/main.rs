@@ -91,8 +91,10 @@ fn lab(place: &Place, mut arguments: Parser) -> Result<bool> {
     }
     let lab = Lab::prepare(place)?;
     if list {
-        for scenario in lab.scenarios()? {
-            println!("{:<12} {}", scenario.name, scenario.purpose);
+        let scenarios = lab.scenarios()?;
+        let width = scenarios.iter().map(|scenario| scenario.name.len()).max().unwrap_or_default();
+        for scenario in scenarios {
+            say(&format!("{:<width$}  {}", scenario.name, scenario.purpose));
         }
         return Ok(true);
     }
@@ -103,9 +105,6 @@ fn lab(place: &Place, mut arguments: Parser) -> Result<bool> {
 
 fn bench(place: &Place, mut arguments: Parser) -> Result<bool> {
     packages::ensure_bench()?;
-    let mut run = cargo::command(place);
-    run.args(["build", "--release", "--quiet", "--package", "bench", "--package", "qemu-pr-helper"]);
-    command::show(&mut run)?;
     let mut run = cargo::command(place);
     run.args(["run", "--release", "--quiet", "--package", "bench", "--"]).args(arguments.raw_args()?);
     command::show(&mut run)?;
