@@ -176,7 +176,13 @@ impl Task<'_> {
         if let ReserveOut::Release { key, reservation_type } = out {
             let routes = self.routes()?;
             let released = native::release(&routes, key, reservation_type, || self.release_by_library(&request));
-            return Ok(self.released(released));
+            let completion = self.released(released);
+            if completion == GOOD {
+                // From 0.13 on, multipathd and the library take a RESERVE that is refused for one that is granted while
+                // they believe that the map is the holder. Before, multipathd does not know the order.
+                let _ = self.manager.host.forget_holder(self.map);
+            }
+            return Ok(completion);
         }
         // The library (0.9.4, and those since) takes the flag away for the other paths while the first one's thread may not
         // have looked yet.
@@ -189,6 +195,13 @@ impl Task<'_> {
         }
         if request.action == ReserveOutAction::Register && !request.key.is_zero() && self.map.paths.len() > 1 {
             self.make_whole(request.key)?;
+            if request.service_action_key.is_zero() && self.map.paths.iter().any(|path| !path.usable) {
+                let released = native::release_before_unregistering(&self.routes()?, request.key);
+                match self.released(released) {
+                    Completion::Good(_) => {}
+                    refusal => return Err(refusal),
+                }
+            }
         }
         // The library makes registrations again without APTPL, which would then be off for all.
         let aptpl = self.loses_registrations(&request) && native::is_persistent(&self.manager.host.routes(self.map));

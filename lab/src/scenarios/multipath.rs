@@ -315,6 +315,10 @@ impl<'a> Stage<'a> {
         self.expect(&reserve(OURS, AR), &GOOD);
         self.expect_our_write("as all registrants are holders");
         self.expect(&release(OURS, AR), &GOOD);
+        self.theirs(&register_ignoring(THEIRS))?;
+        self.theirs(&reserve(THEIRS, RO))?;
+        self.expect(&reserve(OURS, RO), &CONFLICT);
+        self.theirs(&register(THEIRS, Key::ZERO))?;
         self.cleanup()
     }
 
@@ -399,6 +403,19 @@ impl<'a> Stage<'a> {
         let taken = [(rest, OURS, true), (holder, OURS, false), (other_host, THEIRS, false)];
         self.wait_for_registrations("the path is registered when it comes back", &taken)?;
         self.map.wait_for_paths(2)?;
+
+        // Who unregisters with a dead path leaves nothing reserved, and can come back.
+        let (holder, _) = self.holder_and_other()?;
+        holder.set_alive(false)?;
+        self.map.wait_for_paths(1)?;
+        self.expect(&register(OURS, Key::ZERO), &GOOD);
+        self.expect_registered("nothing is left of who unregisters with a dead path", &[(other_host, THEIRS, false)])?;
+        holder.set_alive(true)?;
+        self.map.wait_for_paths(2)?;
+        self.expect(&register(Key::ZERO, OURS), &GOOD);
+        self.expect(&reserve(OURS, RO), &GOOD);
+        let (holder, rest) = self.holder_and_other()?;
+        let taken = [(holder, OURS, true), (rest, OURS, false), (other_host, THEIRS, false)];
 
         // The kernel does not know yet which path is dead when it is asked.
         for disk in [a, b] {

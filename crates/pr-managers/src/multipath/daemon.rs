@@ -89,6 +89,11 @@ impl Daemon {
         Ok(matches!(reply.trim_end(), "set" | "unset" | "unknown"))
     }
 
+    /// Has multipathd forget that the map holds its reservation.
+    pub(super) fn forget_holder(&self, map: &str) -> Result<(), Unanswered> {
+        self.order(&format!("unsetprhold map {map}"))
+    }
+
     /// Has multipathd forget the key of the map.
     pub(super) fn forget_key(&self, map: &str) -> Result<(), Unanswered> {
         self.order(&format!("unsetprkey map {map}"))

@@ -31,6 +31,9 @@ pub(super) trait Host: Send + Sync {
     /// See [`Daemon::knows_holders`].
     fn knows_holders(&self, map: &Map) -> Result<bool, Unanswered>;
 
+    /// See [`Daemon::forget_holder`].
+    fn forget_holder(&self, map: &Map) -> Result<(), Unanswered>;
+
     /// [`Daemon::forget_key`], then [`Daemon::stop_registering_paths`].
     fn forget(&self, map: &Map) -> Result<(), Unanswered>;
 }
@@ -84,6 +87,10 @@ impl Host for Machine {
 
     fn knows_holders(&self, map: &Map) -> Result<bool, Unanswered> {
         self.daemon.knows_holders(&map.kernel_name)
+    }
+
+    fn forget_holder(&self, map: &Map) -> Result<(), Unanswered> {
+        self.daemon.forget_holder(&map.kernel_name)
     }
 
     fn forget(&self, map: &Map) -> Result<(), Unanswered> {

@@ -10,8 +10,8 @@
 //!   refuses is undone on the others (before 0.13) so that the host ends up with no key at all.
 
 use scsi_pr::{
-    Capabilities, Command, CommandBuf, Completion, Held, Key, MAX_TRANSFER, Reservation, ReserveIn, ReserveInAction,
-    ReserveOut, ScopeType, Sense, SenseCode, Status, Type,
+    Capabilities, Command, CommandBuf, Completion, Held, Key, Keys, MAX_TRANSFER, Reservation, ReserveIn,
+    ReserveInAction, ReserveOut, ScopeType, Sense, SenseCode, Status, Type,
 };
 
 use super::route::{Route, is_not_ready};
@@ -97,6 +97,18 @@ pub(super) fn release<R: Route>(
     }
 }
 
+/// Gives up what `key` holds, if it holds anything, before the host unregisters with a path that is dead: the unit would
+/// leave the reservation with that path's registration, where nobody but another host's PREEMPT gets it from.
+pub(super) fn release_before_unregistering<R: Route>(routes: &[R], key: Key) -> Released {
+    match held(routes) {
+        Ok(Some(Held { key: holder, reservation_type })) if holder == key && !reservation_type.is_all_registrants() => {
+            release(routes, key, reservation_type, || None)
+        }
+        Ok(_) => Released { completion: GOOD, restored: None },
+        Err(completion) => Released { completion, restored: None },
+    }
+}
+
 /// Releases a reservation of this key whose holder cannot be reached, by making `route` the holder. This takes away the
 /// registrations of all other paths, those that are dead included; the others get theirs back.
 fn take_over<R: Route>(routes: &[R], route: &R, key: Key, reservation_type: Type, aptpl: bool) -> Released {
@@ -123,9 +135,15 @@ pub(super) fn reserve_as_holder<R: Route>(routes: &[R], command: Command<'_>) ->
 /// With `aptpl`, registrations survive a loss of power afterwards; without it, they do not. The last one to register
 /// decides it for all, so it should be what [`is_persistent`] said before anything was changed.
 ///
+/// Nothing is sent when as many registrations have the key as there are paths that work: each REGISTER counts in
+/// PRGENERATION, which others may watch.
+///
 /// One path that is registered is asked for it before and after. If it is not any more, another host has preempted this
 /// one in between, and must not find it registered again.
 pub(super) fn restore<R: Route>(routes: &[R], key: Key, aptpl: bool) -> Restored {
+    if count(routes, key).is_some_and(|count| count >= routes.len()) && is_persistent(routes) == aptpl {
+        return Restored::Whole { registered: 0, failed: 0 };
+    }
     let register = |route: &R, key, service_action_key| {
         let out = ReserveOut::Register { key, service_action_key, initiator_ports: None, all_tg_pt: false, aptpl };
         route.insist(encode(&out).command()).0
@@ -172,6 +190,12 @@ fn held<R: Route>(routes: &[R]) -> Result<Option<Held>, Completion> {
 pub(super) fn is_persistent<R: Route>(routes: &[R]) -> bool {
     let data = read(routes, ReserveInAction::ReportCapabilities).unwrap_or_default();
     Capabilities::parse(&data).is_ok_and(|parsed| parsed.value.ptpl_a)
+}
+
+/// How many registrations have this key; `None` when that cannot be read.
+fn count<R: Route>(routes: &[R], key: Key) -> Option<usize> {
+    let keys = Keys::parse(&read(routes, ReserveInAction::ReadKeys).ok()?).ok()?;
+    (!keys.truncated).then(|| keys.value.keys.iter().filter(|registered| **registered == key).count())
 }
 
 fn read<R: Route>(routes: &[R], action: ReserveInAction) -> Result<Vec<u8>, Completion> {

@@ -128,6 +128,11 @@ impl Host for Fake {
         Ok(self.knows_holders)
     }
 
+    fn forget_holder(&self, _: &Map) -> Result<(), Unanswered> {
+        self.note("forget holder");
+        if self.forgets { Ok(()) } else { Err(down()) }
+    }
+
     fn forget(&self, _: &Map) -> Result<(), Unanswered> {
         self.note("forget");
         if self.forgets { Ok(()) } else { Err(down()) }
@@ -217,6 +222,23 @@ fn who_is_not_registered_changes_no_key() {
         assert_eq!(fake.quiet(out(0, &list)), conflict);
         assert!(fake.asked().iter().all(|what| what.starts_with("path: ")));
     }
+}
+
+#[test]
+fn who_unregisters_with_a_dead_path_gives_up_his_reservation_first() {
+    let dead_path = vec![true, false];
+    let ours = Some([(reserved_by(1), Reached::Unit), (GOOD, Reached::Unit)]);
+    let fake = Fake { paths: [dead_path.clone(), dead_path], answers: ours, ..Fake::default() };
+    // The reservation of the fake unit stays whatever is sent, and is taken over.
+    assert_eq!(fake.quiet(out(0, &list(1, 0))), GOOD);
+    let asked = fake.asked();
+    assert!(asked.iter().any(|what| what.contains("RESERVE OUT, RELEASE")), "{asked:?}");
+    assert_eq!(asked.last().unwrap(), REGISTERED);
+    // With another key, or all paths alive, nothing is given up.
+    fake.quiet(out(0, &list(1, 2)));
+    let alive = Fake { paths: [vec![true; 2], vec![true; 2]], ..fake.clone() };
+    alive.quiet(out(0, &list(1, 0)));
+    assert!(!fake.asked().iter().any(|what| what.contains("RESERVE OUT, RELEASE")));
 }
 
 /// The library sends most commands by one path, which may be the one that lacks its registration.
@@ -456,20 +478,29 @@ fn a_reservation_of_ones_own_is_released_by_the_paths_or_by_a_library_that_knows
     let ours = Some([(reserved_by(1), Reached::Unit), (GOOD, Reached::Unit)]);
     let fake = Fake { answers: ours, knows_holders: true, ..Fake::default() };
     assert_eq!(fake.quiet(out(2, &list(1, 0))), GOOD);
-    assert_eq!(fake.asked(), ["library: RELEASE"]);
+    assert_eq!(fake.asked(), ["library: RELEASE", "forget holder"]);
     let failing = Fake { library: Ok(13), ..fake.clone() };
     assert_eq!(failing.told(out(2, &list(1, 0))).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
     // One that does not know them would take another host's for its own.
     let fake = Fake { knows_holders: false, ..fake };
     fake.asked();
     fake.run(out(2, &list(1, 0)));
-    assert!(fake.asked().iter().all(|what| what.starts_with("path: ")));
+    let asked = fake.asked();
+    let (last, before) = asked.split_last().unwrap();
+    assert!(before.iter().all(|what| what.starts_with("path: ")) && last == "forget holder", "{asked:?}");
     // Another host's is nobody's business.
     let theirs = Some([(reserved_by(9), Reached::Unit), (GOOD, Reached::Unit)]);
     let fake = Fake { answers: theirs, knows_holders: true, ..fake };
     assert_eq!(fake.quiet(out(2, &list(1, 0))), GOOD);
-    let asked = fake.asked();
-    assert!(asked.iter().all(|what| what.starts_with("path: PERSISTENT RESERVE OUT, RELEASE")), "{asked:?}");
+    let [release, _] = &fake.asked()[..] else { panic!() };
+    assert!(release.starts_with("path: PERSISTENT RESERVE OUT, RELEASE"), "{release}");
+    // Older ones do not know what a holder is, and a refused RELEASE says nothing about one.
+    assert_eq!(Fake { forgets: false, ..fake.clone() }.quiet(out(2, &list(1, 0))), GOOD);
+    fake.asked();
+    let refusing = (Completion::Status(Status::RESERVATION_CONFLICT), Reached::Unit);
+    let fake = Fake { answers: Some([(reserved_by(9), Reached::Unit), refusing]), ..fake };
+    fake.run(out(2, &list(1, 0)));
+    assert!(!fake.asked().contains(&"forget holder".to_owned()));
 }
 
 #[test]

@@ -46,6 +46,9 @@ impl World {
         if let Ok(ask) = ReserveIn::parse(command) {
             return ask.answer(match ask.action() {
                 ReserveInAction::ReadReservation => self.unit.shown().encode(),
+                ReserveInAction::ReadKeys => {
+                    Keys { generation: self.unit.shown().generation, keys: self.unit.sorted_keys() }.encode()
+                }
                 ReserveInAction::ReportCapabilities => {
                     Capabilities { ptpl_c: true, ptpl_a: self.aptpl, ..Capabilities::default() }.encode()
                 }
@@ -245,6 +248,22 @@ fn a_path_that_dies_meanwhile_is_counted() {
 }
 
 #[test]
+fn what_a_dead_path_holds_is_given_up_before_unregistering() {
+    let give_up = |stage: &Stage| release_before_unregistering(&stage.routes, OURS).completion;
+    let stage = Stage::new(3).held_by(1, RO).offline(1);
+    assert_eq!(give_up(&stage), GOOD);
+    assert_eq!(stage.reservation(), None);
+    assert!(stage.foreign_is_whole() && stage.key(1).is_none());
+    for stage in [Stage::new(2), Stage::new(2).held_by(FOREIGN, RO), Stage::new(2).held_by(0, AR)] {
+        let before = stage.world.borrow().unit.clone();
+        assert_eq!(give_up(&stage), GOOD);
+        assert_eq!(stage.world.borrow().unit, before);
+    }
+    let none: &[Nexus] = &[];
+    assert_eq!(release_before_unregistering(none, OURS).completion, NOT_READY);
+}
+
+#[test]
 fn a_library_that_may_be_trusted_has_the_first_case_alone() {
     let asked = Cell::new(0);
     let by_library = || {
@@ -321,9 +340,12 @@ fn registrations_come_back_after_a_preempt_of_ones_own_key() {
     assert_eq!(stage.our_keys(), [None, Some(OURS), None]);
     assert_eq!(restore(&stage.routes, OURS, false), Restored::Whole { registered: 2, failed: 0 });
     assert_eq!(stage.our_keys(), [Some(OURS); 3]);
-    // And nothing changes when none was lost.
+    // And nothing changes when none was lost, not even PRGENERATION.
+    let before = stage.world.borrow().unit.clone();
     assert_eq!(restore(&stage.routes, OURS, false), Restored::Whole { registered: 0, failed: 0 });
-    assert_eq!(stage.our_keys(), [Some(OURS); 3]);
+    assert_eq!(stage.world.borrow().unit, before);
+    assert_eq!(restore(&stage.routes, OURS, true), Restored::Whole { registered: 0, failed: 0 });
+    assert!(stage.world.borrow().aptpl && stage.our_keys() == [Some(OURS); 3]);
 }
 
 #[test]
