@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use pr_managers::MapIn;
 use pr_managers::device::Sysfs;
+use rustix::process::{Pid, Signal, kill_process};
 use scsi_pr::{
     Command, Completion, FullStatus, InitiatorPort, Key, PrManager, Reservation, SenseCode, SenseKey, Status,
     TransportId, Type,
@@ -521,9 +522,13 @@ impl<'a> Stage<'a> {
 
         self.map.configure("reservation_key file")?;
         let process = multipathd()?;
-        run("kill", &["-STOP", &process])?;
+        let signal = |signal| -> Result<()> {
+            let process = Pid::from_raw(process.parse()?).context("multipathd has no number")?;
+            Ok(kill_process(process, signal)?)
+        };
+        signal(Signal::STOP)?;
         self.expect_told(&register(Key::ZERO, OURS), &failed, &["multipathd did not answer within", &name]);
-        run("kill", &["-CONT", &process])?;
+        signal(Signal::CONT)?;
         self.expect(&register(Key::ZERO, OURS), &GOOD);
         self.expect(&register(OURS, Key::ZERO), &GOOD);
 
