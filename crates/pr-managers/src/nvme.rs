@@ -19,7 +19,7 @@ use scsi_pr::{Command, Completion, Error, Opcode, PrManager, ReserveIn, ReserveO
 
 use crate::NotPermitted;
 use crate::device::is_block_device;
-use crate::permission::{Complaints, Stop};
+use crate::permission::{self, Complaints, Stop};
 use translate::Session;
 pub(crate) use translate::{NOT_PREEMPTED, NOT_RELEASED};
 
@@ -101,7 +101,7 @@ impl Nvme {
             Ok(namespace) => namespace,
             // What other drivers say to an ioctl that they do not know.
             Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => return no_namespace(),
-            Err(errno) => return outcome::of_errno(errno).map_err(Stop::NotPermitted),
+            Err(errno) => return permission::of_errno(errno).map_err(Stop::NotPermitted),
         };
         let session = Session::new(&namespace);
         let refused = |code| Stop::With(Completion::check(code));

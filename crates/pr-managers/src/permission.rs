@@ -1,12 +1,14 @@
-//! [`NotPermitted`]: a command that this process may not have run, told apart from one that was answered.
+//! [`NotPermitted`]: a command that this process may not have run, told apart from one that was answered; and what an
+//! errno says of it.
 
 use std::fmt;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use scsi_pr::{Command, Completion, SenseCode};
+use scsi_pr::{Command, Completion, SenseCode, Status};
 use tracing::warn;
 
+use crate::sg_io;
 use crate::throttle::Throttle;
 
 /// The kernel lets this process not do what a command needs, and **nothing has been done**: a process with more
@@ -37,6 +39,19 @@ impl fmt::Display for NotPermitted {
 }
 
 impl std::error::Error for NotPermitted {}
+
+/// What the errno of an ioctl that carries a reservation command means, IOC_PR's and NVMe's alike.
+pub(crate) fn of_errno(errno: Errno) -> Result<Completion, NotPermitted> {
+    Ok(match errno {
+        Errno::PERM | Errno::ACCESS => return Err(NotPermitted(errno)),
+        // The driver has no reservations; device mapper has none for a table of several targets.
+        Errno::NOTTY | Errno::OPNOTSUPP => Completion::check(SenseCode::INVALID_OPCODE),
+        // A suspended device-mapper device, and an NVMe namespace whose paths are all away. Nothing was sent.
+        Errno::AGAIN => Completion::Status(Status::BUSY),
+        // EINTR, too: an NVMe controller was reset under the command, which may have been done or not.
+        errno => sg_io::outcome::of_errno(errno),
+    })
+}
 
 /// Why a command goes no further.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use rustix::io::Errno;
 use scsi_pr::{Completion, SenseCode, Status};
 
 use super::translate::Failure;
-use crate::NotPermitted;
-use crate::sg_io::outcome::{Report, of_errno as sg_io_errno, of_host_status};
+use crate::sg_io::outcome::{Report, of_host_status};
+use crate::{NotPermitted, permission};
 
 /// What a failure means. `refusal` is the sense that stands for EINVAL; `nvme` says whose statuses they are.
 pub(super) fn of_failure(failure: Failure, refusal: SenseCode, nvme: bool) -> Result<Completion, NotPermitted> {
@@ -17,15 +17,10 @@ pub(super) fn of_failure(failure: Failure, refusal: SenseCode, nvme: bool) -> Re
 
 /// What an errno means.
 pub(super) fn of_errno(errno: Errno, refusal: SenseCode) -> Result<Completion, NotPermitted> {
-    Ok(match errno {
-        Errno::PERM | Errno::ACCESS => return Err(NotPermitted(errno)),
-        // The driver has no reservations; device mapper has none for a table of several targets.
-        Errno::NOTTY | Errno::OPNOTSUPP => Completion::check(SenseCode::INVALID_OPCODE),
-        Errno::INVAL => Completion::check(refusal),
-        // A suspended device-mapper device, and an NVMe namespace whose paths are all away. Nothing was sent.
-        Errno::AGAIN => Completion::Status(Status::BUSY),
-        errno => sg_io_errno(errno),
-    })
+    match errno {
+        Errno::INVAL => Ok(Completion::check(refusal)),
+        errno => permission::of_errno(errno),
+    }
 }
 
 /// What a positive result means: `PR_STS_…` of Linux `linux/pr.h` (kernel side).
@@ -60,6 +55,7 @@ fn of_status(status: u32, refusal: SenseCode, nvme: bool) -> Completion {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sg_io::outcome::of_errno as sg_io_errno;
     use scsi_pr::SenseKey;
 
     fn check(key: u8, asc: u8, ascq: u8) -> Completion {

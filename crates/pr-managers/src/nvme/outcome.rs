@@ -1,11 +1,10 @@
 //! What the kernel or a namespace says when a command was not done, as a [`Completion`]. No I/O.
 
-use rustix::io::Errno;
 use scsi_pr::{Completion, SenseCode, Status};
 
 use super::translate::Failure;
 use crate::NotPermitted;
-use crate::sg_io::outcome::of_errno as sg_io_errno;
+use crate::permission::of_errno;
 
 /// Status Code Type and Status Code (NVM Express Base Specification 2.0, 3.3.3.2.1), without the bits above that say
 /// whether to try again and whether there is more to know.
@@ -24,17 +23,6 @@ pub(super) fn of_failure(failure: Failure, refusal: SenseCode) -> Result<Complet
         Failure::Errno(errno) => of_errno(errno),
         Failure::Status(status) => Ok(of_status(status, refusal)),
     }
-}
-
-pub(super) fn of_errno(errno: Errno) -> Result<Completion, NotPermitted> {
-    Ok(match errno {
-        Errno::ACCESS | Errno::PERM => return Err(NotPermitted(errno)),
-        Errno::NOTTY | Errno::OPNOTSUPP => Completion::check(SenseCode::INVALID_OPCODE),
-        // No path to the namespace works now.
-        Errno::AGAIN => Completion::Status(Status::BUSY),
-        // EINTR, too: the controller was reset under the command, which may have been done or not.
-        errno => sg_io_errno(errno),
-    })
 }
 
 fn of_status(status: u32, refusal: SenseCode) -> Completion {
@@ -58,6 +46,8 @@ fn of_status(status: u32, refusal: SenseCode) -> Completion {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sg_io::outcome::of_errno as sg_io_errno;
+    use rustix::io::Errno;
     use scsi_pr::SenseKey;
 
     fn check(key: u8, asc: u8, ascq: u8) -> Completion {
