@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode};
 
+use pr_daemon::signals;
 use pr_helper::descriptor::{self, Passed};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
@@ -19,7 +20,6 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::activation;
 use crate::message::{Message, Result, invoked_as, reason};
-use crate::signals;
 
 /// Set for a helper that a launcher started.
 const MARK: &str = "QEMU_PR_HELPER_LAUNCHED";

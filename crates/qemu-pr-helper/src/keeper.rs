@@ -23,6 +23,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::SigSet;
+use pr_daemon::socket::SocketFile;
 use pr_helper::descriptor::{self, Passed};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
@@ -30,7 +31,6 @@ use rustix::thread::CapabilitySet;
 
 use crate::message::{Message, Result, invoked_as, reason};
 use crate::privileges;
-use crate::socket::SocketFile;
 
 /// What the keeper is called: its first word, by which this binary knows that it is one.
 const NAME: &str = "qemu-pr-helper-keeper";

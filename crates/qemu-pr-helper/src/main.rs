@@ -10,16 +10,12 @@ mod background;
 mod help;
 mod identity;
 mod keeper;
-mod limits;
 mod managers;
 mod message;
-mod notify;
 mod number;
 mod options;
 mod pidfile;
 mod privileges;
-mod signals;
-mod socket;
 mod trace;
 
 use std::io::Write;
@@ -30,9 +26,11 @@ use std::sync::Arc;
 use background::Launcher;
 use keeper::Kept;
 use message::{Message, Result, reason};
-use notify::ServiceManager;
 use options::{Options, Request};
 use pidfile::PidFile;
+use pr_daemon::notify::ServiceManager;
+use pr_daemon::socket::{self, Access};
+use pr_daemon::{limits, signals};
 use pr_managers::policy::Counters;
 
 fn main() -> ExitCode {
@@ -76,7 +74,7 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     let (listener, mut socket) = match activated {
         Some(listener) => (listener, None),
         None => {
-            let (listener, file) = socket::listen(options.socket())?;
+            let (listener, file) = socket::listen(options.socket(), Access::Umask)?;
             (listener, Some(Kept::new(options.socket().to_owned(), file)))
         }
     };

@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use pr_daemon::Failure;
+pub(crate) use pr_daemon::reason;
 
 /// What a function that can end the program returns.
 pub(crate) type Result<T> = std::result::Result<T, Message>;
@@ -16,12 +16,11 @@ pub(crate) struct Message {
     text: String,
     place: Option<String>,
     before: Option<String>,
-    after: Option<&'static str>,
 }
 
 impl Message {
     pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), place: None, before: None, after: None }
+        Self { text: text.into(), place: None, before: None }
     }
 
     pub(crate) fn warning(text: impl fmt::Display) -> Self {
@@ -40,12 +39,6 @@ impl Message {
         self
     }
 
-    /// A whole line that comes last.
-    pub(crate) fn followed_by(mut self, line: &'static str) -> Self {
-        self.after = Some(line);
-        self
-    }
-
     /// Writes it to stderr. Nobody may be reading there any more (libvirt closes its end once the helper runs), and
     /// that is no reason to fail.
     pub(crate) fn print(&self) {
@@ -53,13 +46,9 @@ impl Message {
     }
 }
 
-/// Writes a line to a log, unless somebody would have to be waited for: a pipe that is full because its reader hangs must
-/// not stop the helper. The line is lost then, as it is when the disk is full.
-pub(crate) fn write_log(log: &mut (impl Write + AsFd), line: &str) {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // A pipe with room has room for a page, which is more than a line.
-    if poll(&mut [PollFd::new(log, PollFlags::OUT)], Some(&now)) == Ok(1) {
-        let _ = log.write_all(line.as_bytes());
+impl From<Failure> for Message {
+    fn from(failure: Failure) -> Self {
+        Self::new(failure.to_string())
     }
 }
 
@@ -72,8 +61,7 @@ impl fmt::Display for Message {
         if let Some(place) = &self.place {
             write!(f, "{place}:")?;
         }
-        writeln!(f, " {}", self.text)?;
-        self.after.map_or(Ok(()), |line| writeln!(f, "{line}"))
+        writeln!(f, " {}", self.text)
     }
 }
 
@@ -91,33 +79,16 @@ pub(crate) fn program_name() -> &'static str {
     invoked_as().rsplit('/').next().unwrap_or_default()
 }
 
-/// The text of strerror(3), without the number that the standard library adds.
-pub(crate) fn reason(error: impl Into<io::Error>) -> String {
-    let mut text = error.into().to_string();
-    if let Some(end) = text.rfind(" (os error ") {
-        text.truncate(end);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::io::Errno;
 
     #[test]
     fn messages_have_qemu_s_form() {
         let name = program_name();
         assert_eq!(Message::new("no").to_string(), format!("{name}: no\n"));
         assert_eq!(Message::warning("hm").at("ev:5").to_string(), format!("{name}:ev:5: warning: hm\n"));
-        let three = Message::new("two").preceded_by("one".to_owned()).followed_by("three");
-        assert_eq!(three.to_string(), format!("one\n{name}: two\nthree\n"));
-    }
-
-    #[test]
-    fn reasons_are_those_of_the_c_library() {
-        assert_eq!(reason(Errno::AGAIN), "Resource temporarily unavailable");
-        assert_eq!(reason(Errno::NOENT), "No such file or directory");
-        assert_eq!(reason(io::Error::other("other")), "other");
+        let two = Message::new("two").preceded_by("one".to_owned());
+        assert_eq!(two.to_string(), format!("one\n{name}: two\n"));
     }
 }

@@ -11,13 +11,14 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::sync::Mutex;
 
+use pr_daemon::log;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span;
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::message::{Message, Result, reason, write_log};
+use crate::message::{Message, Result, reason};
 pub(crate) use settings::{Added, Settings};
 
 /// The events that `-T` can enable: those that the crates of this project name.
@@ -91,13 +92,15 @@ impl Subscriber for Log {
     fn event(&self, event: &Event<'_>) {
         let text = Text::of(event);
         if self.is_message(event.metadata()) {
-            write_log(&mut std::io::stderr().lock(), &Message::new(text.as_str()).to_string());
+            log::write(&mut std::io::stderr().lock(), Message::new(text.as_str()).to_string().as_bytes());
         }
         if self.is_wanted(event.metadata()) {
             let line = format!("{} {}\n", event.metadata().name(), text);
             match &self.file {
-                Some(file) => write_log(&mut *file.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), &line),
-                None => write_log(&mut std::io::stderr().lock(), &line),
+                Some(file) => {
+                    log::write(&mut *file.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), line.as_bytes())
+                }
+                None => log::write(&mut std::io::stderr().lock(), line.as_bytes()),
             }
         }
     }

@@ -2,7 +2,7 @@
 //! at the end only our own is removed.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
@@ -10,17 +10,35 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::Gid;
 
-use crate::message::{Message, Result, reason};
+use crate::{Failure, reason};
 
-/// Listens at `path`. The mode of its file is 0777 less the umask.
-pub(crate) fn listen(path: &Path) -> Result<(OwnedFd, SocketFile)> {
+/// Who may connect: whoever may write to the socket's file (unix(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Its mode is 0777 less the umask.
+    Umask,
+    /// Its mode is exactly this, from the moment at which anybody can connect.
+    Exactly {
+        /// The permission bits.
+        mode: u32,
+        /// Its group; `None` for the one that a new file gets.
+        group: Option<u32>,
+    },
+}
+
+/// Listens at `path`, for whom `access` lets in.
+///
+/// # Errors
+///
+/// That the path cannot be bound; that something is there which is not a left-over socket, and so was left alone; that
+/// the file cannot be given its group.
+pub fn listen(path: &Path, access: Access) -> Result<(OwnedFd, SocketFile), Failure> {
     let address = SocketAddrUnix::new(path).map_err(|_| {
-        Message::new(format!("UNIX socket path '{}' is too long", path.display()))
-            .followed_by("Path must be less than 108 bytes")
+        Failure(format!("UNIX socket path '{}' is too long\nPath must be less than 108 bytes", path.display()))
     })?;
-    let not_bound =
-        |error: Errno| Message::new(format!("Failed to bind socket to {}: {}", path.display(), reason(error)));
+    let not_bound = |error: Errno| Failure(format!("Failed to bind socket to {}: {}", path.display(), reason(error)));
     let socket = stream_socket(SocketFlags::empty()).map_err(not_bound)?;
     let (directory, name) = match (path.parent(), path.file_name()) {
         (Some(directory), Some(name)) => (open_directory(directory).map_err(not_bound)?, name.to_owned()),
@@ -31,13 +49,18 @@ pub(crate) fn listen(path: &Path) -> Result<(OwnedFd, SocketFile)> {
     let _lock = lock(&directory);
     make_way(path, &address)?;
     rustix::net::bind(&socket, &address).map_err(not_bound)?;
-    // The kernel takes less if net.core.somaxconn says so.
-    let listening = rustix::net::listen(&socket, i32::MAX).and_then(|()| SocketFile::in_directory(directory, name));
+    let listening = SocketFile::in_directory(directory, name).and_then(|file| {
+        // Nobody can connect before it listens.
+        file.admit(access)?;
+        // The kernel takes less if net.core.somaxconn says so.
+        rustix::net::listen(&socket, i32::MAX)?;
+        Ok(file)
+    });
     match listening {
         Ok(file) => Ok((socket, file)),
         Err(error) => {
             let _ = rustix::fs::unlink(path);
-            Err(Message::new(format!("Failed to listen on socket {}: {}", path.display(), reason(error))))
+            Err(Failure(format!("Failed to listen on socket {}: {}", path.display(), reason(error))))
         }
     }
 }
@@ -46,8 +69,8 @@ fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn not_unlinked(path: &Path, error: Errno) -> Message {
-    Message::new(format!("Failed to unlink socket {}: {}", path.display(), reason(error)))
+fn not_unlinked(path: &Path, error: Errno) -> Failure {
+    Failure(format!("Failed to unlink socket {}: {}", path.display(), reason(error)))
 }
 
 fn stream_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
@@ -56,8 +79,8 @@ fn stream_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
 
 /// Removes the socket that an instance left at `path`. Anything else that is there is an error: a socket on which
 /// somebody may still listen, and every file that is none.
-fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<()> {
-    let occupied = |why: &str| Message::new(format!("Failed to bind socket to {}: {why}", path.display()));
+fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<(), Failure> {
+    let occupied = |why: &str| Failure(format!("Failed to bind socket to {}: {why}", path.display()));
     match rustix::fs::lstat(path).map(|file| FileType::from_raw_mode(file.st_mode)) {
         Ok(FileType::Socket) => {}
         Ok(FileType::Directory) => return Err(not_unlinked(path, Errno::ISDIR)),
@@ -81,7 +104,8 @@ fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<()> {
 }
 
 /// The file of a socket that we bound.
-pub(crate) struct SocketFile {
+#[derive(Debug)]
+pub struct SocketFile {
     /// Opened with O_PATH, so that no path has to be followed again: by then it may lead elsewhere.
     directory: OwnedFd,
     name: OsString,
@@ -97,13 +121,24 @@ impl SocketFile {
         Ok(Self { directory, name, file })
     }
 
+    /// Gives the file its group and its mode.
+    fn admit(&self, access: Access) -> rustix::io::Result<()> {
+        let Access::Exactly { mode, group } = access else { return Ok(()) };
+        // What O_PATH opened has its mode changed by way of /proc alone.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        if let Some(group) = group {
+            rustix::fs::chownat(&self.file, "", None, Some(Gid::from_raw(group)), AtFlags::EMPTY_PATH)?;
+        }
+        rustix::fs::chmod(path, Mode::from_raw_mode(mode))
+    }
+
     /// The file that another process has in these parts.
-    pub(crate) fn from_parts(directory: OwnedFd, name: OsString, file: OwnedFd) -> Self {
+    pub fn from_parts(directory: OwnedFd, name: OsString, file: OwnedFd) -> Self {
         Self { directory, name, file }
     }
 
     /// The directory, the name in it, and the file.
-    pub(crate) fn parts(&self) -> (BorrowedFd<'_>, &OsStr, BorrowedFd<'_>) {
+    pub fn parts(&self) -> (BorrowedFd<'_>, &OsStr, BorrowedFd<'_>) {
         (self.directory.as_fd(), &self.name, self.file.as_fd())
     }
 
@@ -112,7 +147,7 @@ impl SocketFile {
     /// # Errors
     ///
     /// Those of unlink(2), but for `ENOENT`: it is gone then.
-    pub(crate) fn remove(&self) -> rustix::io::Result<()> {
+    pub fn remove(&self) -> rustix::io::Result<()> {
         // Another helper may just be looking at our file.
         let _lock = lock(&self.directory);
         let ours = rustix::fs::fstat(&self.file)?;
@@ -155,7 +190,7 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     fn refusal(path: &Path) -> String {
-        match listen(path) {
+        match listen(path, Access::Umask) {
             Ok(_) => panic!("{} was taken", path.display()),
             Err(message) => message.to_string(),
         }
@@ -171,7 +206,7 @@ mod tests {
     fn a_free_path_is_bound_and_left_clean() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
-        let (listener, file) = listen(&path).unwrap();
+        let (listener, file) = listen(&path, Access::Umask).unwrap();
         let listener = UnixListener::from(listener);
         let client = UnixStream::connect(&path).unwrap();
         drop((client, listener.accept().unwrap()));
@@ -182,15 +217,36 @@ mod tests {
     }
 
     #[test]
+    fn the_file_has_exactly_the_mode_and_group_that_are_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        // The group that this process has is the one that anybody may give.
+        let own = rustix::process::getgid().as_raw();
+        for (mode, group) in [(0o600, None), (0o660, Some(own)), (0o666, None), (0, Some(own))] {
+            let (_listener, file) = listen(&path, Access::Exactly { mode, group }).unwrap();
+            let metadata = std::fs::metadata(&path).unwrap();
+            assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (mode, own));
+            file.remove().unwrap();
+        }
+        let path = directory.path().join("foreign");
+        // Root may give any.
+        if !rustix::process::geteuid().is_root() {
+            let refused = listen(&path, Access::Exactly { mode: 0o660, group: Some(0) }).unwrap_err();
+            assert!(refused.to_string().starts_with("Failed to listen on socket "), "{refused}");
+            assert!(!path.exists());
+        }
+    }
+
+    #[test]
     fn a_left_over_socket_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        let (_listener, _file) = listen(&path).unwrap();
+        let (_listener, _file) = listen(&path, Access::Umask).unwrap();
         UnixStream::connect(&path).unwrap();
         let datagram = directory.path().join("d");
         drop(UnixDatagram::bind(&datagram).unwrap());
-        listen(&datagram).unwrap();
+        listen(&datagram, Access::Umask).unwrap();
     }
 
     #[test]
@@ -228,16 +284,16 @@ mod tests {
         assert!(stale.exists() && link.is_symlink());
 
         for path in [directory.path(), Path::new("/"), Path::new("/tmp/..")] {
-            assert!(refusal(path).ends_with(&format!(" Failed to unlink socket {}: Is a directory\n", path.display())));
+            assert!(refusal(path).ends_with(&format!("Failed to unlink socket {}: Is a directory", path.display())));
         }
     }
 
     #[test]
     fn paths_that_cannot_be_bound_are_told() {
-        let expected = " Failed to bind socket to /nonexistent/s: No such file or directory\n";
+        let expected = "Failed to bind socket to /nonexistent/s: No such file or directory";
         assert!(refusal(Path::new("/nonexistent/s")).ends_with(expected));
         let long = format!("/tmp/{}", "a".repeat(104));
-        let expected = format!(" UNIX socket path '{long}' is too long\nPath must be less than 108 bytes\n");
+        let expected = format!("UNIX socket path '{long}' is too long\nPath must be less than 108 bytes");
         assert!(refusal(Path::new(&long)).ends_with(&expected));
     }
 
@@ -246,7 +302,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let room = 108 - directory.path().as_os_str().len() - 1;
         let path = directory.path().join("s".repeat(room));
-        let (_listener, file) = listen(&path).unwrap();
+        let (_listener, file) = listen(&path, Access::Umask).unwrap();
         assert!(path.exists());
         assert!(refusal(&path).contains("another program listens there"));
         file.remove().unwrap();
@@ -258,7 +314,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (before, after) = (directory.path().join("before"), directory.path().join("after"));
         std::fs::create_dir(&before).unwrap();
-        let (_listener, file) = listen(&before.join("s")).unwrap();
+        let (_listener, file) = listen(&before.join("s"), Access::Umask).unwrap();
         std::fs::rename(&before, &after).unwrap();
         std::fs::create_dir(&before).unwrap();
         std::fs::write(before.join("s"), "another's").unwrap();
@@ -270,10 +326,10 @@ mod tests {
     fn only_our_own_socket_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
-        let (listener, file) = listen(&path).unwrap();
+        let (listener, file) = listen(&path, Access::Umask).unwrap();
         drop(listener);
         // The other one may not get the number of ours, which is still held.
-        let (_listener, other) = listen(&path).unwrap();
+        let (_listener, other) = listen(&path, Access::Umask).unwrap();
         file.remove().unwrap();
         assert!(path.exists());
         other.remove().unwrap();
@@ -292,7 +348,7 @@ mod tests {
             let start = std::sync::Barrier::new(4);
             let attempt = || {
                 start.wait();
-                listen(&path)
+                listen(&path, Access::Umask)
             };
             let mut won: Vec<_> = std::thread::scope(|scope| {
                 let attempts: Vec<_> = (0..4).map(|_| scope.spawn(attempt)).collect();
@@ -315,7 +371,7 @@ mod tests {
         let path = directory.path().join("s");
         let lock = lock(open_directory(directory.path()).unwrap()).unwrap();
         std::thread::scope(|scope| {
-            let listening = scope.spawn(|| listen(&path));
+            let listening = scope.spawn(|| listen(&path, Access::Umask));
             sleep(Duration::from_millis(50));
             assert!(!path.exists(), "bound although the directory is locked");
             drop(lock);

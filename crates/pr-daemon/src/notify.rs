@@ -1,4 +1,4 @@
-//! Tells a service manager how far the helper is (sd_notify(3)).
+//! Tells a service manager how far a daemon is (sd_notify(3)).
 
 use std::env;
 use std::ffi::OsStr;
@@ -7,21 +7,22 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// The service manager's socket, if there is one.
-pub(crate) struct ServiceManager(Option<UnixDatagram>);
+#[derive(Debug)]
+pub struct ServiceManager(Option<UnixDatagram>);
 
 impl ServiceManager {
     /// The one that `NOTIFY_SOCKET` names. Connected now, while this process may still reach it.
-    pub(crate) fn from_environment() -> Self {
+    pub fn from_environment() -> Self {
         Self(env::var_os("NOTIFY_SOCKET").and_then(|name| connect(&name)))
     }
 
     /// READY=1: clients are served.
-    pub(crate) fn ready(&self) {
+    pub fn ready(&self) {
         self.tell("READY=1");
     }
 
     /// STOPPING=1: only what is running is still served.
-    pub(crate) fn stopping(&self) {
+    pub fn stopping(&self) {
         self.tell("STOPPING=1");
     }
 

@@ -1,15 +1,15 @@
-//! The number of descriptors that the helper may have.
+//! The number of descriptors that a daemon may have.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What the helper has open besides clients and their devices, and more: standard streams, what it inherited, sockets,
-/// files of the log and of sysfs.
+/// What a daemon has open besides clients and their devices, and more: standard streams, what it inherited, sockets,
+/// files of the log, of a store and of sysfs.
 const OTHERS: u64 = 32;
 
 /// Raises the limit on open files to what is allowed, and says how many clients may be connected then: each takes one
 /// descriptor, and its command another. A descriptor that does not fit is lost, and with it the connection on which it
 /// came, while a client that is not accepted just waits.
-pub(crate) fn raise() -> usize {
+pub fn raise() -> usize {
     let limit = getrlimit(Resource::Nofile);
     // Raising the soft limit up to the hard one is allowed to everybody. Where a sandbox forbids it, the old limit is
     // enough to serve.

@@ -1,0 +1,52 @@
+//! What the daemons of this project have in common as processes, whatever they serve.
+//!
+//! * [`socket`]: a listening socket's life in the file system.
+//! * [`signals`]: those that end a daemon, read from a descriptor.
+//! * [`notify`]: the word to a service manager.
+//! * [`limits`]: how many descriptors there may be.
+//! * [`log`]: lines for a log that may be full.
+#![forbid(unsafe_code)]
+
+pub mod limits;
+pub mod log;
+pub mod notify;
+pub mod signals;
+pub mod socket;
+
+use std::fmt;
+use std::io;
+
+/// Why a daemon cannot start: what was attempted, on what, and why it failed, in words. What a user can do may follow on
+/// a line of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure(String);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The text of strerror(3), without the number that the standard library adds.
+pub fn reason(error: impl Into<io::Error>) -> String {
+    let mut text = error.into().to_string();
+    if let Some(end) = text.rfind(" (os error ") {
+        text.truncate(end);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn reasons_are_those_of_the_c_library() {
+        assert_eq!(reason(Errno::AGAIN), "Resource temporarily unavailable");
+        assert_eq!(reason(Errno::NOENT), "No such file or directory");
+        assert_eq!(reason(io::Error::other("other")), "other");
+    }
+}
