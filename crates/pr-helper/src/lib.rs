@@ -3,7 +3,7 @@
 //! * [`wire`]: the bytes, as state machines that are fed and never read or write themselves.
 //! * [`descriptor`]: bytes with one passed descriptor, over a Unix stream socket.
 //! * [`client`]: [`HelperClient`], a manager that sends its commands to a helper.
-//! * [`server`]: [`serve`], which is a helper for any manager.
+//! * [`server`]: [`serve`], which is a helper for any manager; [`serve_all`] is it on several sockets.
 //!
 //! The protocol is described in QEMU's `docs/interop/pr-helper.rst`; where the C helper does something else, this crate
 //! does what the C helper does.
@@ -15,4 +15,4 @@ pub mod server;
 pub mod wire;
 
 pub use client::HelperClient;
-pub use server::{Draining, Limits, Peer, serve};
+pub use server::{Draining, Limits, Peer, serve, serve_all};

@@ -133,10 +133,24 @@ pub fn serve(
     limits: Limits,
     stop: BorrowedFd<'_>,
 ) -> io::Result<Draining> {
+    serve_all(vec![(listener, manager_for)], limits, stop)
+}
+
+/// Serves clients of several sockets, each with its own `manager_for`, as [`serve`] does those of one. The limits are for
+/// all of them together, and so are the threads: another socket costs a descriptor.
+///
+/// # Errors
+///
+/// Those of [`serve`].
+pub fn serve_all<F: Fn(&Peer) -> Arc<dyn PrManager>>(
+    sockets: Vec<(OwnedFd, F)>,
+    limits: Limits,
+    stop: BorrowedFd<'_>,
+) -> io::Result<Draining> {
     let shared = Arc::new(Shared::new(limits)?);
-    let mut reception = Reception { shared: Arc::clone(&shared), listener, manager_for, door: Door::Open, accepted: 0 };
+    let mut reception = Reception { shared: Arc::clone(&shared), sockets, door: Door::Open, accepted: 0 };
     let result = reception.run(stop);
-    close(reception.listener);
+    close(reception.sockets.into_iter().map(|(listener, _)| listener).collect());
     shared.change(|state| {
         state.stopping = true;
         state.books.close_all(|connection| {
@@ -151,16 +165,21 @@ pub fn serve(
     result.map(|()| Draining { shared })
 }
 
-/// Closes the listener, and with it the connections that nobody has accepted. What was sent on them may take long to be
-/// closed, but not on this thread. Nobody can connect from the moment it begins, and then it is waited for no more.
-fn close(listener: OwnedFd) {
+/// Closes the listeners, and with them the connections that nobody has accepted. What was sent on those may take long to
+/// be closed, but neither on this thread nor before another listener. Nobody can connect from the moment it begins, and
+/// then it is waited for no more.
+fn close(listeners: Vec<OwnedFd>) {
     let (end, ended) = mpsc::channel::<()>();
-    let closing = move || {
-        drop(listener);
-        drop(end);
-    };
-    // Where there is no thread to be had the listener goes with the closure, here.
-    let _ = thread::Builder::new().name("pr-close".into()).spawn(closing);
+    for listener in listeners {
+        let end = end.clone();
+        let closing = move || {
+            drop(listener);
+            drop(end);
+        };
+        // Where there is no thread to be had the listener goes with the closure, here.
+        let _ = thread::Builder::new().name("pr-close".into()).spawn(closing);
+    }
+    drop(end);
     let _ = ended.recv_timeout(Duration::from_millis(100));
 }
 
@@ -177,22 +196,24 @@ enum Door {
 /// The epoll thread.
 struct Reception<F> {
     shared: Arc<Shared>,
-    listener: OwnedFd,
-    manager_for: F,
+    sockets: Vec<(OwnedFd, F)>,
     door: Door,
     accepted: u64,
 }
 
-/// What is on epoll besides connections, whose ids are small.
-const LISTENER: u64 = u64::MAX;
-const STOP: u64 = u64::MAX - 1;
-const WAKE: u64 = u64::MAX - 2;
+/// What is on epoll besides connections, whose ids are small. The listeners have theirs in their order, from this one on.
+const STOP: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX - 1;
+const LISTENERS: u64 = 1 << 63;
 
 impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
     fn run(&mut self, stop: BorrowedFd<'_>) -> io::Result<()> {
-        // Between two looks at the listener another process that has it may accept what was there.
-        rustix::io::ioctl_fionbio(&self.listener, true)?;
-        for (source, data) in [(self.listener.as_fd(), LISTENER), (stop, STOP), (self.shared.wake.as_fd(), WAKE)] {
+        for (listener, _) in &self.sockets {
+            // Between two looks at a listener another process that has it may accept what was there.
+            rustix::io::ioctl_fionbio(listener, true)?;
+        }
+        self.watch_listeners()?;
+        for (source, data) in [(stop, STOP), (self.shared.wake.as_fd(), WAKE)] {
             epoll::add(&self.shared.epoll, source, EventData::new_u64(data), EventFlags::IN)?;
         }
         let mut events = Vec::with_capacity(256);
@@ -217,18 +238,32 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
             for event in &events {
                 match event.data.u64() {
                     STOP => return Ok(()),
-                    LISTENER => self.accept(),
                     WAKE => {
                         let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
                     }
+                    listener @ LISTENERS.. => self.accept((listener - LISTENERS) as usize),
                     id => readable.push(id as Id),
                 }
             }
         }
     }
 
-    /// Accepts what there is, but not for ever: parked connections have their turn too.
-    fn accept(&mut self) {
+    fn watch_listeners(&self) -> Result<(), Errno> {
+        (LISTENERS..).zip(&self.sockets).try_for_each(|(data, (listener, _))| {
+            match epoll::add(&self.shared.epoll, listener, EventData::new_u64(data), EventFlags::IN) {
+                // One that was watched already when it failed for another.
+                Err(Errno::EXIST) => Ok(()),
+                result => result,
+            }
+        })
+    }
+
+    /// Accepts what there is on a listener, but not for ever: the others and parked connections have their turn too.
+    fn accept(&mut self, index: usize) {
+        if self.door != Door::Open {
+            // It was closed since this event was read.
+            return;
+        }
         for _ in 0..64 {
             if self.shared.change(|state| {
                 state.full = state.books.is_full();
@@ -236,8 +271,8 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
             }) {
                 return self.close_door(Door::Full);
             }
-            match accept_with(&self.listener, SocketFlags::CLOEXEC) {
-                Ok(socket) => self.welcome(socket),
+            match accept_with(&self.sockets[index].0, SocketFlags::CLOEXEC) {
+                Ok(socket) => self.welcome(socket, index),
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(errno) => {
@@ -256,8 +291,10 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
     }
 
     fn close_door(&mut self, door: Door) {
-        // Whether it succeeds makes no difference but that of a vain wake-up.
-        let _ = epoll::delete(&self.shared.epoll, &self.listener);
+        for (listener, _) in &self.sockets {
+            // Whether it succeeds makes no difference but that of a vain wake-up.
+            let _ = epoll::delete(&self.shared.epoll, listener);
+        }
         self.door = door;
     }
 
@@ -271,12 +308,11 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
             Door::Until(until) => until <= now,
         };
         if open {
-            let opened = epoll::add(&self.shared.epoll, &self.listener, EventData::new_u64(LISTENER), EventFlags::IN);
-            self.door = if opened.is_ok() { Door::Open } else { Door::Until(now + BACK_OFF) };
+            self.door = if self.watch_listeners().is_ok() { Door::Open } else { Door::Until(now + BACK_OFF) };
         }
     }
 
-    fn welcome(&mut self, socket: OwnedFd) {
+    fn welcome(&mut self, socket: OwnedFd, index: usize) {
         self.accepted += 1;
         let (number, limits) = (self.accepted, &self.shared.limits);
         let peer = peer_of(&socket);
@@ -294,7 +330,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
         }
         // A client that is gone already is found out when its connection is read.
         let _ = rustix::net::send(&socket, &feature_word(0), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-        let connection = Box::new(Connection::new(socket, peer, number, (self.manager_for)(&peer)));
+        let connection = Box::new(Connection::new(socket, peer, number, (self.sockets[index].1)(&peer)));
         let account = PeerKey { pid: peer.pid, uid: peer.uid, unseen: unseen(&connection.socket, &peer) };
         self.shared.change(|state| match state.books.open(account) {
             Ok(id) => {
