@@ -4,6 +4,8 @@
 //! one path of several to it, or a part of it. Partitions, device-mapper devices and some others pass SG_IO on to what is
 //! beneath them.
 
+mod sys;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
@@ -38,6 +40,7 @@ pub struct Device {
     number: Option<Number>,
     name: Option<String>,
     kind: Kind,
+    lasts: bool,
 }
 
 /// The kinds of [`Device`].
@@ -101,13 +104,45 @@ impl Default for Sysfs {
     }
 }
 
-/// Whether `descriptor` is a block device's: all others are what they are by themselves.
+/// A descriptor of a block device: all others are what they are by themselves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockDevice<'a> {
+    descriptor: BorrowedFd<'a>,
+    number: Number,
+}
+
+impl<'a> BlockDevice<'a> {
+    /// `None` when `descriptor` is not of a block device.
+    ///
+    /// # Errors
+    ///
+    /// Those of fstat(2).
+    pub(crate) fn of(descriptor: BorrowedFd<'a>) -> io::Result<Option<Self>> {
+        let stat = fstat(descriptor)?;
+        let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
+        let is = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+        Ok(is.then_some(Self { descriptor, number }))
+    }
+
+    pub(crate) const fn number(&self) -> Number {
+        self.number
+    }
+
+    /// A number that no other disk has had since the machine was started, and which a disk changes when its medium does
+    /// (a loop device that is attached anew). A partition has its disk's. `None` before Linux 5.15, and where the descriptor
+    /// is not for use (O_PATH).
+    pub(crate) fn sequence_number(&self) -> Option<u64> {
+        sys::disk_sequence_number(self.descriptor).ok()
+    }
+}
+
+/// Whether `descriptor` is a block device's.
 ///
 /// # Errors
 ///
 /// Those of fstat(2).
 pub(crate) fn is_block_device(descriptor: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(FileType::from_raw_mode(fstat(descriptor)?.st_mode) == FileType::BlockDevice)
+    Ok(BlockDevice::of(descriptor)?.is_some())
 }
 
 impl Device {
@@ -134,6 +169,12 @@ impl Device {
     /// What it is.
     pub const fn kind(&self) -> &Kind {
         &self.kind
+    }
+
+    /// Whether it can become nothing else but by ceasing to be: after a table is swapped, an array put together or taken
+    /// apart. Of what is beneath a device-mapper device this says nothing: only its UUID is given once and for all.
+    pub(crate) const fn lasts(&self) -> bool {
+        self.lasts
     }
 }
 
@@ -207,40 +248,47 @@ impl Sysfs {
         Ok(match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => self.block(number)?,
             FileType::CharacterDevice => self.character(number),
-            file_type => Device { number: None, name: None, kind: Kind::NotADevice(file_type) },
+            file_type => Device { number: None, name: None, kind: Kind::NotADevice(file_type), lasts: true },
         })
     }
 
-    /// Whether a block device is an NVMe namespace or has one at its bottom; `true` when sysfs does not tell.
+    /// Whether a block device is an NVMe namespace or has one at its bottom; `None` when sysfs does not tell.
     ///
     /// # Errors
     ///
     /// Those of open(2) that [`device`](Self::device) has.
-    pub(crate) fn reaches_nvme(&self, number: Number) -> io::Result<bool> {
-        let directory = Directory::at(self.root.join("dev/block").join(number.to_string()));
+    pub(crate) fn reaches_nvme(&self, number: Number) -> io::Result<Option<bool>> {
+        let directory = Directory::at(self.block_directory(number));
         match directory.and_then(|directory| directory.reaches_nvme(DEEPEST)) {
-            Ok(nvme) => Ok(nvme),
-            Err(Untold::Because(_)) => Ok(true),
+            Ok(nvme) => Ok(Some(nvme)),
+            Err(Untold::Because(_)) => Ok(None),
             Err(Untold::ForNow(error)) => Err(error),
         }
     }
 
-    fn block(&self, number: Number) -> io::Result<Device> {
-        let (name, kind) = match self.explain(number) {
-            Ok((name, kind)) => (Some(name), kind),
-            Err(Untold::Because(reason)) => (None, Kind::Unexplained { reason }),
-            Err(Untold::ForNow(error)) => return Err(error),
-        };
-        Ok(Device { number: Some(number), name, kind })
+    /// The block device with this number.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2) that [`device`](Self::device) has.
+    pub(crate) fn block(&self, number: Number) -> io::Result<Device> {
+        match self.explain(number) {
+            Ok(device) => Ok(device),
+            Err(Untold::Because(reason)) => {
+                Ok(Device { number: Some(number), name: None, kind: Kind::Unexplained { reason }, lasts: false })
+            }
+            Err(Untold::ForNow(error)) => Err(error),
+        }
     }
 
-    fn explain(&self, number: Number) -> Result<(String, Kind), Untold> {
+    fn explain(&self, number: Number) -> Result<Device, Untold> {
         let directory = Directory::at(self.block_directory(number))?;
         let kind = directory.block_kind()?;
+        let lasts = directory.remains(&kind)?;
         // A directory whose device has just gone is empty, and says by this that the device is not this and not that.
         // What was read counts only if it is still there.
         directory.confirm(number)?;
-        Ok((directory.name(), kind))
+        Ok(Device { number: Some(number), name: Some(directory.name()), kind, lasts })
     }
 
     fn character(&self, number: Number) -> Device {
@@ -251,7 +299,7 @@ impl Sysfs {
             Some("scsi_generic") => Kind::ScsiGeneric,
             _ => Kind::OtherCharacter,
         };
-        Device { number: Some(number), name: link.as_deref().map(last), kind }
+        Device { number: Some(number), name: link.as_deref().map(last), kind, lasts: false }
     }
 }
 
@@ -306,6 +354,18 @@ impl Directory {
             Some("scsi") => Kind::ScsiBlock,
             Some(NVME | NVME_MULTIPATH) => Kind::NvmeNamespace,
             _ => Kind::OtherBlock,
+        })
+    }
+
+    /// Whether a device of this kind stays what it is: see [`Device::lasts`].
+    fn remains(&self, kind: &Kind) -> Result<bool, Untold> {
+        Ok(match kind {
+            Kind::ScsiBlock | Kind::NvmeNamespace | Kind::Partition { .. } | Kind::Multipath { .. } => true,
+            // A device without a UUID may still be given one.
+            Kind::DeviceMapper { uuid, .. } => !uuid.is_empty(),
+            // One without a device behind it is made by a driver, which may put it over others: md does, and bcache.
+            Kind::OtherBlock => self.subsystem()?.is_some(),
+            _ => false,
         })
     }
 

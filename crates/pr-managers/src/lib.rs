@@ -5,8 +5,8 @@
 //! * [`nvme`]: their meaning, by the reservation commands of NVMe.
 //! * [`multipath`]: dm-multipath maps, by libmpathpersist and by the paths beneath.
 //! * [`device`]: what a descriptor is.
-//! * [`policy`]: what is refused, and what is told about the rest.
-//! * [`NotPermitted`]: what another process with more privileges may try.
+//! * [`policy`]: who gets which command, what is refused, and what is told about the rest.
+//! * [`Attempt`], [`NotPermitted`]: what another process with more privileges may try.
 //!
 //! The project's only `unsafe` code is here, in files named `sys.rs`.
 
@@ -28,5 +28,5 @@ mod type_number;
 pub use block_ioctl::BlockIoctl;
 pub use multipath::{MapIn, Multipath};
 pub use nvme::Nvme;
-pub use permission::NotPermitted;
+pub use permission::{Attempt, NotPermitted};
 pub use sg_io::SgIo;

@@ -17,9 +17,9 @@ use std::time::Duration;
 use rustix::io::Errno;
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, ReserveIn, ReserveOut, SenseCode};
 
-use crate::NotPermitted;
 use crate::device::is_block_device;
 use crate::permission::{self, Complaints, Stop};
+use crate::{Attempt, NotPermitted};
 use translate::Session;
 pub(crate) use translate::{NOT_PREEMPTED, NOT_RELEASED};
 
@@ -54,8 +54,8 @@ pub(crate) use translate::{NOT_PREEMPTED, NOT_RELEASED};
 /// * **Permission.** The kernel wants CAP_SYS_ADMIN; since Linux 6.2 it does without for I/O commands that the controller's
 ///   command effects log allows, those that change something on a descriptor open for writing (Linux' own target allows
 ///   all of reservations). To find out who this host is takes CAP_SYS_ADMIN in any case; it is asked only where a command
-///   depends on it. [`try_execute`](Self::try_execute) tells this apart.
-/// * A partition or a device-mapper device passes the commands on to what is beneath: put [`WholeUnit`](crate::policy::WholeUnit) around
+///   depends on it. [`try_execute`](Attempt::try_execute) tells this apart.
+/// * A partition or a device-mapper device passes the commands on to what is beneath: put [`ByDevice`](crate::policy::ByDevice) around
 ///   this, unless it is known that the whole of it is meant.
 /// * CLEANUP is good: nothing is kept here that would need cleaning.
 #[derive(Debug)]
@@ -76,16 +76,6 @@ impl Nvme {
     /// With another time-out, in whole milliseconds from 1 to `i32::MAX` (24 days).
     pub const fn with_timeout(timeout: Duration) -> Self {
         Self { timeout, complaints: Complaints::new() }
-    }
-
-    /// As [`execute`](PrManager::execute), but tells a command that the kernel does not let this process run from one
-    /// that was answered.
-    ///
-    /// # Errors
-    ///
-    /// [`NotPermitted`]: nothing was changed, and another process may try.
-    pub fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
-        self.complaints.settle(command, self.run(device, command))
     }
 
     fn run(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Stop> {
@@ -123,10 +113,21 @@ impl Default for Nvme {
     }
 }
 
+impl Attempt for Nvme {
+    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
+        self.complaints.settle(command, self.run(device, command))
+    }
+
+    fn give_up(&self, command: Command<'_>, not_permitted: NotPermitted, why: Option<&Error>) -> Completion {
+        self.complaints.give_up(command, not_permitted, why)
+    }
+}
+
 impl PrManager for Nvme {
     /// Never `Err`. What the kernel does not permit is CHECK CONDITION 0B/00/06, and the log says why, once a minute.
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
-        Ok(self.complaints.give_up(command, self.try_execute(device, command)))
+        let answer = self.try_execute(device, command);
+        Ok(answer.unwrap_or_else(|not_permitted| self.give_up(command, not_permitted, None)))
     }
 }
 

@@ -1,11 +1,12 @@
-//! [`NotPermitted`]: a command that this process may not have run, told apart from one that was answered; and what an
-//! errno says of it.
+//! [`NotPermitted`]: a command that this process may not have run, told apart from one that was answered by a manager
+//! that is an [`Attempt`]; and what an errno says of it.
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use scsi_pr::{Command, Completion, SenseCode, Status};
+use scsi_pr::{Command, Completion, Error, PrManager, SenseCode, Status};
 use tracing::warn;
 
 use crate::sg_io;
@@ -39,6 +40,20 @@ impl fmt::Display for NotPermitted {
 }
 
 impl std::error::Error for NotPermitted {}
+
+/// A manager that tells a command that the kernel does not let this process run from one that was answered, for
+/// [`Escalate`](crate::policy::Escalate).
+pub trait Attempt: PrManager {
+    /// As [`execute`](PrManager::execute), but for this.
+    ///
+    /// # Errors
+    ///
+    /// [`NotPermitted`]: nothing was changed, and another process may try.
+    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted>;
+
+    /// The answer when no other process will run it, or `why` it cannot be asked; the log is told once a minute.
+    fn give_up(&self, command: Command<'_>, not_permitted: NotPermitted, why: Option<&Error>) -> Completion;
+}
 
 /// What the errno of an ioctl that carries a reservation command means, IOC_PR's and NVMe's alike.
 pub(crate) fn of_errno(errno: Errno) -> Result<Completion, NotPermitted> {
@@ -97,14 +112,15 @@ impl Complaints {
         }
     }
 
-    /// The completion, where no other process will be asked.
-    pub(crate) fn give_up(&self, command: Command<'_>, answer: Result<Completion, NotPermitted>) -> Completion {
-        answer.unwrap_or_else(|not_permitted| {
-            if self.0.permits("") {
-                warn!("{command}, not run: {not_permitted}");
+    /// The completion, where no other process will run it: none is asked, or `why` it cannot be.
+    pub(crate) fn give_up(&self, command: Command<'_>, not_permitted: NotPermitted, why: Option<&Error>) -> Completion {
+        if self.0.permits("") {
+            match why {
+                None => warn!("{command}, not run: {not_permitted}"),
+                Some(why) => warn!("{command}, not run: {not_permitted}; {why}"),
             }
-            not_permitted.completion()
-        })
+        }
+        not_permitted.completion()
     }
 }
 
@@ -126,12 +142,11 @@ mod tests {
             let good = Completion::Good(Vec::new());
             assert_eq!(complaints.settle(command, Ok(good.clone())), Ok(good.clone()));
             assert_eq!(complaints.settle(command, Err(Stop::With(good.clone()))), Ok(good.clone()));
-            assert_eq!(complaints.give_up(command, Ok(good.clone())), good);
             let not_permitted = NotPermitted(Errno::PERM);
             for _ in 0..2 {
                 let settled = complaints.settle(command, Err(not_permitted.into()));
                 assert_eq!(settled, Err(not_permitted));
-                assert_eq!(complaints.give_up(command, settled), not_permitted.completion());
+                assert_eq!(complaints.give_up(command, not_permitted, None), not_permitted.completion());
             }
         });
         let lines: Vec<_> = log.events().into_iter().map(|event| event.message).collect();

@@ -2,16 +2,23 @@
 //! asks the one inside, so a mechanism has no exceptions in it and a policy is left out by not naming it.
 //!
 //! * [`RefuseReadOnly`]: who may not write to a device may not reserve it either.
+//! * [`ByDevice`]: each kind of device has its manager, and what is a part of a unit is not reserved.
+//! * [`Escalate`]: what the kernel does not let this process do is done by another.
 //! * [`WholeUnit`]: what is one path to a unit, or a part of one, is not reserved as if it were the unit.
 //! * [`Observed`]: who did what, for the log, tracing and counters.
 //!
-//! A helper daemon makes `RefuseReadOnly(WholeUnit(SgIo))` once, so that what is counted and logged now and then is so
+//! A helper daemon makes `RefuseReadOnly(ByDevice)` once, so that what is remembered, counted and logged now and then is so
 //! for all clients together, and an `Observed` around it (in an `Arc`) for each connection.
 
+mod by_device;
+mod escalate;
 mod observed;
 mod read_only;
+mod refusals;
 mod whole_unit;
 
+pub use by_device::{ByDevice, Routes};
+pub use escalate::Escalate;
 pub use observed::{Client, Counters, Counts, Observed};
 pub use read_only::RefuseReadOnly;
 pub use whole_unit::WholeUnit;

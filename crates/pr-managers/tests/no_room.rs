@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use pr_managers::SgIo;
 use pr_managers::device::{Device, Sysfs};
-use pr_managers::policy::WholeUnit;
+use pr_managers::policy::{ByDevice, Routes, WholeUnit};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scsi_pr::{Cdb, Command, Completion, PrManager, SenseCode, Status};
@@ -25,18 +26,24 @@ fn a_unit_that_cannot_be_looked_at_is_busy_and_not_unable() {
     fs::create_dir_all(directory.join("slaves")).unwrap();
     fs::write(directory.join("dev"), format!("{number}\n")).unwrap();
 
-    let manager = WholeUnit::new(SgIo::new(), Sysfs::at(sysfs.path()));
+    let sg_io: Arc<dyn PrManager> = Arc::new(SgIo::new());
+    let [multipath, nvme, block] = [(); 3].map(|()| Arc::clone(&sg_io));
+    let by_device = ByDevice::new(Routes { sg_io, multipath, nvme, block }, Sysfs::at(sysfs.path()));
+    let whole_unit = WholeUnit::new(SgIo::new(), Sysfs::at(sysfs.path()));
+    let managers: [&dyn PrManager; 2] = [&by_device, &whole_unit];
+
     let mut cdb = [0; 16];
     (cdb[0], cdb[1], cdb[8]) = (0x5f, 1, 24);
-    let reserve = || manager.execute(disk.as_fd(), Command::new(Cdb::new(cdb).unwrap(), &[0; 24]).unwrap()).unwrap();
-    // No ioctl can be made on a descriptor of this kind; but the policy let it through.
-    let let_through = Completion::check(SenseCode::IO_PROCESS_TERMINATED);
-    assert_eq!(reserve(), let_through);
+    let reserve = Command::new(Cdb::new(cdb).unwrap(), &[0; 24]).unwrap();
+    let answers = || managers.map(|manager| manager.execute(disk.as_fd(), reserve).unwrap());
+    // No ioctl can be made on a descriptor of this kind; but the policies let it through.
+    let let_through = || Completion::check(SenseCode::IO_PROCESS_TERMINATED);
+    assert_eq!(answers(), [let_through(), let_through()]);
 
     let before = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
-    let answer = reserve();
+    let without_room = answers();
     setrlimit(Resource::Nofile, before).unwrap();
-    assert_eq!(answer, Completion::Status(Status::BUSY));
-    assert_eq!(reserve(), let_through);
+    assert_eq!(without_room, [Completion::Status(Status::BUSY), Completion::Status(Status::BUSY)]);
+    assert_eq!(answers(), [let_through(), let_through()]);
 }

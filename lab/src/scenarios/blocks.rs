@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use pr_managers::{BlockIoctl, NotPermitted, Nvme};
+use pr_managers::{Attempt, BlockIoctl, Nvme};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use scsi_pr::{Command, Completion, Error, FullStatus, InitiatorPort, Key, Opcode, PrManager, SenseCode, Type};
 
@@ -397,7 +397,7 @@ fn on_device_mapper(unit: &Unit, report: &mut Report) -> Result<()> {
 }
 
 /// Whether a thread without CAP_SYS_ADMIN is told that it is not permitted.
-fn privileges(disk: &Path, report: &mut Report, manager: &impl Tries, expected: &Permissions) -> Result<()> {
+fn privileges(disk: &Path, report: &mut Report, manager: &(impl Attempt + Sync), expected: &Permissions) -> Result<()> {
     let open = |write: bool| OpenOptions::new().read(true).write(write).open(disk).context("open the disk");
     let (for_reading, for_writing) = (open(false)?, open(true)?);
     let permitted = |device: &File, request: &Request| manager.try_execute(device.as_fd(), request.command()).is_ok();
@@ -423,23 +423,6 @@ struct Permissions {
     change: bool,
     /// Whether to read by one that is not.
     read: bool,
-}
-
-/// Both managers can tell that they were not permitted.
-trait Tries: Sync {
-    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted>;
-}
-
-impl Tries for BlockIoctl {
-    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
-        self.try_execute(device, command)
-    }
-}
-
-impl Tries for Nvme {
-    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
-        self.try_execute(device, command)
-    }
 }
 
 /// By IOC_PR on a partition, Linux 6.1 reserves the whole disk.

@@ -62,6 +62,12 @@ impl Tree {
         fs::remove_dir_all(self.0.path().join(path)).unwrap();
     }
 
+    /// The device goes, and its number may be another's.
+    pub(crate) fn unplug(&self, path: &str, number: &str) {
+        self.remove(path);
+        fs::remove_file(self.0.path().join("dev/block").join(number)).unwrap();
+    }
+
     fn number(&self, path: &str, number: &str) {
         let numbers = self.0.path().join("dev/block");
         fs::create_dir_all(&numbers).unwrap();
@@ -269,17 +275,62 @@ fn what_reaches_nvme() {
     let (map, volume) = (MAP, "devices/virtual/block/dm-1");
     tree.device_mapper("devices/virtual/block/dm-2", "252:2", ["both", ""], &[map, volume]);
     for (major, minor, expected) in [
-        (8, 0, false),
-        (252, 0, false),
-        (7, 0, false),
-        (259, 0, true),
-        (259, 1, true),
-        (252, 1, true),
-        (252, 2, true),
+        (8, 0, Some(false)),
+        (252, 0, Some(false)),
+        (7, 0, Some(false)),
+        (259, 0, Some(true)),
+        (259, 1, Some(true)),
+        (252, 1, Some(true)),
+        (252, 2, Some(true)),
         // Nobody knows what that is.
-        (99, 9, true),
+        (99, 9, None),
     ] {
         let number = Number { major, minor };
         assert_eq!(tree.sysfs().reaches_nvme(number).unwrap(), expected, "{number}");
     }
+}
+
+#[test]
+fn what_lasts() {
+    let tree = multipath();
+    tree.partition(&format!("{DISK}/sda1"), "8:1");
+    tree.block("devices/virtio/block/vda", "254:0", &[]);
+    tree.subsystem("devices/virtio/block/vda", "virtio");
+    tree.block("devices/virtual/block/loop0", "7:0", &[]);
+    tree.block("devices/virtual/block/md0", "9:0", &[DISK]);
+    tree.device_mapper("devices/virtual/block/dm-1", "252:1", ["vg-lv", "LVM-a"], &[DISK]);
+    tree.device_mapper("devices/virtual/block/dm-2", "252:2", ["nameless", ""], &[DISK]);
+    for (major, minor, expected) in [
+        (8, 0, true),
+        (8, 1, true),
+        (252, 0, true),
+        (252, 1, true),
+        (254, 0, true),
+        // It may be given a UUID, get or lose what is beneath, or be explained later.
+        (252, 2, false),
+        (7, 0, false),
+        (9, 0, false),
+        (99, 9, false),
+    ] {
+        assert_eq!(tree.explain(major, minor).lasts(), expected, "{major}:{minor}");
+    }
+}
+
+#[test]
+fn disks_are_told_apart_by_their_sequence_numbers() {
+    assert!(BlockDevice::of(File::open("/dev/null").unwrap().as_fd()).unwrap().is_none());
+    assert!(BlockDevice::of(tempfile::tempfile().unwrap().as_fd()).unwrap().is_none());
+    let mut seen = BTreeSet::new();
+    for minor in 0..8 {
+        // Not every machine has them, and not everybody may open them.
+        let Ok(file) = File::open(format!("/dev/loop{minor}")) else { continue };
+        let device = BlockDevice::of(file.as_fd()).unwrap().unwrap();
+        assert_eq!(device.number(), Number { major: 7, minor });
+        let told = fs::read_to_string(format!("/sys/block/loop{minor}/diskseq")).ok();
+        let told: Option<u64> = told.map(|told| told.trim().parse().unwrap());
+        assert_eq!(device.sequence_number(), told, "loop{minor}");
+        assert!(told.is_none_or(|told| seen.insert(told)), "loop{minor}");
+    }
+    let Some((path_only, _)) = block_device() else { return };
+    assert_eq!(BlockDevice::of(path_only.as_fd()).unwrap().unwrap().sequence_number(), None);
 }

@@ -4,10 +4,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use scsi_pr::{Command, Completion, Error, Key, Opcode, PrManager, ReserveOut, SenseCode, Status};
+use scsi_pr::{Command, Completion, Error, Key, Opcode, PrManager, ReserveOut};
 use tracing::warn;
 
-use crate::device::{Device, Kind, Number, Sysfs, is_block_device};
+use super::refusals::{NOT_EXPLAINED, NOT_THE_WHOLE, Refusals};
+use crate::device::{BlockDevice, Device, Kind, Number, Sysfs};
 use crate::throttle::Throttle;
 
 /// Lets PERSISTENT RESERVE OUT through to whole logical units only. For a manager inside that sends commands down the
@@ -37,47 +38,26 @@ use crate::throttle::Throttle;
 /// passes.
 ///
 /// Nothing is remembered from one command to the next: device numbers are reused.
+///
+/// [`ByDevice`](super::ByDevice) does this by itself, and has managers for more of the devices.
 #[derive(Debug)]
 pub struct WholeUnit<M> {
     inner: M,
     sysfs: Sysfs,
-    told: Throttle<(Option<Number>, Told)>,
-}
-
-/// What the log was told about a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Told {
-    Refused,
-    OnePath,
-    NoRoom,
+    refusals: Refusals,
+    /// The maps of which the log was told that one path is not all.
+    one_path: Throttle<Option<Number>>,
 }
 
 impl<M> WholeUnit<M> {
     /// Around `inner`; `sysfs` tells what the devices are.
     pub const fn new(inner: M, sysfs: Sysfs) -> Self {
-        Self { inner, sysfs, told: Throttle::new(Duration::from_secs(60)) }
+        Self { inner, sysfs, refusals: Refusals::new(), one_path: Throttle::new(Duration::from_secs(60)) }
     }
 
     /// The block device; `None` for what is none, which is not worth the time of looking it up.
     fn block_device(&self, descriptor: BorrowedFd<'_>) -> io::Result<Option<Device>> {
-        is_block_device(descriptor)?.then(|| self.sysfs.device(descriptor)).transpose()
-    }
-
-    fn refuse(&self, device: &Device, command: Command<'_>, why: &str) -> Completion {
-        if self.told.permits((device.number(), Told::Refused)) {
-            warn!(
-                "{command}, refused on {device}: {why}; if it must be sent all the same, start the helper with \
-                 --manager=sg-io"
-            );
-        }
-        Completion::check(SenseCode::INVALID_OPCODE)
-    }
-
-    fn put_off(&self, command: Command<'_>, error: &io::Error) -> Completion {
-        if self.told.permits((None, Told::NoRoom)) {
-            warn!("{command}, answered with BUSY: cannot tell what the device is: {error}");
-        }
-        Completion::Status(Status::BUSY)
+        BlockDevice::of(descriptor)?.map(|device| self.sysfs.block(device.number())).transpose()
     }
 }
 
@@ -90,13 +70,13 @@ impl<M: PrManager> PrManager for WholeUnit<M> {
         let device = match looked_up {
             Ok(Some(device)) => device,
             Ok(None) => return self.inner.execute(descriptor, command),
-            Err(error) => return Ok(self.put_off(command, &error)),
+            Err(error) => return Ok(self.refusals.put_off(command, &error)),
         };
         if let Some(why) = objection(device.kind(), command.opcode()) {
             if !(matches!(device.kind(), Kind::Multipath { .. }) && gives_up(command)) {
-                return Ok(self.refuse(&device, command, why));
+                return Ok(self.refusals.refuse(command, device.number(), || &device, why));
             }
-            if self.told.permits((device.number(), Told::OnePath)) {
+            if self.one_path.permits(device.number()) {
                 warn!(
                     "{command}, sent to one path alone of {device}: what was registered through the others stays there"
                 );
@@ -115,12 +95,10 @@ fn objection(kind: &Kind, opcode: Opcode) -> Option<&'static str> {
     match (kind, opcode) {
         (Kind::Multipath { .. }, Opcode::Cleanup) => Some("one path alone would be cleaned up"),
         (Kind::Multipath { .. }, _) => Some("the reservation would be bound to one path alone"),
-        (Kind::Unexplained { .. }, _) => Some("it may be a part of a logical unit, or one of several paths to it"),
+        (Kind::Unexplained { .. }, _) => Some(NOT_EXPLAINED),
         // Nothing is registered through these, so there is nothing to clean up.
         (Kind::Partition { .. } | Kind::DeviceMapper { .. } | Kind::Stacked { .. }, Opcode::Cleanup) => None,
-        (Kind::Partition { .. } | Kind::DeviceMapper { .. } | Kind::Stacked { .. }, _) => {
-            Some("the whole of what is beneath would be reserved, not this part")
-        }
+        (Kind::Partition { .. } | Kind::DeviceMapper { .. } | Kind::Stacked { .. }, _) => Some(NOT_THE_WHOLE),
         (
             Kind::ScsiBlock
             | Kind::ScsiGeneric
@@ -151,7 +129,7 @@ mod tests {
     use crate::log::Log;
     use proptest::prelude::*;
     use rustix::fs::FileType;
-    use scsi_pr::{Cdb, Sense};
+    use scsi_pr::{Cdb, Sense, SenseCode};
     use std::fs::File;
     use std::os::fd::AsFd;
 
