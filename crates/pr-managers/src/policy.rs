@@ -5,6 +5,7 @@
 //! * [`ByDevice`]: each kind of device has its manager, and what is a part of a unit is not reserved.
 //! * [`Escalate`]: what the kernel does not let this process do is done by another.
 //! * [`WholeUnit`]: what is one path to a unit, or a part of one, is not reserved as if it were the unit.
+//! * [`Refusals`]: what is answered and logged when a command goes no further.
 //! * [`Observed`]: who did what, for the log, tracing and counters.
 //!
 //! A helper daemon makes `RefuseReadOnly(ByDevice)` once, so that what is remembered, counted and logged now and then is so
@@ -21,6 +22,7 @@ pub use by_device::{ByDevice, Routes};
 pub use escalate::Escalate;
 pub use observed::{Client, Counters, Counts, Observed};
 pub use read_only::RefuseReadOnly;
+pub use refusals::Refusals;
 pub use whole_unit::WholeUnit;
 
 #[cfg(test)]

@@ -87,7 +87,8 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     if let Some(socket) = &mut socket {
         socket.start_keeper();
     }
-    let room = limits::raise();
+    // A client, and the device of its command.
+    let room = limits::raise(2);
     let service_manager = ServiceManager::from_environment();
     privileges::drop_to(privileges::SG_IO, options.user, options.group)
         .map_err(|error| Message::new(format!("Failed to drop privileges: {}", reason(error))))?;

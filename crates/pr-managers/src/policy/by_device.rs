@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use scsi_pr::{Command, Completion, Error, PrManager};
 
-use super::refusals::Refusals;
+use super::refusals::{Refusals, SEND_IT_ALL_THE_SAME};
 use crate::device::{BlockDevice, Device, Number, Sysfs};
 use cache::Cache;
 use route::{Decision, Manager, Route};
@@ -90,7 +90,7 @@ struct Found {
 impl ByDevice {
     /// With these managers; `sysfs` tells what the devices are.
     pub fn new(routes: Routes, sysfs: Sysfs) -> Self {
-        Self { routes, sysfs, cache: Cache::default(), refusals: Refusals::new() }
+        Self { routes, sysfs, cache: Cache::default(), refusals: Refusals::new(SEND_IT_ALL_THE_SAME) }
     }
 
     fn find(&self, number: Number, sequence_number: Option<u64>) -> io::Result<Found> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use scsi_pr::{Command, Completion, Error, Key, Opcode, PrManager, ReserveOut};
 use tracing::warn;
 
-use super::refusals::{NOT_EXPLAINED, NOT_THE_WHOLE, Refusals};
+use super::refusals::{NOT_EXPLAINED, NOT_THE_WHOLE, Refusals, SEND_IT_ALL_THE_SAME};
 use crate::device::{BlockDevice, Device, Kind, Number, Sysfs};
 use crate::throttle::Throttle;
 
@@ -52,7 +52,12 @@ pub struct WholeUnit<M> {
 impl<M> WholeUnit<M> {
     /// Around `inner`; `sysfs` tells what the devices are.
     pub const fn new(inner: M, sysfs: Sysfs) -> Self {
-        Self { inner, sysfs, refusals: Refusals::new(), one_path: Throttle::new(Duration::from_secs(60)) }
+        Self {
+            inner,
+            sysfs,
+            refusals: Refusals::new(SEND_IT_ALL_THE_SAME),
+            one_path: Throttle::new(Duration::from_secs(60)),
+        }
     }
 
     /// The block device; `None` for what is none, which is not worth the time of looking it up.
