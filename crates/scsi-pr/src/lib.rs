@@ -5,6 +5,8 @@
 //! * [`ReserveIn`], [`ReserveOut`]: what a command means; with [`Keys`], [`Reservation`], [`Capabilities`] and
 //!   [`FullStatus`], the data that come back. Both are read and written.
 //! * [`Key`], [`Type`], [`TransportId`] …: the words of which these are made.
+//! * [`Reservations`]: the rules, as a value: what a unit answers to the commands of each [`Nexus`], and whose reads and
+//!   writes it permits.
 //! * [`PrManager`]: runs commands for one initiator. Everything that runs reservations implements it.
 //!
 //! The layouts are those of SPC-4 (T10/BSR INCITS 513); each item names its clause.
@@ -15,6 +17,7 @@ mod completion;
 mod key;
 mod manager;
 mod reservation_type;
+mod reservations;
 mod reserve_in;
 mod reserve_out;
 mod sense;
@@ -26,6 +29,7 @@ pub use completion::{Completion, Status};
 pub use key::{Generation, InvalidKey, Key};
 pub use manager::{Error, PrManager};
 pub use reservation_type::{ScopeType, Type};
+pub use reservations::{Access, InvalidRecord, Nexus, Outcome, Registrant, Reservations, Reserved};
 pub use reserve_in::{
     AllowCommands, Capabilities, FullStatus, FullStatusDescriptor, Held, InvalidData, Keys, Parsed, Reservation,
     ReserveIn, ReserveInAction, TypeMask,

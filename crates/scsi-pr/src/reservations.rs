@@ -1,0 +1,448 @@
+//! The rules of persistent reservations (SPC-4 5.12) as a pure value: [`Reservations`] are those of one logical unit.
+//!
+//! A device server gives every PERSISTENT RESERVE IN and OUT to [`Reservations::execute`] and does what the [`Outcome`]
+//! says; of every other command it asks [`Reservations::permits`], with its [`Access`]. What is to outlive the process
+//! is a record, [`Reservations::to_record`]. There is no clock, no I/O and no lock here.
+//!
+//! Where the standard leaves a choice, or implementations differ from it, `docs/standard.md` says what is done and why.
+
+mod access;
+mod attention;
+mod by_nexus;
+mod events;
+mod nexus;
+mod record;
+mod reserve_out;
+mod spc2;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+pub use access::Access;
+pub use nexus::Nexus;
+pub use record::InvalidRecord;
+
+use attention::{Attention, Attentions};
+use by_nexus::ByNexus;
+
+use crate::{
+    AllowCommands, Capabilities, Command, Completion, FullStatus, FullStatusDescriptor, Generation, Held, Key, Keys,
+    Opcode, Reservation, ReserveIn, ReserveInAction, ReserveOut, ReserveOutAction, SenseCode, Status, Type, TypeMask,
+};
+
+/// How many registrants there is room for, unless [`Reservations::with_room_for`] says otherwise.
+const DEFAULT_ROOM: u32 = 10_000;
+
+/// The most room there can be: the record of so many registrants still counts its bytes in 32 bits.
+const MOST_ROOM: u32 = 1_000_000;
+
+/// RELATIVE TARGET PORT IDENTIFIER of the only target port, unless [`Reservations::with_target_ports`] says otherwise.
+const DEFAULT_TARGET_PORT: u16 = 1;
+
+/// All that persistent reservations are of one logical unit: registrations, the reservation, PRGENERATION, APTPL, and
+/// the unit attention conditions that nexuses have not been told of yet.
+///
+/// # What is bounded
+///
+/// There are no more registrations than there is room for. The unit attentions of a registrant are never dropped: there
+/// are five kinds, each is kept once. Of nexuses that are not registered (any more), as many have theirs kept as there
+/// is room for registrants; what is over drops those that have waited longest. Such a nexus still finds out: its next
+/// command that needs a registration conflicts.
+///
+/// # Equality
+///
+/// Two are equal when nobody can tell them apart by commands: registrations and unit attentions in the same order
+/// included, whatever way led there.
+#[derive(Clone)]
+pub struct Reservations {
+    generation: Generation,
+    aptpl: bool,
+    registrations: ByNexus<Registration>,
+    reservation: Option<Holding>,
+    /// Nexuses that are not registered and have something to be told. None of them is empty.
+    strangers: ByNexus<Attentions>,
+    /// How often all registrants but one were to be told RESERVATIONS RELEASED. A counter, because a RELEASE should not
+    /// have to visit them all.
+    releases: u64,
+    /// The holder of a SPC-2 reservation. While there is one, there are no registrations.
+    spc2: Option<Nexus>,
+    /// In ascending order, each once; at least one.
+    target_ports: Vec<u16>,
+    /// How many registrants there may be.
+    room: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Registration {
+    key: Key,
+    /// What it has to be told, but for the releases.
+    attentions: Attentions,
+    /// The [releases](Reservations::releases) that it has been told of, or that do not concern it.
+    releases: u64,
+}
+
+/// The reservation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Holding {
+    reservation_type: Type,
+    /// Registered; `None` if every registrant is a holder.
+    holder: Option<Nexus>,
+}
+
+impl Holding {
+    fn new(reservation_type: Type, holder: &Nexus) -> Self {
+        let holder = if reservation_type.is_all_registrants() { None } else { Some(holder.clone()) };
+        Self { reservation_type, holder }
+    }
+}
+
+/// A registration, as it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registrant<'a> {
+    /// Whose it is.
+    pub nexus: &'a Nexus,
+    /// Never zero.
+    pub key: Key,
+    /// Whether this nexus holds the reservation.
+    pub is_holder: bool,
+}
+
+/// The reservation, as it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserved<'a> {
+    /// TYPE.
+    pub reservation_type: Type,
+    /// The one holder; `None` if every registrant is one.
+    pub holder: Option<&'a Nexus>,
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Outcome {
+    /// What is to be answered.
+    pub completion: Completion,
+    /// Whether the value has changed: then the record must be stored before the answer is given.
+    pub changed: bool,
+    /// After PREEMPT AND ABORT, the nexuses whose commands are to be aborted before the answer is given, in the order of
+    /// their registrations. The sender is among them if its own registration was preempted too (only commands other than
+    /// this one are aborted). Else empty.
+    pub aborted: Vec<Nexus>,
+}
+
+impl Outcome {
+    /// An answer that changes nothing.
+    fn unchanged(completion: Completion) -> Self {
+        Self { completion, changed: false, aborted: Vec::new() }
+    }
+}
+
+const CONFLICT: Completion = Completion::Status(Status::RESERVATION_CONFLICT);
+
+impl Default for Reservations {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Reservations {
+    /// Nothing registered, nothing reserved, generation 0, APTPL off; one target port, with relative identifier 1; room
+    /// for 10,000 registrants.
+    pub fn new() -> Self {
+        Self {
+            generation: Generation(0),
+            aptpl: false,
+            registrations: ByNexus::new(),
+            reservation: None,
+            strangers: ByNexus::new(),
+            releases: 0,
+            spc2: None,
+            target_ports: vec![DEFAULT_TARGET_PORT],
+            room: DEFAULT_ROOM,
+        }
+    }
+
+    /// As [`new`](Self::new), of a unit with these target ports: those that ALL_TG_PT means and that REGISTER AND MOVE
+    /// may name. Without any, it has port 1.
+    pub fn with_target_ports(relative_target_ports: impl IntoIterator<Item = u16>) -> Self {
+        let mut target_ports: Vec<u16> = relative_target_ports.into_iter().collect();
+        target_ports.sort_unstable();
+        target_ports.dedup();
+        if target_ports.is_empty() {
+            target_ports.push(DEFAULT_TARGET_PORT);
+        }
+        Self { target_ports, ..Self::new() }
+    }
+
+    /// The same with room for `registrants`, at most 1,000,000; who registers when there is no more gets 05/55/04. Those
+    /// who are registered already stay.
+    #[must_use]
+    pub fn with_room_for(self, registrants: usize) -> Self {
+        Self { room: u32::try_from(registrants).map_or(MOST_ROOM, |room| room.min(MOST_ROOM)), ..self }
+    }
+
+    /// PRGENERATION.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Whether registrations and reservation survive a loss of power.
+    pub fn aptpl(&self) -> bool {
+        self.aptpl
+    }
+
+    /// The registrations, in the order in which they were made: that of READ KEYS and READ FULL STATUS.
+    pub fn registrations(&self) -> impl ExactSizeIterator<Item = Registrant<'_>> {
+        self.registrations.iter().map(|(nexus, registration)| Registrant {
+            nexus,
+            key: registration.key,
+            is_holder: self.is_holder(nexus),
+        })
+    }
+
+    /// The persistent reservation.
+    pub fn reservation(&self) -> Option<Reserved<'_>> {
+        let Holding { reservation_type, holder } = self.reservation.as_ref()?;
+        Some(Reserved { reservation_type: *reservation_type, holder: holder.as_ref() })
+    }
+
+    /// The key that `nexus` has registered.
+    pub fn key_of(&self, nexus: &Nexus) -> Option<Key> {
+        self.registrations.get(nexus).map(|registration| registration.key)
+    }
+
+    /// Whether `nexus` holds the persistent reservation, alone or as one of all registrants.
+    pub fn is_holder(&self, nexus: &Nexus) -> bool {
+        match &self.reservation {
+            None => false,
+            Some(Holding { holder: Some(holder), .. }) => holder == nexus,
+            Some(Holding { holder: None, .. }) => self.registrations.contains(nexus),
+        }
+    }
+
+    /// Whether a command of this class from `nexus` may be processed now; if not, it is a RESERVATION CONFLICT. The table
+    /// is at [`Access`].
+    ///
+    /// To be asked when the processing of a command begins, after unit attentions; INQUIRY, REPORT LUNS and REQUEST
+    /// SENSE report none. Of PERSISTENT RESERVE OUT it says only what the reservation of another makes of it:
+    /// [`execute`](Self::execute) checks that, and the keys.
+    pub fn permits(&self, nexus: &Nexus, access: Access) -> bool {
+        if let Some(holder) = &self.spc2 {
+            return match holder == nexus {
+                true => !access.conflicts_with_own_spc2(),
+                false => access.passes_spc2_of_another(),
+            };
+        }
+        let Some(Holding { reservation_type, holder }) = &self.reservation else {
+            // A RESERVE of SPC-2 beside registrations would be two kinds of reservation at once.
+            return !matches!(access, Access::ReserveSpc2 | Access::ReleaseSpc2) || self.registrations.is_empty();
+        };
+        match access {
+            Access::Always | Access::Status | Access::ReserveIn => return true,
+            Access::Read if reservation_type.is_write_exclusive() => return true,
+            _ => {}
+        }
+        if holder.as_ref() == Some(nexus) {
+            return true;
+        }
+        let registered = || self.registrations.contains(nexus);
+        match access {
+            Access::ReserveOut(action) => match action {
+                ReserveOutAction::Register | ReserveOutAction::RegisterAndIgnoreExistingKey => true,
+                ReserveOutAction::Reserve | ReserveOutAction::RegisterAndMove => holder.is_none() && registered(),
+                ReserveOutAction::Release
+                | ReserveOutAction::Clear
+                | ReserveOutAction::Preempt
+                | ReserveOutAction::PreemptAndAbort
+                | ReserveOutAction::ReplaceLostReservation => registered(),
+            },
+            _ => (holder.is_none() || reservation_type.is_registrants_only()) && registered(),
+        }
+    }
+
+    /// The whole way of one command from `nexus`: a pending unit attention is the answer, and the command is not done;
+    /// then the checks in the order of the standard, and the effect.
+    ///
+    /// Whatever is refused changes nothing, but that a unit attention which was told is told only once.
+    ///
+    /// QEMU's CLEANUP is no command of the standard and is told of no unit attention: it unregisters `nexus` as REGISTER
+    /// AND IGNORE EXISTING KEY with a key of zero does, except that APTPL stays; GOOD also when there is nothing to do.
+    pub fn execute(&mut self, nexus: &Nexus, command: Command<'_>) -> Outcome {
+        if command.opcode() == Opcode::Cleanup {
+            return self.clean_up(nexus);
+        }
+        if let Some(code) = self.take_unit_attention(nexus) {
+            return Outcome { completion: Completion::check(code), changed: true, aborted: Vec::new() };
+        }
+        if self.spc2.is_some() {
+            return Outcome::unchanged(CONFLICT);
+        }
+        match command.opcode() {
+            Opcode::ReserveIn => Outcome::unchanged(match ReserveIn::parse(command) {
+                Ok(value) => self.reserve_in(nexus, &value),
+                Err(code) => Completion::check(code),
+            }),
+            _ => match ReserveOut::parse(command) {
+                Ok(value) => self.reserve_out(nexus, &value),
+                Err(code) => Outcome::unchanged(self.refuse_malformed(nexus, command, code)),
+            },
+        }
+    }
+
+    /// PERSISTENT RESERVE IN, without a look at unit attentions.
+    pub fn reserve_in(&self, nexus: &Nexus, value: &ReserveIn) -> Completion {
+        if !self.permits(nexus, Access::ReserveIn) {
+            return CONFLICT;
+        }
+        let generation = self.generation;
+        value.answer(match value.action() {
+            ReserveInAction::ReadKeys => {
+                let keys = self.registrations.iter().map(|(_, registration)| registration.key).collect();
+                Keys { generation, keys }.encode()
+            }
+            ReserveInAction::ReadReservation => {
+                let held = self.reservation.as_ref().map(|Holding { reservation_type, holder }| Held {
+                    key: holder.as_ref().and_then(|holder| self.key_of(holder)).unwrap_or(Key::ZERO),
+                    reservation_type: *reservation_type,
+                });
+                Reservation { generation, held }.encode()
+            }
+            ReserveInAction::ReportCapabilities => self.capabilities().encode(),
+            ReserveInAction::ReadFullStatus => {
+                let reservation_type = self.reservation.as_ref().map(|holding| holding.reservation_type);
+                let descriptor = |Registrant { nexus, key, is_holder }| {
+                    let port = nexus.relative_target_port();
+                    let mut descriptor = FullStatusDescriptor::new(key, nexus.initiator(), port);
+                    descriptor.held = reservation_type.filter(|_| is_holder);
+                    descriptor
+                };
+                FullStatus { generation, descriptors: self.registrations().map(descriptor).collect() }.encode()
+            }
+        })
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            // Nothing is ever found to be lost.
+            rlr_c: false,
+            crh: true,
+            sip_c: true,
+            atp_c: true,
+            ptpl_c: true,
+            tmv: true,
+            allow_commands: AllowCommands::ALL,
+            ptpl_a: self.aptpl,
+            type_mask: TypeMask::ALL,
+        }
+    }
+
+    /// What a nexus has to be told next, as the sense of a CHECK CONDITION; it is told once. Every command is answered
+    /// with it but INQUIRY, REPORT LUNS and REQUEST SENSE (which returns it as data). `Some`: the value has changed.
+    pub fn take_unit_attention(&mut self, nexus: &Nexus) -> Option<SenseCode> {
+        let releases = self.releases;
+        let taken = if let Some(registration) = self.registrations.get_mut(nexus) {
+            let mut pending = registration.pending(releases);
+            let taken = pending.take()?;
+            (registration.attentions, registration.releases) = (pending, releases);
+            taken
+        } else {
+            let pending = self.strangers.get_mut(nexus)?;
+            let taken = pending.take()?;
+            if pending.is_empty() {
+                self.strangers.remove(nexus);
+            }
+            taken
+        };
+        Some(taken.sense())
+    }
+
+    /// Registers `nexus`, which was not.
+    fn add(&mut self, nexus: Nexus, key: Key) {
+        let attentions = self.strangers.remove(&nexus).unwrap_or(Attentions::NONE);
+        self.registrations.insert(nexus, Registration { key, attentions, releases: self.releases });
+    }
+
+    /// Removes the registration of `nexus`, which it is told by `attention`; what it had to be told before, it still has
+    /// to be told. Whether there was one.
+    fn remove(&mut self, nexus: &Nexus, attention: Option<Attention>) -> bool {
+        let Some(registration) = self.registrations.remove(nexus) else { return false };
+        let mut pending = registration.pending(self.releases);
+        attention.into_iter().for_each(|attention| pending.add(attention));
+        self.tell_stranger(nexus.clone(), pending);
+        true
+    }
+
+    /// Keeps what a nexus that is not registered has to be told.
+    fn tell_stranger(&mut self, nexus: Nexus, pending: Attentions) {
+        if !pending.is_empty() {
+            self.strangers.insert(nexus, pending);
+            let room = usize::try_from(self.room).unwrap_or(usize::MAX);
+            while self.strangers.len() > room {
+                self.strangers.pop_first();
+            }
+        }
+    }
+
+    /// RESERVATIONS RELEASED to every registrant but `sender`.
+    fn tell_released(&mut self, sender: &Nexus) {
+        let before = self.releases;
+        self.releases += 1;
+        // One that waits for an earlier release still does.
+        if let Some(registration) = self.registrations.get_mut(sender)
+            && registration.releases == before
+        {
+            registration.releases = self.releases;
+        }
+    }
+
+    /// What each nexus has to be told: of the registrants, and of others.
+    fn all_attentions(&self) -> impl Iterator<Item = (&Nexus, Attentions)> {
+        let registered = self.registrations.iter().map(|(nexus, it)| (nexus, it.pending(self.releases)));
+        registered.chain(self.strangers.iter().map(|(nexus, pending)| (nexus, *pending)))
+    }
+}
+
+impl Registration {
+    /// All that it has to be told, when there have been `releases`.
+    fn pending(&self, releases: u64) -> Attentions {
+        match self.releases == releases {
+            true => self.attentions,
+            false => self.attentions.with(Attention::ReservationsReleased),
+        }
+    }
+}
+
+impl PartialEq for Reservations {
+    fn eq(&self, other: &Self) -> bool {
+        self.generation == other.generation
+            && self.aptpl == other.aptpl
+            && self.reservation == other.reservation
+            && self.spc2 == other.spc2
+            && self.target_ports == other.target_ports
+            && self.room == other.room
+            && self.registrations().eq(other.registrations())
+            && self.all_attentions().eq(other.all_attentions())
+    }
+}
+
+impl Eq for Reservations {}
+
+impl fmt::Debug for Reservations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let attentions = self.all_attentions().filter(|(_, pending)| !pending.is_empty());
+        let attentions: Vec<_> = attentions
+            .map(|(nexus, pending)| (nexus, pending.iter().map(Attention::sense).collect::<Vec<_>>()))
+            .collect();
+        f.debug_struct("Reservations")
+            .field("generation", &self.generation)
+            .field("aptpl", &self.aptpl)
+            .field("reservation", &self.reservation)
+            .field("registrations", &self.registrations().collect::<Vec<_>>())
+            .field("unit_attentions", &attentions)
+            .field("spc2", &self.spc2)
+            .field("target_ports", &self.target_ports)
+            .field("room", &self.room)
+            .finish()
+    }
+}
