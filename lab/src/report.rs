@@ -20,6 +20,12 @@ impl Report {
         }
     }
 
+    /// Says that the next checks show what `docs/differences.md` has under this name: where QEMU's helper, built with
+    /// libmpathpersist, would do otherwise. The conformance suite sees to it that the names are the same.
+    pub(crate) fn differs(&mut self, name: &str) {
+        line(&format!("  differs {name}"));
+    }
+
     /// The check that `actual` is `expected`.
     pub(crate) fn equal<T: PartialEq + Display + ?Sized>(&mut self, what: impl Display, expected: &T, actual: &T) {
         let outcome = if expected == actual { Ok(()) } else { Err(format!("expected {expected}, got {actual}")) };

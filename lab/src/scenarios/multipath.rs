@@ -11,7 +11,7 @@ use pr_managers::MapIn;
 use pr_managers::device::Sysfs;
 use rustix::process::{Pid, Signal, kill_process};
 use scsi_pr::{
-    Command, Completion, FullStatus, InitiatorPort, Key, PrManager, Reservation, SenseCode, SenseKey, Status,
+    Command, Completion, FullStatus, InitiatorPort, Key, Opcode, PrManager, Reservation, SenseCode, SenseKey, Status,
     TransportId, Type,
 };
 
@@ -253,6 +253,8 @@ impl<'a> Stage<'a> {
         self.expect_key("0xaaa")?;
         self.expect(&register(Key::ZERO, OURS), &CONFLICT);
         self.expect_registered("and stay so when a second one is refused", &both)?;
+        self.report.differs("multipath-padding");
+        self.report.differs("multipath-full-status");
         for request in [read_keys(), read_reservation(), report_capabilities(), read_full_status()] {
             self.expect_same(&request)?;
         }
@@ -431,6 +433,7 @@ impl<'a> Stage<'a> {
 
         // Without any path, with queue_if_no_path: the kernel would keep the command.
         let not_ready = Completion::check(SenseCode::NOT_READY);
+        self.report.differs("multipath-no-path");
         a.set_alive(false)?;
         b.set_alive(false)?;
         self.expect(&read_keys(), &not_ready);
@@ -470,6 +473,7 @@ impl<'a> Stage<'a> {
         let port = TransportId::new(InitiatorPort::Iscsi { name: &other_host.initiator, isid: None })?;
         let request = register_for(OURS, &[port]);
         let refused = Completion::check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
+        self.report.differs("multipath-initiator-ports");
         self.expect_told(&request, &refused, &["SPEC_I_PT", &self.map.name()]);
         self.expect_registered("nothing is registered then", &[])?;
 
@@ -484,7 +488,26 @@ impl<'a> Stage<'a> {
         self.expect(&clear(OURS), &GOOD);
         let sas = TransportId::new(InitiatorPort::Sas { address: 1 })?;
         self.expect(&register_for(OURS, &[sas]), &refused);
-        self.expect_registered("nothing is registered of what the library would send cut", &[])
+        self.expect_registered("nothing is registered of what the library would send cut", &[])?;
+
+        self.report.differs("multipath-list");
+        let whole = request.command().parameter_list().to_vec();
+        let register = |text: &str, list: Vec<u8>| {
+            let length = u16::try_from(list.len()).expect("a short list");
+            Request::raw(text, Opcode::ReserveOut, 0x00, 0x00, length, list)
+        };
+        let surplus = [&whole[..], &[0; 4]].concat();
+        self.expect(&register("REGISTER with bytes after its TransportIDs", surplus), &refused);
+        let mut wrapping = whole.clone();
+        wrapping[24..28].copy_from_slice(&0xffff_fff0_u32.to_be_bytes());
+        self.expect(&register("REGISTER with TransportIDs of 4 GiB", wrapping), &refused);
+        let many = [&whole[..24], &(33 * 24_u32).to_be_bytes(), &[0; 33 * 24]].concat();
+        self.expect(&register("REGISTER with 33 TransportIDs", many), &refused);
+        let mut without_flag = whole;
+        without_flag[20] = 0;
+        let wrong_length = Completion::check(SenseCode::PARAMETER_LIST_LENGTH_ERROR);
+        self.expect(&register("REGISTER with TransportIDs, and no SPEC_I_PT", without_flag), &wrong_length);
+        self.expect_registered("nothing is registered by a list that is not whole", &[])
     }
 
     fn wait_for_registrations(&mut self, what: &str, expected: &[(&Disk, Key, bool)]) -> Result<()> {
@@ -504,6 +527,7 @@ impl<'a> Stage<'a> {
         let refused = Completion::check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
         let failed = Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE);
 
+        self.report.differs("multipath-causes");
         self.map.configure("")?;
         let missing = ["multipath.conf has no reservation_key", "`reservation_key file`", &name];
         self.expect_told(&register(Key::ZERO, OURS), &refused, &missing);
