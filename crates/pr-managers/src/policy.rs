@@ -4,6 +4,7 @@
 //! * [`RefuseReadOnly`]: who may not write to a device may not reserve it either.
 //! * [`ByDevice`]: each kind of device has its manager, and what is a part of a unit is not reserved.
 //! * [`Escalate`]: what the kernel does not let this process do is done by another.
+//! * [`ScsiFirst`]: who takes SCSI commands as they are gets them so.
 //! * [`WholeUnit`]: what is one path to a unit, or a part of one, is not reserved as if it were the unit.
 //! * [`Refusals`]: what is answered and logged when a command goes no further.
 //! * [`Observed`]: who did what, for the log, tracing and counters.
@@ -16,6 +17,7 @@ mod escalate;
 mod observed;
 mod read_only;
 mod refusals;
+mod scsi_first;
 mod whole_unit;
 
 pub use by_device::{ByDevice, Routes};
@@ -23,6 +25,7 @@ pub use escalate::Escalate;
 pub use observed::{Client, Counters, Counts, Observed};
 pub use read_only::RefuseReadOnly;
 pub use refusals::Refusals;
+pub use scsi_first::ScsiFirst;
 pub use whole_unit::WholeUnit;
 
 #[cfg(test)]

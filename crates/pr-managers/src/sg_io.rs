@@ -58,19 +58,34 @@ impl SgIo {
 
     /// The completion of `command`, and how far it got.
     pub(crate) fn send(&self, device: BorrowedFd<'_>, command: Command<'_>) -> (Completion, Reached) {
+        let (completion, reached, _) = self.exchange(device, command);
+        (completion, reached)
+    }
+
+    /// The completion of `command`; `None` when the driver of the device takes no SCSI commands, and has got none.
+    pub(crate) fn send_where_taken(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Option<Completion> {
+        match self.exchange(device, command) {
+            // The second is what some drivers say to any ioctl that they do not know, loop for one.
+            (_, _, Some(Errno::NOTTY | Errno::INVAL)) => None,
+            (completion, _, _) => Some(completion),
+        }
+    }
+
+    fn exchange(&self, device: BorrowedFd<'_>, command: Command<'_>) -> (Completion, Reached, Option<Errno>) {
         match command.opcode() {
             Opcode::ReserveIn => {
                 // As long as a transfer can be, whatever the guest has room for: LIO of Linux 6.1 writes past the end of
                 // a shorter one. New for every command, so that no byte of another one is ever in it.
                 let mut data = [0; MAX_TRANSFER];
                 let answer = self.issue(device, command, Transfer::FromDevice(&mut data));
-                (answer.completion(&data, command.cdb().allocation_length()), answer.reached())
+                let completion = answer.completion(&data, command.cdb().allocation_length());
+                (completion, answer.reached(), answer.report.err())
             }
             Opcode::ReserveOut => {
                 let answer = self.issue(device, command, Transfer::ToDevice(command.parameter_list()));
-                (answer.completion(&[], 0), answer.reached())
+                (answer.completion(&[], 0), answer.reached(), answer.report.err())
             }
-            Opcode::Cleanup => (Completion::Good(Vec::new()), Reached::Unit),
+            Opcode::Cleanup => (Completion::Good(Vec::new()), Reached::Unit, None),
         }
     }
 

@@ -59,7 +59,8 @@ pub struct Routes {
     pub multipath: Arc<dyn PrManager>,
     /// For NVMe namespaces, and to read the reservations of those beneath partitions and device-mapper devices.
     pub nvme: Arc<dyn PrManager>,
-    /// For other block devices.
+    /// For other block devices: a [`ScsiFirst`](super::ScsiFirst) with a [`BlockIoctl`](crate::BlockIoctl) has them as
+    /// they are.
     pub block: Arc<dyn PrManager>,
 }
 
