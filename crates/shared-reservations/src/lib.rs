@@ -1,5 +1,6 @@
 //! Persistent reservations that are kept in a store and shared by everyone who uses it.
 //!
+//! * [`Store`]: one record for each logical unit, changed by compare-and-swap.
 //! * [`UnitId`]: which logical unit.
 //! * [`StoreError`]: what a store could not do.
 //!
@@ -7,8 +8,14 @@
 //! out all the same.
 #![forbid(unsafe_code)]
 
+mod contention;
 mod error;
+mod lock;
+mod memory;
+mod store;
 mod unit;
 
 pub use error::{Fault, StoreError};
+pub use memory::MemoryStore;
+pub use store::{Loaded, POLL_INTERVAL, Store, Swap, Version};
 pub use unit::{InvalidNaming, UnitId};

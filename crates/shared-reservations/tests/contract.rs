@@ -1,0 +1,108 @@
+//! What every store does alike.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use scsi_pr::Reservations;
+use shared_reservations::{MemoryStore, Store, Swap, Version};
+
+mod support;
+use support::{change, changes, nexus, register, unit};
+
+/// Runs a test on a store of each kind that is fresh.
+fn on_each(test: impl Fn(Arc<dyn Store>)) {
+    test(Arc::new(MemoryStore::new()));
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn what_was_never_changed_is_fresh() {
+    on_each(|store| {
+        let loaded = store.load(&unit("a")).expect("a fresh one");
+        assert_eq!((loaded.version, &*loaded.reservations), (Version(0), &Reservations::new()));
+        assert!(!store.is_shared_between_hosts());
+    });
+}
+
+#[test]
+fn what_is_kept_is_loaded() {
+    on_each(|store| {
+        let mut reservations = Reservations::new();
+        for number in 1..=20 {
+            assert!(register(&mut reservations, &nexus(number)));
+        }
+        let swap = store.replace(&unit("a"), Version(0), &reservations).expect("kept");
+        assert_eq!(swap, Swap::Done(Version(1)));
+        let loaded = store.load(&unit("a")).expect("what is kept");
+        assert_eq!((loaded.version, &*loaded.reservations), (Version(1), &reservations));
+        assert_eq!(changes(&*store, &unit("b")), 0, "another unit");
+    });
+}
+
+#[test]
+fn a_swap_is_lost_unless_the_version_is_the_newest() {
+    on_each(|store| {
+        let unit = unit("a");
+        let mut reservations = Reservations::new();
+        assert_eq!(store.replace(&unit, Version(1), &reservations).expect("an answer"), Swap::Lost);
+        for version in 0..3 {
+            register(&mut reservations, &nexus(1));
+            let swap = store.replace(&unit, Version(version), &reservations).expect("kept");
+            assert_eq!(swap, Swap::Done(Version(version + 1)));
+        }
+        for version in [0, 1, 2, 4, u64::MAX >> 1] {
+            let swap = store.replace(&unit, Version(version), &Reservations::new()).expect("an answer");
+            assert_eq!(swap, Swap::Lost, "version {version}");
+        }
+        let loaded = store.load(&unit).expect("what is kept");
+        assert_eq!((loaded.version, &*loaded.reservations), (Version(3), &reservations));
+    });
+}
+
+#[test]
+fn an_update_that_changes_nothing_is_not_kept() {
+    on_each(|store| {
+        change(&*store, &unit("a")).expect("kept");
+        store.update(&unit("a"), &mut |_| false).expect("nothing to do");
+        assert_eq!(store.load(&unit("a")).expect("what is kept").version, Version(1));
+    });
+}
+
+#[test]
+fn waiting_ends_with_a_change_or_in_time() {
+    on_each(|store| {
+        let unit = unit("a");
+        assert_eq!(store.wait(&unit, Version(0), Duration::from_millis(1)).expect("a version"), Version(0));
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| store.wait(&unit, Version(0), LONG));
+            change(&*store, &unit).expect("kept");
+            assert_eq!(waiting.join().expect("no panic").expect("a version"), Version(1));
+        });
+        assert_eq!(store.wait(&unit, Version(0), LONG).expect("at once"), Version(1));
+    });
+}
+
+#[test]
+fn contenders_all_have_their_way() {
+    on_each(|store| {
+        const EACH: u32 = 20;
+        thread::scope(|scope| {
+            for number in 1..=64 {
+                let store = &store;
+                scope.spawn(move || {
+                    for _ in 0..EACH {
+                        let changed =
+                            store.update(&unit("a"), &mut |reservations| register(reservations, &nexus(number)));
+                        changed.expect("kept");
+                    }
+                });
+            }
+        });
+        let loaded = store.load(&unit("a")).expect("what is kept");
+        assert_eq!(loaded.version, Version(64 * u64::from(EACH)));
+        assert_eq!(loaded.reservations.generation().0, 64 * EACH);
+        assert_eq!(loaded.reservations.registrations().len(), 64);
+    });
+}
