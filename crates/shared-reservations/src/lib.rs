@@ -1,7 +1,8 @@
 //! Persistent reservations that are kept in a store and shared by everyone who uses it.
 //!
 //! * [`Store`]: one record for each logical unit, changed by compare-and-swap.
-//! * [`UnitId`]: which logical unit.
+//! * [`UnitId`]: which logical unit; [`Units`] tells it of a descriptor.
+//! * [`InitiatorName`]: which virtual machine.
 //! * [`StoreError`]: what a store could not do.
 //!
 //! Shared reservations inform everyone who asks the store. They stop nobody: reads and writes that do not ask are carried
@@ -10,12 +11,14 @@
 
 mod contention;
 mod error;
+mod initiator;
 mod lock;
 mod memory;
 mod store;
 mod unit;
 
 pub use error::{Fault, StoreError};
+pub use initiator::{InitiatorName, InvalidInitiatorName};
 pub use memory::MemoryStore;
 pub use store::{Loaded, POLL_INTERVAL, Store, Swap, Version};
-pub use unit::{InvalidNaming, UnitId};
+pub use unit::{InvalidNaming, Naming, Unidentified, UnitId, Units};

@@ -1,14 +1,85 @@
-//! [`UnitId`]: which logical unit a record is about.
+//! Which logical unit a descriptor is of, so that one disk has one truth, by whichever way it is reached.
+//!
+//! Told from statx(2), fcntl(2) and sysfs. Nothing is opened but files of sysfs (and, without access to it, the file behind
+//! a loop device), nothing is sent to a device, and nothing is guessed: what has no identity of its own is refused, until
+//! the administrator gives it a name (`--unit=NAME=PATH`, [`Naming`]). Identities are read anew for every command, so a
+//! device number that now belongs to another disk, or a logical unit that was mapped anew, is never taken for the old one.
+//!
+//! | what | identifier | known | stays |
+//! | --- | --- | --- | --- |
+//! | named by the administrator | `name.NAME` | everywhere | as long as the name is given |
+//! | SCSI disk, `/dev/sdX`, `/dev/srX` or `/dev/sgX` | a designator of VPD page 83h: `naa.…`, `eui.…`, `uuid.…`, `t10.…`, `iqn.…` | everywhere | always |
+//! | SCSI disk that has but a locally assigned NAA designator (NAA 3h) | `naa.3…` | this host | always |
+//! | dm-multipath map | that of its paths, which must agree | as theirs | as theirs |
+//! | NVMe namespace with a UUID, an NGUID or an EUI-64 | `nvme.uuid.…`, `nvme.eui.…` | everywhere | always |
+//! | NVMe namespace with only a serial number | `nvme.nvme.…` | this host | always |
+//! | Ceph RBD image | `rbd.CLUSTER.POOL[.NAMESPACE].IMAGE[.snap-ID]`, by their ids | everywhere | always |
+//! | LVM logical volume | `dm.LVM-…`: the uuids of volume group and volume | everywhere | always |
+//! | dm-crypt over LUKS | `dm.CRYPT-LUKS2-…`: the uuid of the LUKS header, without the mapping's name | everywhere | always |
+//! | any other device-mapper device with a uuid | `dm.UUID` | this host | as its uuid |
+//! | partition, by the kernel or by kpartx | that of the disk, and `-part1` | as the disk | as the disk |
+//! | loop device over the whole of a file or device | that of the file or device | as that | as that |
+//! | regular file | that of its file system, `.inode.NUMBER`, and when it was made, where ext2/3/4, XFS and Btrfs tell | as the file system | as the file system |
+//! | device-mapper device without a uuid, loop device over a part, md, bcache, NBD, virtio-blk, zram … | refused | | |
+//! | deleted file, memfd, descriptor opened with `O_PATH` | refused | | |
+//! | pipe, socket, directory, character device other than sg | refused, and a name does not help | | |
+//!
+//! The file system of a regular file is identified by
+//!
+//! 1. the block device that it is on, where this table identifies that one. Inode numbers of such file systems are on the
+//!    disk, also those of the cluster file systems GFS2 and OCFS2: what is known of the disk everywhere makes its files
+//!    known everywhere;
+//! 2. else, for ext2/3/4, Btrfs, ZFS and CephFS, `fsid.…`: `f_fsid` of statfs(2), which they make of their UUID. This host
+//!    only, because the UUID goes along when a host's disk is copied;
+//! 3. else `dev.MAJOR:MINOR`, its device number: this host only, and *not stable*: it may be another one after a restart of
+//!    the host or a new mount. So are NFS, CIFS, FUSE, overlay file systems, tmpfs, and XFS on a disk without identity.
+//!
+//! A store that several hosts share takes only what is known everywhere: an identifier that two hosts may understand
+//! differently would give one disk two truths, or two disks one. A file that is replaced (`mv new.img disk.img`) is another
+//! unit, and so is one that was copied: a disk that moves from file to file is given a name.
+//!
+//! **Parts.** A partition, a volume or a file is a unit of its own, and never the disk that it is on; who hands out both
+//! the whole and a part has two truths for the bytes of that part, which cannot be told here.
+//!
+//! **Copies.** Two disks with one identifier (clones of a LUKS header or of a volume group, targets whose vendor repeats
+//! T10 designators) have one truth: reservations of the one are reservations of the other. It errs on the side of refusing,
+//! and a name ends it.
 
+use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
-/// Identifies a logical unit. Cheap to clone.
+mod block;
+mod file;
+mod names;
+mod sysfs;
+mod units;
+mod vpd;
+
+pub use names::{InvalidNaming, Naming};
+pub use units::Units;
+
+/// Identifies a logical unit.
 ///
 /// Its text is made of ASCII letters, digits and `.`, `_`, `:`, `+`, `-`, `%` alone, begins with a letter and has at most
-/// [`UnitId::MAX_LENGTH`] bytes: it can be (a part of) a file name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UnitId(Arc<str>);
+/// [`UnitId::MAX_LENGTH`] bytes: it can be (a part of) a file name. Two are equal when their texts are.
+#[derive(Clone, Debug)]
+pub struct UnitId {
+    text: Arc<str>,
+    known: Known,
+}
+
+/// Where an identifier means the same disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Known {
+    /// On this host, until it restarts.
+    ForNow,
+    /// On this host.
+    Here,
+    /// On every host.
+    Everywhere,
+}
 
 impl UnitId {
     /// The most bytes of an identifier.
@@ -20,51 +91,134 @@ impl UnitId {
     ///
     /// [`InvalidNaming::Name`] unless it is 1 to 128 ASCII letters, digits and `.`, `_`, `:`, `+`, `-`.
     pub fn named(name: &str) -> Result<Self, InvalidNaming> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:+-".contains(&byte);
-        if (1..=128).contains(&name.len()) && name.bytes().all(plain) {
-            Ok(Self(format!("name.{name}").into()))
-        } else {
-            Err(InvalidNaming::Name(name.to_owned()))
+        let allowed = !name.is_empty() && name.len() <= 128 && name.bytes().all(is_plain);
+        match allowed.then(|| Self::new(format!("name.{name}"), Known::Everywhere)).flatten() {
+            Some(unit) => Ok(unit),
+            None => Err(InvalidNaming::Name(name.to_owned())),
         }
     }
 
-    /// The text: `name.disk1`.
+    /// `None` when there is no room for it. What may not be in an identifier becomes `%` and two hexadecimal digits.
+    fn new(text: impl AsRef<[u8]>, known: Known) -> Option<Self> {
+        let mut plain = String::new();
+        for byte in text.as_ref() {
+            match is_plain(*byte) {
+                true => plain.push(char::from(*byte)),
+                false => plain.push_str(&format!("%{byte:02x}")),
+            }
+        }
+        (plain.len() <= Self::MAX_LENGTH).then(|| Self { text: plain.into(), known })
+    }
+
+    /// A unit that is a part of this one.
+    fn part(&self, suffix: &str) -> Option<Self> {
+        let text = format!("{}{suffix}", self.text);
+        (text.len() <= Self::MAX_LENGTH).then(|| Self { text: text.into(), known: self.known })
+    }
+
+    /// The text: `naa.600140500000001`.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// Whether every host that sees the disk knows it by this identifier.
+    pub fn is_global(&self) -> bool {
+        self.known == Known::Everywhere
+    }
+
+    /// Whether the disk keeps this identifier when the host restarts.
+    pub fn is_stable(&self) -> bool {
+        self.known > Known::ForNow
+    }
+}
+
+/// What needs no escape in an identifier.
+const fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'+' | b'-')
+}
+
+impl PartialEq for UnitId {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for UnitId {}
+
+impl PartialOrd for UnitId {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for UnitId {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.text.cmp(&other.text)
+    }
+}
+
+impl std::hash::Hash for UnitId {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
     }
 }
 
 impl fmt::Display for UnitId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
-/// A name that an administrator may not give.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum InvalidNaming {
-    /// It has characters that are not allowed, or too many or too few.
-    Name(String),
+/// Why a descriptor is of no known unit.
+#[derive(Debug)]
+pub struct Unidentified {
+    /// What the descriptor is of: "the block device 252:0 (vda)".
+    what: String,
+    why: Why,
 }
 
-impl fmt::Display for InvalidNaming {
+/// The reasons of [`Unidentified`].
+#[derive(Debug)]
+pub(crate) enum Why {
+    /// A pipe, a socket …
+    NotADisk,
+    /// It tells nothing of its identity, or not so that it can be trusted.
+    Unknown(String),
+    /// Its identifier is no use to a store that hosts share.
+    Local(UnitId),
+    /// The system has no room to find out, or fails to tell.
+    ForNow(io::Error),
+}
+
+impl Unidentified {
+    fn new(what: impl Into<String>, why: Why) -> Self {
+        Self { what: what.into(), why }
+    }
+
+    /// Whether it may be known later, without anybody's doing.
+    pub fn passes(&self) -> bool {
+        matches!(self.why, Why::ForNow(_))
+    }
+}
+
+impl fmt::Display for Unidentified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Name(name) = self;
-        write!(f, "the name of a unit has 1 to 128 letters, digits and . _ : + -, unlike {name:?}")
-    }
-}
-
-impl std::error::Error for InvalidNaming {}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_plain_and_bounded() {
-        assert_eq!(UnitId::named("A-1").map(|unit| unit.to_string()), Ok("name.A-1".to_owned()));
-        for name in ["", "a b", "a/b", "é", &"x".repeat(129)] {
-            assert_eq!(UnitId::named(name), Err(InvalidNaming::Name(name.to_owned())), "{name:?}");
+        let what = &self.what;
+        const NAME_IT: &str = "give it a name, the same on every host, with --unit=NAME=PATH";
+        match &self.why {
+            Why::NotADisk => write!(f, "{what} is no disk"),
+            Why::Unknown(reason) => write!(f, "cannot identify {what}: {reason}; {NAME_IT}"),
+            Why::Local(unit) => write!(
+                f,
+                "{what} is known on this host only, as {unit}, and the store is shared between hosts; {NAME_IT}"
+            ),
+            Why::ForNow(error) => write!(f, "cannot tell what {what} is: {error}"),
         }
     }
 }
+
+// No `source()`: the text has the cause already.
+impl StdError for Unidentified {}
+
+#[cfg(test)]
+mod tests;

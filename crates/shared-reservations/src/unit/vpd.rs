@@ -1,0 +1,103 @@
+//! The Device Identification VPD page, 83h (SPC-4 7.8.6), as sysfs hands it on (`vpd_pg83`).
+//!
+//! A unit may have many designators. Every host, and every path, must choose the same one, so the order is fixed: by type,
+//! the longest of a type first, and of what is left the first by its text, not by its place in the page, which a target may
+//! fill differently on each port. Only designators of the logical unit itself count (ASSOCIATION 00b).
+
+use super::{Known, UnitId};
+
+/// How good a designator is; the first the best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// NAA IEEE Registered Extended (6h), 16 bytes.
+    NaaRegisteredExtended,
+    /// NAA IEEE Registered (5h) and IEEE Extended (2h), 8 bytes.
+    Naa,
+    /// EUI-64 based: 16, 12, 8 bytes.
+    Eui16,
+    Eui12,
+    Eui8,
+    /// UUID (SPC-5 7.7.6.11).
+    Uuid,
+    /// SCSI name string.
+    Name,
+    /// T10 vendor id, and what the vendor makes of it. Some repeat themselves.
+    T10,
+    /// NAA Locally Assigned (3h): unique where the administrator made it so.
+    NaaLocal,
+}
+
+/// The identifier of the unit whose page this is; `None` when the page has no designator of use.
+///
+/// What is cut off at the end of the page is left out, as is a designator of no length or too long for a [`UnitId`].
+pub(super) fn identify(page: &[u8]) -> Option<UnitId> {
+    let [_, 0x83, high, low, descriptors @ ..] = page else { return None };
+    let length = usize::from(u16::from_be_bytes([*high, *low]));
+    let mut rest = &descriptors[..length.min(descriptors.len())];
+    let mut found = Vec::new();
+    while let [first, second, _, length, after @ ..] = rest {
+        let Some((designator, next)) = after.split_at_checked(usize::from(*length)) else { break };
+        let of_the_unit = second & 0x30 == 0;
+        if let Some((rank, unit)) = of_the_unit.then(|| read(first & 0xf, second & 0xf, designator)).flatten() {
+            found.push((rank, unit));
+        }
+        rest = next;
+    }
+    found.into_iter().min().map(|(_, unit)| unit)
+}
+
+/// CODE SET 1h: binary; 2h ASCII; 3h: UTF-8 (SPC-4 table 590).
+const BINARY: u8 = 1;
+
+/// One designator, by its CODE SET and DESIGNATOR TYPE.
+fn read(code_set: u8, designator_type: u8, designator: &[u8]) -> Option<(Rank, UnitId)> {
+    let unit = |prefix: &str, rank: Rank| {
+        let known = if rank == Rank::NaaLocal { Known::Here } else { Known::Everywhere };
+        Some((rank, UnitId::new(format!("{prefix}{}", Hex(designator)), known)?))
+    };
+    // Some targets fill a designator in with zeros where they have none.
+    if designator.iter().all(|byte| *byte == 0) {
+        return None;
+    }
+    match (designator_type, code_set, designator.len()) {
+        (0x1, ..) => {
+            // Eight bytes of vendor alone identify nothing.
+            let text = Some(trim(designator)).filter(|text| text.len() > 8)?;
+            Some((Rank::T10, UnitId::new([b"t10.", text].concat(), Known::Everywhere)?))
+        }
+        (0x2, BINARY, 16) => unit("eui.", Rank::Eui16),
+        (0x2, BINARY, 12) => unit("eui.", Rank::Eui12),
+        (0x2, BINARY, 8) => unit("eui.", Rank::Eui8),
+        (0x3, BINARY, length) => match (designator[0] >> 4, length) {
+            (0x6, 16) => unit("naa.", Rank::NaaRegisteredExtended),
+            (0x2 | 0x5, 8) => unit("naa.", Rank::Naa),
+            (0x3, 8) => unit("naa.", Rank::NaaLocal),
+            _ => None,
+        },
+        (0x8, 2 | 3, _) => {
+            let text = trim(designator);
+            let shaped = [b"iqn.".as_slice(), b"naa.", b"eui."].iter().any(|prefix| text.starts_with(prefix));
+            // The hexadecimal digits of naa. and eui. names may be of either case.
+            let text = if text.starts_with(b"iqn.") { text.to_vec() } else { text.to_ascii_lowercase() };
+            Some((Rank::Name, UnitId::new(shaped.then_some(text)?, Known::Everywhere)?))
+        }
+        (0xa, BINARY, 18) if designator[0] == 0x10 => {
+            Some((Rank::Uuid, UnitId::new(format!("uuid.{}", Hex(&designator[2..])), Known::Everywhere)?))
+        }
+        _ => None,
+    }
+}
+
+/// Without the NULs and blanks that a text may be filled up with.
+fn trim(text: &[u8]) -> &[u8] {
+    let end = text.iter().rposition(|byte| !matches!(byte, 0 | b' ')).map_or(0, |last| last + 1);
+    &text[..end]
+}
+
+struct Hex<'a>(&'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
