@@ -275,19 +275,29 @@ impl Reservations {
         if let Some(code) = self.take_unit_attention(nexus) {
             return Outcome { completion: Completion::check(code), changed: true, aborted: Vec::new() };
         }
+        if let Some(completion) = self.answer(nexus, command) {
+            return Outcome::unchanged(completion);
+        }
         if self.spc2.is_some() {
             return Outcome::unchanged(CONFLICT);
         }
-        match command.opcode() {
-            Opcode::ReserveIn => Outcome::unchanged(match ReserveIn::parse(command) {
-                Ok(value) => self.reserve_in(nexus, &value),
-                Err(code) => Completion::check(code),
-            }),
-            _ => match ReserveOut::parse(command) {
-                Ok(value) => self.reserve_out(nexus, &value),
-                Err(code) => Outcome::unchanged(self.refuse_malformed(nexus, command, code)),
-            },
+        match ReserveOut::parse(command) {
+            Ok(value) => self.reserve_out(nexus, &value),
+            Err(code) => Outcome::unchanged(self.refuse_malformed(nexus, command, code)),
         }
+    }
+
+    /// What [`execute`](Self::execute) answers a PERSISTENT RESERVE IN with as long as that changes nothing, for those who
+    /// only have the value to read: `None` when the answer is a unit attention, and of any other command.
+    pub fn answer(&self, nexus: &Nexus, command: Command<'_>) -> Option<Completion> {
+        if command.opcode() != Opcode::ReserveIn || self.has_unit_attention(nexus) {
+            return None;
+        }
+        Some(match ReserveIn::parse(command) {
+            _ if self.spc2.is_some() => CONFLICT,
+            Ok(value) => self.reserve_in(nexus, &value),
+            Err(code) => Completion::check(code),
+        })
     }
 
     /// PERSISTENT RESERVE IN, without a look at unit attentions.
@@ -355,6 +365,14 @@ impl Reservations {
             taken
         };
         Some(taken.sense())
+    }
+
+    /// Whether there is something that `nexus` has to be told.
+    fn has_unit_attention(&self, nexus: &Nexus) -> bool {
+        match self.registrations.get(nexus) {
+            Some(registration) => !registration.pending(self.releases).is_empty(),
+            None => self.strangers.contains(nexus),
+        }
     }
 
     /// Registers `nexus`, which was not.

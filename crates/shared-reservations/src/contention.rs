@@ -38,7 +38,7 @@ pub(crate) fn update<S: Store + ?Sized>(
 }
 
 pub(crate) fn too_long(unit: &UnitId) -> StoreError {
-    StoreError::unavailable(format!("change the reservations of {unit}"))
+    StoreError::contended(format!("change the reservations of {unit}"))
         .because(format!("others were changing them for {} s", PATIENCE.as_secs()))
         .remedy("look for a process that stands still while it uses the store")
 }

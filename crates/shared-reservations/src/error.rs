@@ -16,8 +16,10 @@ pub struct StoreError {
 /// What a [`StoreError`] means to who asked for a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// Nothing was changed. The store is full, read-only, busy or out of reach, and may serve again later.
+    /// Nothing was changed. The store is full, read-only or out of reach, and may serve again later.
     Unavailable,
+    /// Nothing was changed, because others did all the time.
+    Contended,
     /// Nothing was changed. What is there is not a store of ours, is damaged, or is of a newer version, and stays so until
     /// somebody does something about it.
     Refused,
@@ -30,6 +32,11 @@ impl StoreError {
     /// An error that is [`Fault::Unavailable`]. `attempted` names the act and its object: "open the store /var/pr.db".
     pub fn unavailable(attempted: impl Into<String>) -> Self {
         Self::new(Fault::Unavailable, attempted.into())
+    }
+
+    /// An error that is [`Fault::Contended`].
+    pub fn contended(attempted: impl Into<String>) -> Self {
+        Self::new(Fault::Contended, attempted.into())
     }
 
     /// An error that is [`Fault::Refused`].
