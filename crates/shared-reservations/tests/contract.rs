@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use scsi_pr::Reservations;
-use shared_reservations::{MemoryStore, Store, Swap, Version};
+use shared_reservations::{MemoryStore, Store, Swap, Version, open};
 
 mod support;
 use support::{change, changes, nexus, register, unit};
@@ -13,6 +13,10 @@ use support::{change, changes, nexus, register, unit};
 /// Runs a test on a store of each kind that is fresh.
 fn on_each(test: impl Fn(Arc<dyn Store>)) {
     test(Arc::new(MemoryStore::new()));
+    for kind in ["sqlite", "dir"] {
+        let place = tempfile::tempdir().expect("a place for a store");
+        test(open(&format!("{kind}:{}", place.path().join("store").display())).expect("a store"));
+    }
 }
 
 const LONG: Duration = Duration::from_secs(60);

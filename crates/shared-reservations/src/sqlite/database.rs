@@ -1,0 +1,166 @@
+//! A database that is open: one connection that writes, a few that read, and the files that they have open.
+
+use std::path::Path;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::connection::{self, SCHEMA, read_failed};
+use super::file::{self, Files, Paths};
+use crate::StoreError;
+use crate::lock::lock;
+use crate::queue::{Queue, Turn};
+
+/// How many connections read. A read is a matter of microseconds: more of them would not make it faster.
+const READERS: usize = 8;
+
+pub(super) struct Database {
+    paths: Paths,
+    files: Files,
+    id: String,
+    /// SQLite has one writer at a time; those of this process queue here, in order.
+    writer: Queue<Connection>,
+    readers: Mutex<Readers>,
+    reader_is_free: Condvar,
+}
+
+#[derive(Default)]
+struct Readers {
+    idle: Vec<Connection>,
+    /// With those that are in use.
+    open: usize,
+}
+
+impl Database {
+    /// Opens what is at `path`, which must be ours, and the one with the identifier `id` if there is one given.
+    pub(super) fn open(path: &Path, id: Option<&str>) -> Result<Self, StoreError> {
+        let attempted = || format!("open the SQLite store {}", path.display());
+        let paths = Paths::of(path);
+        let examined = file::examine(path)?;
+        let writer = connection::open(path).map_err(|error| read_failed(attempted(), error))?;
+        if writer.is_readonly("main").map_err(|error| read_failed(attempted(), error))? {
+            return Err(StoreError::unavailable(attempted())
+                .because("it is read-only")
+                .remedy("let this process write the database and the directory that it is in"));
+        }
+        let found = identify(&writer).map_err(|error| read_failed(attempted(), error))?.ok_or_else(|| {
+            StoreError::refused(attempted())
+                .because("its tables are not those that it was made with")
+                .remedy("put back a copy of it from before they were changed")
+        })?;
+        if id.is_some_and(|id| id != found) {
+            return Err(StoreError::refused(attempted())
+                .because("another database came to its place")
+                .remedy("put back the one that was there, or restart to go on with the other one"));
+        }
+        // That has opened the log, so its entry in the directory can be made to last, and the database's with it: who made
+        // them may have died before that.
+        let unavailable = |error| StoreError::unavailable(attempted()).because(error);
+        file::sync_directory(path).map_err(unavailable)?;
+        let files = Files::at(&paths).map_err(unavailable)?;
+        if files.main != examined {
+            return Err(StoreError::unavailable(attempted())
+                .because("another file came to its place")
+                .remedy("try again"));
+        }
+        let (writer, readers) = (Queue::new(writer), Mutex::default());
+        Ok(Self { paths, files, id: found, writer, readers, reader_is_free: Condvar::new() })
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether the files that are open are those at the path.
+    pub(super) fn is_in_place(&self) -> bool {
+        Files::at(&self.paths).is_ok_and(|files| files == self.files)
+    }
+
+    /// Reads all of it, and says what is damaged.
+    pub(super) fn check_whole(&self) -> Result<(), StoreError> {
+        let attempted = || format!("check the SQLite store {}", self.paths.main.display());
+        let found = self
+            .reader()?
+            .with(|connection| connection.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0)));
+        match found.map_err(|error| read_failed(attempted(), error))?.as_str() {
+            "ok" => Ok(()),
+            damage => Err(StoreError::refused(attempted())
+                .because(format!("it is damaged: {damage}"))
+                .remedy("put back a copy of it from before")),
+        }
+    }
+
+    /// The connection that writes, `None` if it is not this thread's turn after `patience`.
+    pub(super) fn writer(&self, patience: Duration) -> Option<Writer<'_>> {
+        self.writer.take(patience).map(Writer)
+    }
+
+    /// A connection that reads.
+    pub(super) fn reader(&self) -> Result<Reader<'_>, StoreError> {
+        let mut readers = lock(&self.readers);
+        loop {
+            if let Some(connection) = readers.idle.pop() {
+                return Ok(Reader { database: self, connection: Some(connection) });
+            }
+            if readers.open < READERS {
+                readers.open += 1;
+                drop(readers);
+                // Gives its place back if it cannot be opened.
+                let mut reader = Reader { database: self, connection: None };
+                let opened = connection::open(&self.paths.main).map_err(|error| {
+                    read_failed(format!("open the SQLite store {}", self.paths.main.display()), error)
+                })?;
+                reader.connection = Some(opened);
+                return Ok(reader);
+            }
+            readers = match self.reader_is_free.wait(readers) {
+                Ok(readers) => readers,
+                Err(poisoned) => poisoned.into_inner(),
+            };
+        }
+    }
+}
+
+/// The identifier of a database with our tables, `None` if it has others.
+fn identify(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let mut tables = connection.prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")?;
+    let tables = tables.query_map((), |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+    if tables != SCHEMA {
+        return Ok(None);
+    }
+    connection.query_row("SELECT id FROM store", (), |row| row.get(0)).optional()
+}
+
+/// The connection that writes, for one turn.
+pub(super) struct Writer<'a>(Turn<'a, Connection>);
+
+impl Writer<'_> {
+    pub(super) fn with<T>(&mut self, act: impl FnOnce(&Connection) -> T) -> T {
+        act(&self.0)
+    }
+}
+
+/// One of the connections that read.
+pub(super) struct Reader<'a> {
+    database: &'a Database,
+    /// None if it could not be opened.
+    connection: Option<Connection>,
+}
+
+impl Reader<'_> {
+    pub(super) fn with<T>(&self, act: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        self.connection.as_ref().map_or(Err(rusqlite::Error::InvalidQuery), act)
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        let mut readers = lock(&self.database.readers);
+        match self.connection.take() {
+            Some(connection) => readers.idle.push(connection),
+            None => readers.open -= 1,
+        }
+        self.database.reader_is_free.notify_one();
+    }
+}
