@@ -1,4 +1,4 @@
-//! The rules of persistent reservations (SPC-4 5.12) as a pure value: [`Reservations`] are those of one logical unit.
+//! The rules of persistent reservations (SPC-4 5.13) as a pure value: [`Reservations`] are those of one logical unit.
 //!
 //! A device server gives every PERSISTENT RESERVE IN and OUT to [`Reservations::execute`] and does what the [`Outcome`]
 //! says; of every other command it asks [`Reservations::permits`], with its [`Access`]. What is to outlive the process

@@ -1,4 +1,4 @@
-//! [`Access`]: what a command is to a reservation (SPC-4 5.12.1.2, SBC-4 4.17).
+//! [`Access`]: what a command is to a reservation (SPC-4 5.13.1, SBC-4 4.17).
 
 use crate::{Opcode, ReserveOutAction};
 

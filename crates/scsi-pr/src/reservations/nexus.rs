@@ -28,6 +28,7 @@ struct Ports {
 impl Nexus {
     /// The nexus of `initiator` and the target port with this RELATIVE TARGET PORT IDENTIFIER.
     ///
+    /// `initiator` should name a port: one of iSCSI should have an ISID, for parameter lists cannot name the other kind.
     /// Of the TransportID only what it names is kept: reserved bytes become zero, padding the least there may be, and an
     /// ISID lower case.
     pub fn new(initiator: TransportId, relative_target_port: u16) -> Self {

@@ -21,7 +21,8 @@ use crate::{Generation, Key, TransportId, Type};
 const MAGIC: [u8; 8] = *b"scsi-pr\0";
 /// The version that is written, and the greatest that is read.
 const VERSION: u16 = 1;
-const HEADER_LENGTH: usize = MAGIC.len() + 2 + 4;
+const LENGTH_OFFSET: usize = MAGIC.len() + 2;
+const HEADER_LENGTH: usize = LENGTH_OFFSET + 4;
 const CHECKSUM_LENGTH: usize = 4;
 const APTPL: u8 = 0x01;
 const NO_HOLDER: u32 = u32::MAX;
@@ -95,9 +96,8 @@ impl Reservations {
             write_nexus(&mut bytes, nexus, pending);
         }
 
-        let length = count(bytes.len() + CHECKSUM_LENGTH);
-        bytes[MAGIC.len() + 2..HEADER_LENGTH].copy_from_slice(&length.to_be_bytes());
-        bytes.extend(crc32fast::hash(&bytes).to_be_bytes());
+        bytes.extend([0; CHECKSUM_LENGTH]);
+        seal(&mut bytes);
         bytes
     }
 
@@ -114,6 +114,17 @@ impl Reservations {
             1 => read_body(&mut Reader(body)).ok_or(InvalidRecord::Damaged),
             newer => Err(InvalidRecord::Newer(newer)),
         }
+    }
+}
+
+/// Writes length and checksum of a record to their places, if it is long enough to have them.
+pub(super) fn seal(bytes: &mut [u8]) {
+    let length = count(bytes.len());
+    if let Some((content, checksum)) = bytes.split_last_chunk_mut::<CHECKSUM_LENGTH>()
+        && let Some(field) = content.get_mut(LENGTH_OFFSET..HEADER_LENGTH)
+    {
+        field.copy_from_slice(&length.to_be_bytes());
+        *checksum = crc32fast::hash(content).to_be_bytes();
     }
 }
 

@@ -1,4 +1,4 @@
-//! The service actions of PERSISTENT RESERVE OUT: who may do what, and what it does (SPC-4 5.12.6 to 5.12.11).
+//! The service actions of PERSISTENT RESERVE OUT: who may do what, and what it does (SPC-4 5.13.6 to 5.13.11).
 //!
 //! Each first checks everything, in the order of the standard, and then changes the value: what is refused has changed
 //! nothing.
@@ -6,7 +6,10 @@
 use std::collections::HashSet;
 
 use super::{Access, Attention, Holding, Nexus, Outcome, Reservations};
-use crate::{Command, Completion, Key, ReserveOut, ReserveOutAction, ScopeType, SenseCode, Status, TransportId, Type};
+use crate::{
+    Command, Completion, InitiatorPort, Key, ReserveOut, ReserveOutAction, ScopeType, SenseCode, Status, TransportId,
+    Type,
+};
 
 /// What a command did.
 #[derive(Default)]
@@ -35,6 +38,16 @@ impl From<Refusal> for Completion {
 }
 
 const INVALID_FIELD_IN_LIST: Refusal = Refusal::Check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
+
+/// The nexus that a parameter list names. The name of an iSCSI node without an ISID stands for all ports of the node that
+/// are known; which there are is not known here, and the standard lets such a name be refused (SPC-4 7.6.4.6). Else it
+/// would be the registration of a nexus from which no command ever comes.
+fn named(initiator: &TransportId, relative_target_port: u16) -> Result<Nexus, Refusal> {
+    match initiator.port() {
+        InitiatorPort::Iscsi { isid: None, .. } => Err(INVALID_FIELD_IN_LIST),
+        _ => Ok(Nexus::new(initiator.clone(), relative_target_port)),
+    }
+}
 
 /// REGISTER and REGISTER AND IGNORE EXISTING KEY.
 struct Register<'a> {
@@ -99,7 +112,7 @@ impl Reservations {
                 transport_id,
             } => {
                 self.may_move(nexus, *key, *service_action_key)?;
-                let to = Nexus::new(transport_id.clone(), *relative_target_port);
+                let to = named(transport_id, *relative_target_port)?;
                 if to.is_same_initiator(nexus) || !self.target_ports.contains(relative_target_port) {
                     return Err(INVALID_FIELD_IN_LIST);
                 }
@@ -199,7 +212,7 @@ impl Reservations {
         let Some(ports) = register.initiator_ports else { return Ok(new) };
         let mut known: HashSet<Nexus> = new.iter().cloned().collect();
         for port in ports {
-            let named = Nexus::new(port.clone(), nexus.relative_target_port());
+            let named = named(port, nexus.relative_target_port())?;
             for named in self.on_target_ports(&named, register.all_tg_pt) {
                 if self.registrations.contains(&named) {
                     return Err(INVALID_FIELD_IN_LIST);

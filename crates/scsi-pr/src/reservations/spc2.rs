@@ -1,4 +1,4 @@
-//! RESERVE and RELEASE of SPC-2 beside persistent reservations: the exceptions that CRH promises (SPC-4 5.12.3).
+//! RESERVE and RELEASE of SPC-2 beside persistent reservations: the exceptions that CRH promises (SPC-4 5.13.3).
 
 use super::{Access, CONFLICT, Nexus, Reservations};
 use crate::Completion;

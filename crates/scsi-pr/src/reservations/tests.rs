@@ -1,7 +1,10 @@
 //! The basics of each service action, by name; and what must hold for any commands whatever.
 
+mod access;
 mod others;
 mod preempt;
+mod properties;
+mod records;
 mod register;
 mod reserve;
 

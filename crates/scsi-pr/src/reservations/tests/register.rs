@@ -1,4 +1,4 @@
-//! REGISTER, REGISTER AND IGNORE EXISTING KEY (SPC-4 5.12.7), and leaving (5.12.11.1, 5.12.11.3).
+//! REGISTER, REGISTER AND IGNORE EXISTING KEY (SPC-4 5.13.7), and leaving (5.13.11.2.3).
 
 use super::*;
 
@@ -127,6 +127,26 @@ fn who_is_named_twice_is_registered_once() {
     let mut unit = Unit::new();
     assert_eq!(unit.out(1, &with_ports([id(2), id(1), id(2)], false)), GOOD);
     unit.keys_are(1, &[1, 1]);
+}
+
+#[test]
+fn the_name_of_a_node_is_the_name_of_no_port() {
+    let port = |isid| TransportId::new(InitiatorPort::Iscsi { name: "iqn.2026-11.org.example:b", isid }).unwrap();
+    let mut unit = Unit::new();
+    assert_eq!(unit.out(1, &with_ports([id(2), port(None)], false)), check(0x26, 0x00));
+    unit.keys_are(0, &[]);
+    assert_eq!(unit.out(1, &with_ports([id(2), port(Some([0; 6]))], false)), GOOD);
+    assert_eq!(unit.reserve(1, WE), GOOD);
+    let value = |isid| ReserveOut::RegisterAndMove {
+        key: key(1),
+        service_action_key: key(3),
+        unregister: false,
+        aptpl: false,
+        relative_target_port: 1,
+        transport_id: port(isid),
+    };
+    assert_eq!(unit.out(1, &value(None)), check(0x26, 0x00));
+    assert_eq!(unit.out(1, &value(Some([0; 6]))), GOOD);
 }
 
 #[test]

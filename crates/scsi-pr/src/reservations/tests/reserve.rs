@@ -1,4 +1,4 @@
-//! RESERVE, RELEASE (SPC-4 5.12.9, 5.12.11.2) and CLEAR (5.12.11.5).
+//! RESERVE, RELEASE (SPC-4 5.13.9, 5.13.11.2.2) and CLEAR (5.13.11.2.7).
 
 use super::*;
 
