@@ -15,9 +15,11 @@
 //! runs every target over its corpus, with any toolchain.
 #![forbid(unsafe_code)]
 
+mod reservations;
 mod streams;
 mod words;
 
+pub use reservations::{reservation_commands, reservation_record};
 pub use streams::{helper_stream, request_stream, response_stream};
 pub use words::{parameter_list, returned_data, sense, transport_id};
 
@@ -25,7 +27,7 @@ pub use words::{parameter_list, returned_data, sense, transport_id};
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its program and of its corpus.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("request_stream", request_stream),
     ("response_stream", response_stream),
     ("helper_stream", helper_stream),
@@ -33,4 +35,6 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("returned_data", returned_data),
     ("transport_id", transport_id),
     ("sense", sense),
+    ("reservation_commands", reservation_commands),
+    ("reservation_record", reservation_record),
 ];
