@@ -21,6 +21,7 @@ mod scenarios;
 mod script;
 mod scripts;
 mod sg_raw;
+mod stage;
 mod system;
 mod target;
 mod worker;
@@ -78,9 +79,11 @@ fn run() -> Result<()> {
     let mut lab = Lab::new(programs, machine);
     for scenario in chosen {
         report.scenario(scenario.name, scenario.purpose);
+        let start = std::time::Instant::now();
         if let Err(error) = (scenario.run)(&mut lab, &mut report) {
             report.check("the scenario comes to its end", Err(format!("{error:#}")));
         }
+        line(&format!("  that took {:.0} s", start.elapsed().as_secs_f64()));
     }
     report.end();
     Ok(())

@@ -1,27 +1,42 @@
-//! A multipath map over a real SCSI target, LIO, and another host of the same unit: loopback initiators, all in this
-//! kernel. multipathd and udev are the machine's own.
-//!
-//! Loopback is set up and taken away path by path, within the kernel. It deadlocks on PREEMPT AND ABORT.
+//! Multipath maps over units of a real SCSI target, each also seen by another host. multipathd and udev are the
+//! machine's own.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 
 use crate::system::{make, run, wait_for, write};
+use crate::target::{Target, name_of};
 
-const CORE: &str = "/sys/kernel/config/target/core/fileio_1";
-const LOOPBACK: &str = "/sys/kernel/config/target/loopback";
-const UNIT: &str = "labmap";
-const UNIT_BYTES: &str = "16777216";
+/// The initiator that is another host.
+const OTHER_HOST: &str = "other";
 
-/// The map and what is beneath it.
+/// How many units there are for maps. The other host has them from the start: multipathd is told by name what to leave
+/// alone.
+const UNITS: usize = 5;
+
+/// The part of multipathd's configuration that stays.
+const BLACKLIST: &str = "/etc/multipath/conf.d/lab.conf";
+
+/// udev, multipathd, and the maps that were made.
+pub(crate) struct Multipath {
+    target: Rc<Target>,
+    /// The units without a map: number and disk of the other host.
+    free: Vec<(usize, Disk)>,
+    maps: Vec<Map>,
+}
+
+/// A map and what is beneath it.
 pub(crate) struct Map {
+    target: Rc<Target>,
+    /// The number of its unit.
+    unit: usize,
     /// The map, once multipathd has made it.
     pub(crate) device: PathBuf,
-    /// The disks of the first two paths.
-    pub(crate) paths: [Disk; 2],
+    /// The disks of its paths, but for those that are added later.
+    pub(crate) paths: Vec<Disk>,
     /// The disk of the other host, which multipathd leaves alone.
     pub(crate) other_host: Disk,
 }
@@ -47,34 +62,60 @@ impl Disk {
     }
 }
 
-impl Map {
-    /// Sets up the unit, its initiators, and the map over two of them, with `reservation_key file`.
-    pub(crate) fn start() -> Result<Self> {
-        run("modprobe", &["--all", "target_core_file", "tcm_loop", "sd_mod", "sg", "dm-multipath"])?;
+impl Multipath {
+    /// Starts udev and multipathd, with `reservation_key file`.
+    pub(crate) fn start(target: Rc<Target>) -> Result<Self> {
+        run("modprobe", &["dm-multipath"])?;
         // Without udev, nobody tells multipathd of new disks, and nobody makes /dev/mapper.
         for program in
             [&["/lib/systemd/systemd-udevd", "--daemon"][..], &["udevadm", "trigger"], &["udevadm", "settle"]]
         {
             run("env", &[&["SYSTEMD_IGNORE_CHROOT=1"], program].concat())?;
         }
-        let backstore = format!("{CORE}/{UNIT}");
-        make(&backstore)?;
-        write(format!("{backstore}/control"), &format!("fd_dev_name=/dev/shm/{UNIT},fd_dev_size={UNIT_BYTES}"))?;
-        write(format!("{backstore}/wwn/vpd_unit_serial"), UNIT)?;
-        write(format!("{backstore}/enable"), "1")?;
-        let other_host = initiator(9)?;
-        make("/etc/multipath")?;
-        let mut map = Self { device: PathBuf::new(), paths: [initiator(1)?, initiator(2)?], other_host };
-        map.write_configuration("reservation_key file")?;
+        let mut free = Vec::new();
+        for _ in 0..UNITS {
+            let (unit, _) = target.add_unit()?;
+            free.push((unit, disk(&target, OTHER_HOST, unit)?));
+        }
+        make("/etc/multipath/conf.d")?;
+        let names: Vec<_> = free.iter().map(|(_, disk)| disk.name.as_str()).collect();
+        write(BLACKLIST, &format!("blacklist {{\n devnode \"^(loop|ram|vd|sr|({})$)\"\n}}\n", names.join("|")))?;
+        write_configuration("reservation_key file")?;
         start_multipathd()?;
-        let name = wait_for("a map", || match fs::read_dir("/sys/block")?.find_map(name_of_map) {
-            Some(name) => Ok(name),
-            None => bail!("there is none"),
+        Ok(Self { target, free, maps: Vec::new() })
+    }
+
+    /// A map of so many paths, with nothing registered: the one of this number that was made before, or a new one.
+    pub(crate) fn map(&mut self, paths: usize, number: usize) -> Result<&Map> {
+        while self.maps.iter().filter(|map| map.paths.len() == paths).count() <= number {
+            let (unit, other_host) = self.free.pop().context("all units have maps")?;
+            self.maps.push(Map::new(Rc::clone(&self.target), paths, unit, other_host)?);
+        }
+        self.maps.iter().filter(|map| map.paths.len() == paths).nth(number).context("it was just made")
+    }
+}
+
+impl Map {
+    fn new(target: Rc<Target>, paths: usize, unit: usize, other_host: Disk) -> Result<Self> {
+        let paths =
+            (1..=paths).map(|number| disk(&target, &format!("path{number}"), unit)).collect::<Result<Vec<_>>>()?;
+        let holders = format!("/sys/block/{}/holders", paths[0].name);
+        let name = wait_for("map", || match fs::read_dir(&holders)?.next() {
+            Some(holder) => anyhow::Ok(fs::read_to_string(holder?.path().join("dm/name"))?.trim().to_owned()),
+            None => bail!("{holders} is empty"),
         })?;
-        map.device = Path::new("/dev/mapper").join(&name);
+        let map = Self { target, unit, device: Path::new("/dev/mapper").join(name), paths, other_host };
         wait_for("its device file", || fs::metadata(&map.device))?;
-        map.wait_for_paths(2)?;
+        map.wait_for_paths(map.paths.len())?;
         Ok(map)
+    }
+
+    /// Both paths of a map of two.
+    pub(crate) fn pair(&self) -> [&Disk; 2] {
+        match &self.paths[..] {
+            [first, second] => [first, second],
+            paths => unreachable!("the map has {} paths", paths.len()),
+        }
     }
 
     /// The name of the map.
@@ -84,7 +125,7 @@ impl Map {
 
     /// Adds a path, which multipathd takes into the map.
     pub(crate) fn add_path(&self) -> Result<Disk> {
-        initiator(3)
+        disk(&self.target, "added", self.unit)
     }
 
     /// Where sysfs lists the paths.
@@ -116,7 +157,7 @@ impl Map {
 
     /// Gives multipathd a configuration with this line in its defaults, and waits until it goes by it.
     pub(crate) fn configure(&self, line: &str) -> Result<()> {
-        self.write_configuration(line)?;
+        write_configuration(line)?;
         run("multipathd", &["reconfigure"])?;
         wait_for("new configuration", || {
             let shown = run("multipathd", &["show", "config", "local"])?.replace('"', "");
@@ -124,18 +165,16 @@ impl Map {
                 shown.lines().map(str::trim).filter(|line| line.starts_with("reservation_key")).collect();
             if keys == line.split_terminator('\n').collect::<Vec<_>>() { Ok(()) } else { bail!("{keys:?}") }
         })?;
-        self.wait_for_paths(2)
+        self.wait_for_paths(self.paths.len())
     }
+}
 
-    fn write_configuration(&self, line: &str) -> Result<()> {
-        let text = format!(
-            "defaults {{\n find_multipaths no\n user_friendly_names yes\n polling_interval 1\n {line}\n}}\n\
-             blacklist {{\n devnode \"^(loop|ram|vd|sr|{})\"\n}}\n\
-             overrides {{\n no_path_retry queue\n}}\n",
-            self.other_host.name
-        );
-        fs::write("/etc/multipath.conf", text).context("write /etc/multipath.conf")
-    }
+fn write_configuration(line: &str) -> Result<()> {
+    let text = format!(
+        "defaults {{\n find_multipaths no\n user_friendly_names yes\n polling_interval 1\n {line}\n}}\n\
+         overrides {{\n no_path_retry queue\n}}\n"
+    );
+    fs::write("/etc/multipath.conf", text).context("write /etc/multipath.conf")
 }
 
 /// Starts multipathd and waits until it answers.
@@ -152,29 +191,9 @@ pub(crate) fn multipathd() -> Result<String> {
     Ok(fs::read_to_string("/run/multipathd.pid").context("read /run/multipathd.pid")?.trim().to_owned())
 }
 
-fn name_of_map(entry: std::io::Result<fs::DirEntry>) -> Option<String> {
-    let directory = entry.ok()?.path();
-    let uuid = fs::read_to_string(directory.join("dm/uuid")).ok()?;
-    uuid.starts_with("mpath-")
-        .then(|| fs::read_to_string(directory.join("dm/name")).ok())?
-        .map(|name| name.trim().to_owned())
-}
-
-/// An initiator of the unit, and the disk that it sees.
-fn initiator(number: u8) -> Result<Disk> {
-    // With iSCSI names, the unit's TransportIDs are iSCSI ones, which libmpathpersist can be handed.
-    let portal_group = format!("{LOOPBACK}/iqn.2026-11.lab:target{number}/tpgt_1");
-    let initiator = format!("iqn.2026-11.lab:path{number}");
-    let lun = format!("{portal_group}/lun/lun_0");
-    make(&lun)?;
-    write(format!("{portal_group}/nexus"), &initiator)?;
-    symlink(format!("{CORE}/{UNIT}"), format!("{lun}/link")).context("give an initiator its unit")?;
-    let address = fs::read_to_string(format!("{portal_group}/address"))?;
-    let block = format!("/sys/bus/scsi/devices/{}:0/block", address.trim());
-    let name = wait_for("disk of an initiator", || match fs::read_dir(&block)?.next() {
-        Some(entry) => anyhow::Ok(entry?.file_name().to_string_lossy().into_owned()),
-        None => bail!("{block} is empty"),
-    })?;
-    wait_for("ready disk", || run("sg_turs", &[&format!("/dev/{name}")]))?;
-    Ok(Disk { name, initiator })
+/// The disk by which an initiator sees a unit.
+fn disk(target: &Target, initiator: &str, unit: usize) -> Result<Disk> {
+    let disk = target.disk(initiator, unit)?;
+    let name = disk.file_name().context("a disk has a name")?.to_string_lossy().into_owned();
+    Ok(Disk { name, initiator: name_of(initiator) })
 }

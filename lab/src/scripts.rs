@@ -39,7 +39,7 @@ const PARTS: &[Part] = &[
 ];
 
 /// Runs every part on a new unit through `manager`.
-pub(crate) fn run(manager: &dyn scsi_pr::PrManager, target: &mut Target) -> Result<Vec<Entry>> {
+pub(crate) fn run(manager: &dyn scsi_pr::PrManager, target: &Target) -> Result<Vec<Entry>> {
     let unit = target.unit()?;
     let mut run = Run::new(manager, &unit)?;
     for (name, part) in PARTS {

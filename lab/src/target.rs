@@ -1,8 +1,9 @@
-//! A real SCSI target, LIO, and two initiators of it, all in this kernel: iSCSI over 127.0.0.1.
+//! A real SCSI target, LIO, and initiators of it, all in this kernel: iSCSI over 127.0.0.1.
 //!
 //! Loopback (tcm_loop) would be quicker to set up, but it deadlocks on PREEMPT AND ABORT, and its initiators have no
 //! names of their own.
 
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -15,12 +16,14 @@ const CORE: &str = "/sys/kernel/config/target/core/fileio_0";
 const PORTAL_GROUP: &str = "/sys/kernel/config/target/iscsi/iqn.2026-11.lab:target/tpgt_1";
 const UNIT_BYTES: &str = "16777216";
 
-/// The initiators, by the last part of their names.
+/// The initiators of a [`Unit`], by the last part of their names.
 pub(crate) const INITIATORS: [&str; 2] = ["a", "b"];
 
 /// The target and the sessions of its initiators.
 pub(crate) struct Target {
-    units: usize,
+    units: Cell<usize>,
+    /// The initiators that iscsiadm has been told of.
+    known: RefCell<Vec<String>>,
 }
 
 /// A logical unit that nobody has used yet, as each initiator sees it.
@@ -44,31 +47,56 @@ impl Target {
         ] {
             write(format!("{PORTAL_GROUP}/attrib/{attribute}"), value)?;
         }
-        let mut target = Self { units: 0 };
+        let target = Self { units: Cell::new(0), known: RefCell::default() };
+        // Whoever logs in looks for unit 0.
         target.add_unit()?;
         write(format!("{PORTAL_GROUP}/enable"), "1")?;
-        log_in()?;
+        start_iscsid()?;
         Ok(target)
     }
 
     /// Makes a unit without reservations, which no other scenario has touched.
-    pub(crate) fn unit(&mut self) -> Result<Unit> {
+    pub(crate) fn unit(&self) -> Result<Unit> {
         let (number, serial) = self.add_unit()?;
         let mut disks = Vec::new();
         for initiator in INITIATORS {
-            let session = session_of(initiator)?;
-            write(format!("/sys/class/scsi_host/{}/scan", host_of(&session)?), &format!("0 0 {number}"))?;
-            let disk = wait_for(&format!("disk {number} of initiator {initiator}"), || disk_of(&session, number))?;
-            // New units are announced with unit attentions; whoever compares answers wants them gone.
-            wait_for(&format!("ready {}", disk.display()), || run("sg_turs", &[&disk.to_string_lossy()]))?;
-            disks.push(disk);
+            disks.push(self.disk(initiator, number)?);
         }
         let disks = disks.try_into().expect("there are two initiators");
         Ok(Unit { serial, disks })
     }
 
-    fn add_unit(&mut self) -> Result<(usize, String)> {
-        let number = self.units;
+    /// The disk by which `initiator` sees the unit of this number; the initiator is logged in, should it not be.
+    pub(crate) fn disk(&self, initiator: &str, unit: usize) -> Result<PathBuf> {
+        let session = self.log_in(initiator)?;
+        write(format!("/sys/class/scsi_host/{}/scan", host_of(&session)?), &format!("0 0 {unit}"))?;
+        let disk = wait_for(&format!("disk {unit} of initiator {initiator}"), || disk_of(&session, unit))?;
+        // New units are announced with unit attentions; whoever compares answers wants them gone.
+        wait_for(&format!("ready {}", disk.display()), || run("sg_turs", &[&disk.to_string_lossy()]))?;
+        Ok(disk)
+    }
+
+    /// The session that `initiator` has, or gets.
+    fn log_in(&self, initiator: &str) -> Result<PathBuf> {
+        if let Ok(session) = session_of(initiator) {
+            return Ok(session);
+        }
+        if !self.known.borrow().iter().any(|known| known == initiator) {
+            let iface = ["-m", "iface", "-I", initiator, "-o"];
+            run("iscsiadm", &[&iface[..], &["new"]].concat())?;
+            let name = ["update", "-n", "iface.initiatorname", "-v", &name_of(initiator)];
+            run("iscsiadm", &[&iface[..], &name].concat())?;
+            let portal = ["-t", "sendtargets", "-p", "127.0.0.1", "-o", "new"];
+            run("iscsiadm", &[&["-m", "discovery", "-I", initiator], &portal[..]].concat())?;
+            self.known.borrow_mut().push(initiator.to_owned());
+        }
+        run("iscsiadm", &["-m", "node", "-I", initiator, "--login"])?;
+        wait_for("session", || session_of(initiator))
+    }
+
+    /// A unit that nobody sees yet: its number and its serial number.
+    pub(crate) fn add_unit(&self) -> Result<(usize, String)> {
+        let number = self.units.get();
         let serial = format!("lab{number}");
         let backstore = format!("{CORE}/{serial}");
         make(&backstore)?;
@@ -78,7 +106,7 @@ impl Target {
         let lun = format!("{PORTAL_GROUP}/lun/lun_{number}");
         make(&lun)?;
         symlink(&backstore, format!("{lun}/link")).with_context(|| format!("link {lun} to {backstore}"))?;
-        self.units += 1;
+        self.units.set(number + 1);
         Ok((number, serial))
     }
 }
@@ -91,24 +119,21 @@ impl Unit {
     }
 }
 
-/// Starts open-iscsi with a configuration of its own and one session for each initiator.
-fn log_in() -> Result<()> {
+/// The name by which a unit knows `initiator`.
+pub(crate) fn name_of(initiator: &str) -> String {
+    format!("iqn.2026-11.lab:{initiator}")
+}
+
+/// Starts open-iscsi with a configuration of its own, in which nobody looks for disks who was not told to.
+fn start_iscsid() -> Result<()> {
     for directory in ["/etc/iscsi", "/var/lib/iscsi"] {
         make(directory)?;
         run("mount", &["-t", "tmpfs", "tmpfs", directory])?;
     }
     make("/run/lock/iscsi")?;
-    write("/etc/iscsi/iscsid.conf", "node.startup = manual\n")?;
+    write("/etc/iscsi/iscsid.conf", "node.startup = manual\nnode.session.scan = manual\n")?;
     write("/etc/iscsi/initiatorname.iscsi", "InitiatorName=iqn.2026-11.lab:none\n")?;
     run("iscsid", &[])?;
-    for initiator in INITIATORS {
-        let name = format!("iqn.2026-11.lab:{initiator}");
-        run("iscsiadm", &["-m", "iface", "-I", initiator, "-o", "new"])?;
-        run("iscsiadm", &["-m", "iface", "-I", initiator, "-o", "update", "-n", "iface.initiatorname", "-v", &name])?;
-    }
-    let [a, b] = INITIATORS;
-    run("iscsiadm", &["-m", "discovery", "-t", "sendtargets", "-p", "127.0.0.1", "-I", a, "-I", b])?;
-    run("iscsiadm", &["-m", "node", "--login"])?;
     Ok(())
 }
 

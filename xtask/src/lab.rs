@@ -3,7 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -88,7 +88,10 @@ impl<'a> Lab<'a> {
         let mut tally = Tally::default();
         for boot in boots {
             let names = chosen.iter().filter(|scenario| scenario.boot == boot).map(|scenario| scenario.name.clone());
-            match self.boot(boot, names, &mut line) {
+            let start = Instant::now();
+            let outcome = self.boot(boot, names, &mut line);
+            line(&format!("boot {boot}: {:.0} s", start.elapsed().as_secs_f64()));
+            match outcome {
                 Ok(Tally { passed, failed }) => {
                     tally.passed += passed;
                     tally.failed += failed;

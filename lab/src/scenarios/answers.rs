@@ -64,14 +64,14 @@ pub(super) const QEMU: Scenario = Scenario {
 
 fn compare(lab: &mut Lab, report: &mut Report, manager: &dyn PrManager) -> Result<()> {
     let reference = reference(lab)?;
-    let transcript = scripts::run(manager, lab.target()?)?;
+    let transcript = scripts::run(manager, &*lab.target()?)?;
     script::check(report, &transcript, &reference)
 }
 
 /// The transcript without a helper; made once a boot.
 fn reference(lab: &mut Lab) -> Result<Vec<Entry>> {
     if lab.reference.is_none() {
-        lab.reference = Some(scripts::run(&SgRaw, lab.target()?)?);
+        lab.reference = Some(scripts::run(&SgRaw, &*lab.target()?)?);
     }
     Ok(lab.reference.clone().expect("it was just made"))
 }

@@ -7,10 +7,11 @@ mod multipath;
 mod parts;
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result};
 
-use crate::map::Map;
+use crate::map::Multipath;
 use crate::nvmet::Nvmet;
 use crate::report::Report;
 use crate::script::Entry;
@@ -20,9 +21,9 @@ use crate::target::Target;
 pub(crate) struct Lab {
     /// The directory of our programs.
     pub(crate) programs: PathBuf,
-    target: Option<Target>,
+    target: Option<Rc<Target>>,
     reference: Option<Vec<Entry>>,
-    map: Option<Map>,
+    multipath: Option<Multipath>,
     nvmet: Option<Nvmet>,
     /// Where a virtual machine was put aside.
     machine: Option<PathBuf>,
@@ -32,7 +33,7 @@ pub(crate) struct Lab {
 impl Lab {
     /// Nothing is set up until a scenario asks for it.
     pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>) -> Self {
-        Self { programs, target: None, reference: None, map: None, nvmet: None, machine, cluster: None }
+        Self { programs, target: None, reference: None, multipath: None, nvmet: None, machine, cluster: None }
     }
 
     /// The directory of the virtual machine to go on with.
@@ -48,20 +49,21 @@ impl Lab {
         Ok(self.cluster.as_mut().expect("it was just started"))
     }
 
-    /// The multipath map, with nothing registered.
-    fn map(&mut self) -> Result<&Map> {
-        if self.map.is_none() {
-            self.map = Some(Map::start()?);
+    /// Multipath maps.
+    pub(crate) fn multipath(&mut self) -> Result<&mut Multipath> {
+        let target = self.target()?;
+        if self.multipath.is_none() {
+            self.multipath = Some(Multipath::start(target)?);
         }
-        Ok(self.map.as_ref().expect("it was just started"))
+        Ok(self.multipath.as_mut().expect("it was just started"))
     }
 
     /// The SCSI target.
-    pub(crate) fn target(&mut self) -> Result<&mut Target> {
+    pub(crate) fn target(&mut self) -> Result<Rc<Target>> {
         if self.target.is_none() {
-            self.target = Some(Target::start()?);
+            self.target = Some(Rc::new(Target::start()?));
         }
-        Ok(self.target.as_mut().expect("it was just started"))
+        Ok(Rc::clone(self.target.as_ref().expect("it was just started")))
     }
 }
 
@@ -86,6 +88,7 @@ pub(crate) const ALL: &[Scenario] = &[
     parts::PARTS,
     parts::MULTIPATH,
     multipath::ACTIONS,
+    multipath::FOUR,
     multipath::PATHS,
     multipath::DIAGNOSIS,
     multipath::PORTS,

@@ -1,38 +1,38 @@
 //! A multipath map of two paths, and another host of the same unit: our managers, put together as the helper will.
 
-use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use pr_managers::MapIn;
-use pr_managers::device::Sysfs;
 use rustix::process::{Pid, Signal, kill_process};
 use scsi_pr::{
-    Command, Completion, FullStatus, InitiatorPort, Key, Opcode, PrManager, Reservation, SenseCode, SenseKey, Status,
-    TransportId, Type,
+    Command, Completion, FullStatus, InitiatorPort, Key, Opcode, Reservation, SenseCode, Status, TransportId, Type,
 };
 
-use super::{Lab, Scenario};
+use super::Scenario;
 use crate::commands::{
     Request, clear, preempt, read_full_status, read_keys, read_reservation, register, register_for, register_for_good,
     register_ignoring, release, report_capabilities, reserve, short,
 };
-use crate::disk::{self, is_conflict};
-use crate::map::{Disk, Map, multipathd, start_multipathd};
-use crate::report::Report;
-use crate::sg_raw::SgRaw;
+use crate::map::{Disk, multipathd, start_multipathd};
+use crate::stage::{AR, CONFLICT, GOOD, OTHER, OURS, RO, Stage, THEIRS};
 use crate::system::{run, wait_for};
-use crate::worker::Worker;
 
 /// What guests do.
 pub(super) const ACTIONS: Scenario = Scenario {
     name: "multipath",
     boot: "multipath",
-    purpose: "every service action on a multipath map reaches both paths, and nothing of another host's",
-    run: |lab, report| Stage::new(lab, report)?.actions(),
+    purpose: "every service action on a multipath map reaches every path, and nothing of another host's",
+    run: |lab, report| Stage::new(lab, report, 2)?.actions(),
+};
+
+/// The same on more paths.
+pub(super) const FOUR: Scenario = Scenario {
+    name: "multipath-four",
+    boot: "multipath",
+    purpose: "the same on a map of four paths",
+    run: |lab, report| Stage::new(lab, report, 4)?.actions(),
 };
 
 /// What paths do.
@@ -40,7 +40,7 @@ pub(super) const PATHS: Scenario = Scenario {
     name: "multipath-paths",
     boot: "multipath",
     purpose: "paths that die, come back and come later; a map without paths, and one that is suspended",
-    run: |lab, report| Stage::new(lab, report)?.paths(),
+    run: |lab, report| Stage::new(lab, report, 2)?.paths(),
 };
 
 /// What administrators do.
@@ -48,7 +48,7 @@ pub(super) const DIAGNOSIS: Scenario = Scenario {
     name: "multipath-diagnosis",
     boot: "multipath",
     purpose: "a missing reservation_key, another one, and a multipathd that hangs or is down are told apart in the log",
-    run: |lab, report| Stage::new(lab, report)?.diagnosis(),
+    run: |lab, report| Stage::new(lab, report, 2)?.diagnosis(),
 };
 
 /// The last of its boot: it takes a path away.
@@ -56,203 +56,20 @@ pub(super) const PORTS: Scenario = Scenario {
     name: "multipath-ports",
     boot: "multipath",
     purpose: "the TransportIDs of other initiators are registered whole where a map has one path, and refused where it has more",
-    run: |lab, report| Stage::new(lab, report)?.ports(),
+    run: |lab, report| Stage::new(lab, report, 2)?.ports(),
 };
 
-const OURS: Key = Key(0xaaa);
-const OTHER: Key = Key(0xbbb);
-const THEIRS: Key = Key(0xccc);
-const RO: Type = Type::WriteExclusiveRegistrantsOnly;
-const AR: Type = Type::WriteExclusiveAllRegistrants;
-
-const GOOD: Completion = Completion::Good(Vec::new());
-const CONFLICT: Completion = Completion::Status(Status::RESERVATION_CONFLICT);
-
-/// Two hosts and what they share.
-struct Stage<'a> {
-    map: &'a Map,
-    report: &'a mut Report,
-    /// The front, which asks a worker for what it may not do itself.
-    manager: MapIn<Arc<Worker>>,
-    worker: Arc<Worker>,
-    device: disk::Disk,
-    /// The other host's disk.
-    theirs: disk::Disk,
-}
-
-/// A registration as READ FULL STATUS has it: whose and with which key; held?
-type Registration = (String, Key, bool);
-
 impl<'a> Stage<'a> {
-    fn new(lab: &'a mut Lab, report: &'a mut Report) -> Result<Self> {
-        let worker = Arc::new(Worker::new(lab.programs.join("lab-multipath")));
-        let map = lab.map()?;
-        let device = disk::Disk::open(&map.device)?;
-        let theirs = disk::Disk::open(&map.other_host.path())?;
-        let manager = MapIn::new(worker.clone(), Sysfs::default());
-        let mut stage = Self { map, report, manager, worker, device, theirs };
-        stage.reset()?;
-        Ok(stage)
-    }
-
-    /// Nothing is registered, reserved or waiting to be told.
-    fn reset(&mut self) -> Result<()> {
-        self.map.configure("reservation_key file")?;
-        self.theirs(&register_ignoring(THEIRS))?;
-        self.theirs(&clear(THEIRS))?;
-        run("multipathd", &["unsetprkey", "map", &self.map.name()])?;
-        run("multipathd", &["unsetprstatus", "map", &self.map.name()])?;
-        for disk in self.map.paths.iter().chain([&self.map.other_host]) {
-            self.ready(disk)?;
-        }
-        self.worker.log();
-        Ok(())
-    }
-
-    /// Hears what the unit has to tell a disk's initiator.
-    fn ready(&self, disk: &Disk) -> Result<()> {
-        wait_for(&format!("ready {}", disk.name), || run("sg_turs", &[&disk.path().to_string_lossy()])).map(drop)
-    }
-
-    /// What the map answers.
-    fn answer(&self, request: &Request) -> Completion {
-        self.execute(request.command())
-    }
-
-    fn execute(&self, command: Command<'_>) -> Completion {
-        self.manager.execute(self.device.file().as_fd(), command).expect("there is always an answer")
-    }
-
-    /// What the other host's disk answers, without us; what the unit has to tell first is heard before.
-    fn theirs(&self, request: &Request) -> Result<Completion> {
-        self.ready(&self.map.other_host)?;
-        Ok(SgRaw.execute(self.theirs.file().as_fd(), request.command())?)
-    }
-
-    /// Does what the map should answer so; nothing is logged about it.
-    fn expect(&mut self, request: &Request, expected: &Completion) {
-        let answer = self.answer(request);
-        let log = self.worker.log();
-        let outcome = match answer == *expected {
-            true if log.is_empty() => Ok(()),
-            true => Err(format!("logged {log:#?}")),
-            false => Err(format!("expected {expected}, got {answer}; logged {log:#?}")),
-        };
-        self.report.check(format!("{request}: {expected}"), outcome);
-    }
-
-    /// Does what should be answered so, and a line in the log must have all these parts.
-    fn expect_told(&mut self, request: &Request, expected: &Completion, parts: &[&str]) {
-        let answer = self.answer(request);
-        let log = self.worker.log();
-        let told = |line: &String| parts.iter().all(|part| line.contains(part));
-        let outcome = match answer == *expected && log.iter().any(told) && log.len() == 1 {
-            true => Ok(()),
-            false => Err(format!("expected {expected} and {parts:?}, got {answer} and {log:#?}")),
-        };
-        self.report.check(format!("{request}: {expected}, and the log says {parts:?}"), outcome);
-    }
-
-    /// What the map returns is, byte for byte, what the unit returns to the other host.
-    fn expect_same(&mut self, request: &Request) -> Result<()> {
-        let expected = self.theirs(request)?;
-        let is_attention = |answer: &Completion| {
-            matches!(answer, Completion::CheckCondition(sense)
-                if sense.code().is_some_and(|code| code.key == SenseKey::UNIT_ATTENTION))
-        };
-        // Each path may have something to tell first.
-        let mut answer = self.answer(request);
-        for _ in 0..4 {
-            if is_attention(&answer) {
-                answer = self.answer(request);
-            }
-        }
-        let log = self.worker.log();
-        let outcome = match answer == expected && log.is_empty() {
-            true => Ok(()),
-            false => Err(format!("expected {expected:?}, got {answer:?}; logged {log:#?}")),
-        };
-        self.report.check(format!("{request}: what the other host gets, {expected}"), outcome);
-        Ok(())
-    }
-
-    /// Who is registered, read by the other host.
-    fn registrations(&self) -> Result<Vec<Registration>> {
-        let data = match self.theirs(&read_full_status())? {
-            Completion::Good(data) => data,
-            other => bail!("the registrations cannot be read: {other}"),
-        };
-        let mut registrations = Vec::new();
-        for descriptor in FullStatus::parse(&data)?.value.descriptors {
-            let id = descriptor.transport_id()?;
-            let InitiatorPort::Iscsi { name, .. } = id.port() else { bail!("an unknown initiator, {id}") };
-            registrations.push((name.to_owned(), descriptor.key, descriptor.held.is_some()));
-        }
-        registrations.sort_unstable();
-        Ok(registrations)
-    }
-
-    fn expect_registered(&mut self, what: &str, expected: &[(&Disk, Key, bool)]) -> Result<()> {
-        let mut expected: Vec<Registration> =
-            expected.iter().map(|(disk, key, held)| (disk.initiator.clone(), *key, *held)).collect();
-        expected.sort_unstable();
-        let registrations = self.registrations()?;
-        let outcome = match registrations == expected {
-            true => Ok(()),
-            false => Err(format!("expected {expected:?}, got {registrations:?}")),
-        };
-        self.report.check(what, outcome);
-        Ok(())
-    }
-
-    /// Which of the first two paths holds the reservation, and which does not.
-    fn holder_and_other(&self) -> Result<(&'a Disk, &'a Disk)> {
-        let registrations = self.registrations()?;
-        let [a, b] = &self.map.paths;
-        let holds =
-            |disk: &Disk| registrations.iter().any(|(initiator, _, held)| *held && *initiator == disk.initiator);
-        match (holds(a), holds(b)) {
-            (true, false) => Ok((a, b)),
-            (false, true) => Ok((b, a)),
-            _ => bail!("not one path holds the reservation: {registrations:?}"),
-        }
-    }
-
-    fn expect_key(&mut self, expected: &str) -> Result<()> {
-        let key = run("multipathd", &["getprkey", "map", &self.map.name()])?;
-        let outcome = if key.trim() == expected { Ok(()) } else { Err(format!("it is {key:?}")) };
-        self.report.check(format!("multipathd knows the key: {expected}"), outcome);
-        Ok(())
-    }
-
-    /// A write of the other host passes or is refused.
-    fn expect_their_write(&mut self, passes: bool) -> Result<()> {
-        let outcome = match (self.theirs.write(1), passes) {
-            (Ok(()), true) => Ok(()),
-            (Err(error), false) if is_conflict(&error) => Ok(()),
-            (other, _) => Err(format!("{other:?}")),
-        };
-        self.report
-            .check(format!("a write of the other host {}", if passes { "passes" } else { "is refused" }), outcome);
-        Ok(())
-    }
-
-    fn expect_our_write(&mut self, what: &str) {
-        let outcome = self.device.write(2).map_err(|error| error.to_string());
-        self.report.check(format!("a write to the map passes, {what}"), outcome);
-    }
-
     fn actions(mut self) -> Result<()> {
-        let [a, b] = &self.map.paths;
         let other_host = &self.map.other_host;
         self.theirs(&register(Key::ZERO, THEIRS))?;
 
         self.expect(&register(Key::ZERO, OURS), &GOOD);
-        let both = [(a, OURS, false), (b, OURS, false), (other_host, THEIRS, false)];
-        self.expect_registered("both paths are registered", &both)?;
+        let every = [self.all(OURS), vec![(other_host, THEIRS, false)]].concat();
+        self.expect_registered("every path is registered", &every)?;
         self.expect_key("0xaaa")?;
         self.expect(&register(Key::ZERO, OURS), &CONFLICT);
-        self.expect_registered("and stay so when a second one is refused", &both)?;
+        self.expect_registered("and stay so when a second one is refused", &every)?;
         self.report.differs("multipath-padding");
         self.report.differs("multipath-full-status");
         for request in [read_keys(), read_reservation(), report_capabilities(), read_full_status()] {
@@ -268,35 +85,35 @@ impl<'a> Stage<'a> {
         self.expect_told(&reserve(OTHER, RO), &CONFLICT, &["multipathd getprkey", &self.map.name()]);
         self.expect(&reserve(OURS, Type::WriteExclusive), &CONFLICT);
         self.theirs(&register(Key::ZERO, THEIRS))?;
-        let (holder, rest) = self.holder_and_other()?;
-        let reserved = [(holder, OURS, true), (rest, OURS, false), (other_host, THEIRS, false)];
+        let (holder, _) = self.holder_and_rest()?;
+        let reserved = [self.all_with_holder(OURS, holder), vec![(other_host, THEIRS, false)]].concat();
         // LIO has a conflict where the standard has 05/26/04.
         self.expect(&release(OURS, Type::WriteExclusive), &CONFLICT);
         self.expect_registered("a release of another type changes nothing", &reserved)?;
         self.expect(&release(OURS, RO), &GOOD);
-        self.expect_registered("a release leaves every registration", &both)?;
+        self.expect_registered("a release leaves every registration", &every)?;
 
         self.theirs(&reserve(THEIRS, RO))?;
-        let theirs = [(a, OURS, false), (b, OURS, false), (other_host, THEIRS, true)];
+        let theirs = [self.all(OURS), vec![(other_host, THEIRS, true)]].concat();
         self.expect(&release(OURS, RO), &GOOD);
         self.expect(&release(OURS, AR), &GOOD);
         self.expect_registered("a release leaves what another host holds", &theirs)?;
         self.expect(&reserve(OURS, RO), &CONFLICT);
         self.expect(&preempt(OURS, THEIRS, RO), &GOOD);
         self.expect_their_write(false)?;
-        let (holder, rest) = self.holder_and_other()?;
-        let taken = [(holder, OURS, true), (rest, OURS, false)];
+        let (holder, _) = self.holder_and_rest()?;
+        let taken = self.all_with_holder(OURS, holder);
         self.expect_registered("a preempt takes the reservation over", &taken)?;
 
         self.expect(&preempt(OURS, OURS, RO), &GOOD);
-        let (holder, rest) = self.holder_and_other()?;
-        let taken = [(holder, OURS, true), (rest, OURS, false)];
-        self.expect_registered("a preempt of the own key leaves both paths registered", &taken)?;
+        let (holder, _) = self.holder_and_rest()?;
+        let taken = self.all_with_holder(OURS, holder);
+        self.expect_registered("a preempt of the own key leaves every path registered", &taken)?;
         self.expect_our_write("after it");
         self.expect(&register(OURS, OTHER), &GOOD);
         self.expect_key("0xbbb")?;
-        let changed = [(holder, OTHER, true), (rest, OTHER, false)];
-        self.expect_registered("a changed key is changed on both paths", &changed)?;
+        let changed = self.all_with_holder(OTHER, holder);
+        self.expect_registered("a changed key is changed on every path", &changed)?;
         self.expect(&clear(OTHER), &GOOD);
         self.expect_registered("a clear leaves nothing", &[])?;
         self.expect_key("none")?;
@@ -327,17 +144,17 @@ impl<'a> Stage<'a> {
 
     fn cleanup(&mut self) -> Result<()> {
         let answer = self.execute(Command::cleanup());
-        let log = self.worker.log();
+        let log = self.logged();
         let outcome = if answer == GOOD && log.is_empty() { Ok(()) } else { Err(format!("{answer}, {log:#?}")) };
         self.report.check("CLEANUP: GOOD", outcome);
-        self.expect_registered("CLEANUP unregisters both paths", &[])?;
+        self.expect_registered("CLEANUP unregisters every path", &[])?;
         self.expect_key("none")
     }
 
     fn paths(mut self) -> Result<()> {
         let other_host = &self.map.other_host;
         self.theirs(&register(Key::ZERO, THEIRS))?;
-        let [a, b] = &self.map.paths;
+        let [a, b] = self.map.pair();
 
         // Dead for a moment, of which multipathd need not notice: the next command that matters sees to it.
         a.set_alive(false)?;
@@ -468,9 +285,14 @@ impl<'a> Stage<'a> {
     }
 
     fn ports(mut self) -> Result<()> {
-        let [a, b] = &self.map.paths;
+        let [a, b] = self.map.pair();
         let other_host = &self.map.other_host;
-        let port = TransportId::new(InitiatorPort::Iscsi { name: &other_host.initiator, isid: None })?;
+        // As the unit has it, which goes by sessions.
+        self.theirs(&register(Key::ZERO, THEIRS))?;
+        let Completion::Good(status) = self.theirs(&read_full_status())? else { bail!("the status cannot be read") };
+        let port =
+            FullStatus::parse(&status)?.value.descriptors.first().context("nobody is registered")?.transport_id()?;
+        self.theirs(&clear(THEIRS))?;
         let request = register_for(OURS, &[port]);
         let refused = Completion::check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
         self.report.differs("multipath-initiator-ports");
@@ -508,18 +330,6 @@ impl<'a> Stage<'a> {
         let wrong_length = Completion::check(SenseCode::PARAMETER_LIST_LENGTH_ERROR);
         self.expect(&register("REGISTER with TransportIDs, and no SPEC_I_PT", without_flag), &wrong_length);
         self.expect_registered("nothing is registered by a list that is not whole", &[])
-    }
-
-    fn wait_for_registrations(&mut self, what: &str, expected: &[(&Disk, Key, bool)]) -> Result<()> {
-        let mut wanted: Vec<Registration> =
-            expected.iter().map(|(disk, key, held)| (disk.initiator.clone(), *key, *held)).collect();
-        wanted.sort_unstable();
-        let outcome = wait_for("such registrations", || {
-            let registrations = self.registrations()?;
-            if registrations == wanted { Ok(()) } else { bail!("{registrations:?}, not {wanted:?}") }
-        });
-        self.report.check(what, outcome.map_err(|error| format!("{error:#}")));
-        Ok(())
     }
 
     fn diagnosis(mut self) -> Result<()> {
@@ -565,7 +375,7 @@ impl<'a> Stage<'a> {
         let down = ["multipathd does not listen", "systemctl start multipathd", &name];
         self.expect_told(&register(Key::ZERO, OURS), &failed, &down);
         let cleanup = self.execute(Command::cleanup());
-        let told = self.worker.log().iter().any(|line| line.contains("CLEANUP") && line.contains(down[0]));
+        let told = self.logged().iter().any(|line| line.contains("CLEANUP") && line.contains(down[0]));
         let outcome = if cleanup == failed && told { Ok(()) } else { Err(cleanup.to_string()) };
         self.report.check("CLEANUP without multipathd fails, and the log says why", outcome);
         start_multipathd()?;
@@ -580,6 +390,14 @@ impl<'a> Stage<'a> {
             .held
             .map_or(Ok(()), |held| bail!("left behind: {}", short(held.key)))
             .context("at the end")
+    }
+
+    /// Which of two paths holds the reservation, and which does not.
+    fn holder_and_other(&self) -> Result<(&'a Disk, &'a Disk)> {
+        match self.holder_and_rest()? {
+            (holder, rest) if rest.len() == 1 => Ok((holder, rest[0])),
+            (_, rest) => bail!("{} paths do not hold the reservation", rest.len()),
+        }
     }
 }
 
