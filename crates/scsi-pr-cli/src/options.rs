@@ -1,0 +1,155 @@
+//! The command line, and what its values mean.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use nix::unistd::Group;
+use shared_reservations::{InitiatorName, Naming};
+use tracing::level_filters::LevelFilter;
+
+/// Persistent reservations for virtual machines
+#[derive(Debug, Parser)]
+#[command(name = "scsi-pr", version, disable_help_subcommand = true, max_term_width = 100)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    pub(crate) chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Chore {
+    Serve(Serve),
+}
+
+/// Serve reservations that are kept in a store
+///
+/// Keeps the persistent reservations of disks that have none of their own (image files, logical volumes, Ceph RBD, loop
+/// devices and the like) in a store, and serves them over the protocol of QEMU's qemu-pr-helper. Each socket is one initiator: a
+/// virtual machine, wherever it runs.
+///
+/// WHAT IS ENFORCED: nothing but the reservations themselves. Who asks here is told who has registered and who holds a
+/// disk, and a RESERVE or PREEMPT that the standard refuses is refused. Reads and writes do not come this way: none is
+/// stopped, neither of a preempted virtual machine nor of anybody else. Clusters whose nodes stop by themselves when they
+/// learn that they lost the reservation are safe; those that rely on the disk to refuse their writes are not.
+///
+/// QEMU sends here only what its scsi-block and scsi-generic disks receive, so from QEMU nothing comes but commands for
+/// SCSI devices.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Sockets that systemd passes (LISTEN_FDS) are served too; FileDescriptorName= says which initiator \
+                        each is.\nSee scsi-pr-serve(1) for systemd, libvirt and what to do when something is refused."
+)]
+pub(crate) struct Serve {
+    /// Where reservations are kept: sqlite:PATH (one host), dir:PATH (a directory on a cluster file system or NFSv4, for
+    /// several hosts), or memory: (forgotten at the end)
+    #[arg(long, value_name = "STORE")]
+    pub(crate) store: String,
+
+    /// Serve initiator NAME on the Unix socket SOCKET; may be given any number of times
+    ///
+    /// NAME is what reservations are held by: choose one for each virtual machine, and keep it when the machine moves to
+    /// another host. A name that begins with iqn., eui. or naa. is taken as it is, any other becomes
+    /// iqn.2026-11.scsi-pr:NAME. Two sockets may have one NAME; they are then one initiator, as the two ends of a
+    /// migration are. SOCKET is an absolute path.
+    #[arg(long, value_name = "NAME=SOCKET")]
+    pub(crate) listen: Vec<Listen>,
+
+    /// The permissions of the sockets, in octal. Who may write to a socket is its initiator
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode)]
+    pub(crate) socket_mode: u32,
+
+    /// The group of the sockets, by name or number
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    pub(crate) socket_group: Option<u32>,
+
+    /// Send commands for devices that have reservations of their own to the helper that listens at SOCKET
+    ///
+    /// These are SCSI devices, multipath maps and NVMe namespaces. Without this option, or --keep, commands for them are
+    /// refused: what is kept here would not be known to hosts that use the reservations of the device itself.
+    #[arg(long, value_name = "SOCKET", value_parser = absolute)]
+    pub(crate) pass: Option<PathBuf>,
+
+    /// Keep the reservations of the device at PATH in the store although it has its own; may be given any number of times
+    ///
+    /// For a SCSI target without persistent reservations, and for virtual machines that share a disk on one host, which
+    /// are one initiator to the disk itself. Everybody who uses the disk must then come to this store. PATH is looked up
+    /// for each command, and stands for every device of the same logical unit that can be told to be that.
+    #[arg(long, value_name = "PATH", value_parser = absolute)]
+    pub(crate) keep: Vec<PathBuf>,
+
+    /// Call the device or file at PATH (or the block device MAJOR:MINOR) by NAME in the store; may be given any number of
+    /// times
+    ///
+    /// Units are told apart by what identifies them everywhere (a WWN, the UUID of a volume). One that has nothing of the
+    /// kind is known to this host alone, and a store that several hosts share refuses it until it is named, the same on
+    /// every host. A different NAME for a unit is a different unit, with no reservations.
+    #[arg(long, value_name = "NAME=PATH")]
+    pub(crate) unit: Vec<Naming>,
+
+    /// Log more; may be repeated
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub(crate) verbose: u8,
+
+    /// Log only what needs attention
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+impl Serve {
+    /// The least severe messages that are logged.
+    pub(crate) fn log_level(&self) -> LevelFilter {
+        match self.verbose {
+            _ if self.quiet => LevelFilter::WARN,
+            0 => LevelFilter::INFO,
+            1 => LevelFilter::DEBUG,
+            _ => LevelFilter::TRACE,
+        }
+    }
+}
+
+/// A socket and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listen {
+    pub(crate) initiator: InitiatorName,
+    pub(crate) socket: PathBuf,
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A name may have an equals sign in it, and the path is absolute.
+        let slash = text.find("=/").map(|equals| equals + 1);
+        let slash = slash.ok_or("it must be NAME=SOCKET, the socket with its whole path: vm1=/run/scsi-pr/vm1.sock")?;
+        let initiator = text[..slash - 1].parse::<InitiatorName>().map_err(|error| error.to_string())?;
+        Ok(Self { initiator, socket: text[slash..].into() })
+    }
+}
+
+/// A path that means the same wherever the program is started.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    match Path::new(text) {
+        path if path.is_absolute() => Ok(path.to_owned()),
+        _ => Err("the path must be absolute".to_owned()),
+    }
+}
+
+/// Permissions in octal, `0660` or `660`.
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 && !text.starts_with('+') => Ok(mode),
+        _ => Err("it must be an octal number up to 777".to_owned()),
+    }
+}
+
+/// A group by its name, else by its number.
+fn group(text: &str) -> Result<u32, String> {
+    if let Ok(Some(group)) = Group::from_name(text) {
+        return Ok(group.gid.as_raw());
+    }
+    // The last number is that of no group, and means "leave it" to chown(2).
+    match text.parse() {
+        Ok(number) if number != u32::MAX => Ok(number),
+        _ => Err("there is no such group".to_owned()),
+    }
+}

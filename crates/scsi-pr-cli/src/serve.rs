@@ -1,0 +1,87 @@
+//! `scsi-pr serve`: puts the parts in order. The order is that of what must not happen before what.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use pr_daemon::notify::ServiceManager;
+use pr_daemon::{limits, reason, signals};
+use pr_helper::Limits;
+use pr_managers::policy::Counters;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use shared_reservations::{SharedReservations, Units};
+use tracing::info;
+
+use crate::devices::Devices;
+use crate::listen::{self, Door};
+use crate::managers::Common;
+use crate::options::Serve;
+use crate::{activation, log};
+
+/// Serves until a signal says stop; then until what runs is answered.
+pub(crate) fn run(options: &Serve) -> Result<()> {
+    signals::block()?;
+    // While nothing is open that could be taken for what was passed.
+    let passed = activation::take()?;
+    let stop = signals::stop()?;
+    log::start(options.log_level());
+    let service_manager = ServiceManager::from_environment();
+    let doors = listen::open(options, passed)?;
+    // A client, its command's device, and its connection to the helper.
+    let room = limits::raise(if options.pass.is_some() { 3 } else { 2 });
+    // Before the first thread: in Linux capabilities belong to threads.
+    drop_privileges().context("cannot drop privileges")?;
+    let store = shared_reservations::open(&options.store)?;
+    tell(options, &doors);
+
+    let counters = Arc::new(Counters::new());
+    let units = Units::new(options.unit.iter().cloned());
+    let common = Common {
+        kept: SharedReservations::new(store, units, doors[0].initiator.clone()),
+        devices: Arc::new(Devices::new(options.keep.clone(), options.pass.is_some())),
+        pass: options.pass.clone(),
+        counters: Arc::clone(&counters),
+    };
+    let mut files = Vec::new();
+    let sockets = doors.into_iter().map(|Door { initiator, listener, file }| {
+        files.extend(file);
+        (listener, common.manager_for(&initiator))
+    });
+    let sockets = sockets.collect();
+    service_manager.ready();
+    let mut limits = Limits::default();
+    limits.connections = limits.connections.min(room);
+    let running = pr_helper::serve_all(sockets, limits, stop.as_fd())
+        .map_err(|error| anyhow::anyhow!("cannot serve: {}", reason(error)))?;
+    // Nobody is to come to a socket that nobody listens on while commands still run.
+    drop(files);
+    service_manager.stopping();
+    running.wait();
+    info!("{}", counters.counts());
+    Ok(())
+}
+
+/// Gives up every capability, for good. What is left is what the user may do: there is nothing here that takes more.
+fn drop_privileges() -> rustix::io::Result<()> {
+    let none = CapabilitySet::empty();
+    rustix::thread::set_no_new_privs(true)?;
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+}
+
+/// Says what is served, and what that does not mean.
+fn tell(options: &Serve, doors: &[Door]) {
+    info!("keeping reservations in {}", options.store);
+    for Door { initiator, file, .. } in doors {
+        match file {
+            Some(file) => info!("initiator {initiator} at {}", file.path.display()),
+            None => info!("initiator {initiator} at a socket that was passed"),
+        }
+    }
+    match &options.pass {
+        Some(helper) => info!("devices that have reservations of their own go to the helper at {}", helper.display()),
+        None => info!("devices that have reservations of their own are refused, unless --keep names them"),
+    }
+    info!(
+        "whoever asks here is told who may write; nobody is kept from writing: reads and writes do not come this way"
+    );
+}

@@ -1,0 +1,152 @@
+//! What goes to a helper, what is kept, and what is refused. The helper is the one of this workspace; what the server takes
+//! for a SCSI disk is a loop device, of which a sysfs of the test's own says so.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use common::{Machine, Place, Start, good, register};
+use scsi_pr::{Completion, ReserveInAction, SenseCode};
+
+/// The device that plays the disk, and its number.
+const DEVICE: &str = "/dev/loop0";
+const NUMBER: &str = "7:0";
+
+/// Whether the machine lets the test be made: the device, and a mount namespace with another sysfs.
+fn is_possible() -> bool {
+    let unshare = Command::new("unshare").args(["--mount", "true"]).stderr(Stdio::null()).status();
+    let possible = device().is_some() && unshare.is_ok_and(|status| status.success());
+    if !possible {
+        println!("skipped: {DEVICE} and a mount namespace are needed to tell devices apart");
+    }
+    possible
+}
+
+fn device() -> Option<File> {
+    File::options().read(true).write(true).open(DEVICE).ok()
+}
+
+/// Makes a sysfs in which the device is a SCSI disk; a command that mounts it over `/sys`.
+fn sysfs(place: &Place) -> String {
+    let root = place.path("sys");
+    let disk = root.join("devices/host0/0:0:0:0/block/sda");
+    fs::create_dir_all(disk.join("slaves")).unwrap();
+    fs::write(disk.join("dev"), format!("{NUMBER}\n")).unwrap();
+    fs::create_dir_all(root.join("bus/scsi")).unwrap();
+    symlink("../../../0:0:0:0", disk.join("device")).unwrap();
+    symlink("../../../bus/scsi", root.join("devices/host0/0:0:0:0/subsystem")).unwrap();
+    fs::create_dir_all(root.join("dev/block")).unwrap();
+    symlink("../../devices/host0/0:0:0:0/block/sda", root.join("dev/block").join(NUMBER)).unwrap();
+    format!("mount --bind {} /sys", root.display())
+}
+
+/// A server that looks at that sysfs.
+fn serve(place: &Place, store: &str) -> Start {
+    let mount = sysfs(place);
+    // Nor does that sysfs tell on which file system the other disk is.
+    let name = format!("--unit=image={}", place.path("disk.img").display());
+    let script = format!(r#"exec unshare --mount sh -c '{mount} && exec "$@"' sh "$@""#);
+    place.serve(store).arg(name).listen("vm1", place.path("s")).by_shell(&script)
+}
+
+/// The helper of this workspace, which is killed with the value.
+struct Helper(Child);
+
+impl Helper {
+    fn start(socket: &Path) -> Self {
+        let mut command = Command::new(built("qemu-pr-helper"));
+        let process = command.arg("-q").arg("-k").arg(socket).stdin(Stdio::null()).spawn().unwrap();
+        common::wait_for("the helper to listen", || socket.exists().then_some(()));
+        Self(process)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Builds another program of the workspace, next to ours.
+fn built(package: &str) -> PathBuf {
+    let program = Path::new(common::PROGRAM).with_file_name(package);
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "--package", package, "--target-dir"]);
+    build.arg(program.ancestors().nth(2).unwrap()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    assert!(build.status().unwrap().success(), "{package} is not built");
+    program
+}
+
+#[test]
+fn what_has_reservations_of_its_own_is_refused_and_both_ways_out_are_named() {
+    if !is_possible() {
+        return;
+    }
+    let place = Place::new();
+    let server = serve(&place, "memory:").start();
+    let machine = Machine::with(device().unwrap(), &place.path("s"));
+    for _ in 0..3 {
+        let refused = Completion::check(SenseCode::INVALID_OPCODE);
+        assert_eq!(machine.out(&register(0, 1)), refused);
+        assert_eq!(machine.read(ReserveInAction::ReadKeys), refused);
+    }
+    let log = server.log();
+    for part in ["--pass=SOCKET", "--keep=PATH", "(sda), a SCSI device", "initiator{name=vm1}"] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    assert_eq!(log.matches("refused on").count(), 1, "{log}");
+    // Others are kept all the same.
+    assert_eq!(Machine::new(&place, &place.path("s")).out(&register(0, 1)), good());
+}
+
+#[test]
+fn what_has_reservations_of_its_own_is_passed_to_a_helper() {
+    if !is_possible() {
+        return;
+    }
+    let place = Place::new();
+    let socket = place.path("helper.sock");
+    let helper = Helper::start(&socket);
+    let server = serve(&place, "memory:").arg(format!("--pass={}", socket.display())).start();
+    let [direct, passed] = [&socket, &place.path("s")].map(|socket| Machine::with(device().unwrap(), socket));
+    for action in [ReserveInAction::ReadKeys, ReserveInAction::ReadReservation] {
+        assert_eq!(passed.read(action), direct.read(action));
+    }
+    assert_eq!(passed.out(&register(0, 1)), direct.out(&register(0, 1)));
+    assert_ne!(passed.out(&register(0, 1)), good(), "a loop device has no reservations");
+    // What the helper does not see is kept.
+    let kept = Machine::new(&place, &place.path("s"));
+    assert_eq!(kept.out(&register(0, 1)), good());
+    // Without its helper a device is not kept instead.
+    drop(helper);
+    assert_eq!(passed.read(ReserveInAction::ReadKeys), Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE));
+    assert!(server.log().contains("helper.sock"), "{}", server.log());
+    assert_eq!(kept.keys().keys.len(), 1);
+}
+
+#[test]
+fn what_is_to_be_kept_is_kept() {
+    if !is_possible() {
+        return;
+    }
+    let place = Place::new();
+    let link = place.path("by-id");
+    symlink(DEVICE, &link).unwrap();
+    let _server = serve(&place, "memory:")
+        .arg(format!("--keep={}", link.display()))
+        .arg(format!("--unit=disk={}", link.display()))
+        .arg("--pass=/nonexistent/helper.sock")
+        .start();
+    let machine = Machine::with(device().unwrap(), &place.path("s"));
+    assert_eq!(machine.out(&register(0, 1)), good());
+    assert_eq!(machine.keys().keys.len(), 1);
+    // The path leads elsewhere now, and what is there is not kept on its account.
+    fs::remove_file(&link).unwrap();
+    symlink("/dev/null", &link).unwrap();
+    assert_eq!(machine.read(ReserveInAction::ReadKeys), Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE));
+}

@@ -1,0 +1,275 @@
+//! The server as a process: its sockets, what it is passed, how it starts and ends, and what it refuses.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::{Machine, Place, good, register, reserve};
+use rustix::process::Signal;
+use scsi_pr::{Completion, ReserveInAction, Status};
+
+/// Where it went wrong, and what to do.
+#[track_caller]
+fn refused(place: &Place, arguments: &[&str], code: i32, parts: &[&str]) {
+    let mut start = place.serve("memory:");
+    for argument in arguments {
+        start = start.arg(argument);
+    }
+    let (found, said) = start.outcome();
+    assert_eq!(found, Some(code), "{arguments:?}: {said}");
+    for part in parts {
+        assert!(said.contains(part), "{arguments:?}: {part:?} is not in: {said}");
+    }
+}
+
+#[test]
+fn wrong_options_are_told() {
+    let place = Place::new();
+    refused(&place, &[], 1, &["scsi-pr: there is nothing to listen on: give --listen=NAME=SOCKET"]);
+    for (argument, why) in [
+        ("--listen=vm1", "NAME=SOCKET"),
+        ("--listen=vm1=relative", "whole path"),
+        ("--listen==/run/s", "an initiator has a name"),
+        ("--listen=a b=/run/s", "an initiator has a name"),
+        ("--socket-mode=888", "octal"),
+        ("--socket-mode=1777", "octal"),
+        ("--socket-mode=+600", "octal"),
+        ("--socket-group=no such group", "no such group"),
+        ("--pass=relative", "absolute"),
+        ("--keep=relative", "absolute"),
+        ("--unit=disk", "NAME=PATH"),
+        ("--unit=a b=/dev/sda", "a b"),
+        ("--colour", "--colour"),
+        ("-qv", "cannot be used with"),
+    ] {
+        refused(&place, &[argument], 2, &[why]);
+    }
+    let socket = place.path("s");
+    let listen = format!("--listen=a={}", socket.display());
+    refused(&place, &[&listen, &listen], 1, &["is given to --listen twice"]);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_socket_that_cannot_be_made_is_told_and_the_others_are_removed() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let listen = format!("--listen=a={}", socket.display());
+    refused(&place, &[&listen, "--listen=b=/nonexistent/s"], 1, &["/nonexistent/s", "No such file"]);
+    let precious = place.path("disk.img");
+    let on_a_file = format!("--listen=b={}", precious.display());
+    refused(&place, &[&listen, &on_a_file], 1, &["not a socket", "disk.img"]);
+    assert!(!socket.exists() && precious.exists());
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_is_told() {
+    let place = Place::new();
+    let socket = place.path("s");
+    for (store, part) in [
+        ("sqlite:/nonexistent/pr.db".to_owned(), "/nonexistent"),
+        ("dir:/nonexistent/pr".to_owned(), "/nonexistent/pr"),
+        ("postgres:x".to_owned(), "postgres:x"),
+        ("".to_owned(), "sqlite:"),
+        (format!("sqlite:{}", place.path("disk.img").display()), "disk.img"),
+    ] {
+        let before = fs::metadata(place.path("disk.img")).unwrap().len();
+        let (code, said) = place.serve(&store).listen("a", socket.clone()).outcome();
+        assert_eq!(code, Some(1), "{store}: {said}");
+        assert!(said.contains("scsi-pr: ") && said.contains(part), "{store}: {said}");
+        assert_eq!(fs::metadata(place.path("disk.img")).unwrap().len(), before);
+        assert!(!socket.exists(), "{store}");
+    }
+}
+
+#[test]
+fn sockets_are_their_owner_s_alone_unless_options_say_more() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let own = rustix::process::getgid().as_raw();
+    let mode = |path: &PathBuf| fs::metadata(path).unwrap().mode() & 0o7777;
+    let server = place.serve("memory:").listen("a", socket.clone()).by_shell(r#"umask 0; exec "$@""#).start();
+    assert_eq!(mode(&socket), 0o600);
+    // A second one does not take it away.
+    let (code, said) = place.serve("memory:").listen("a", socket.clone()).outcome();
+    assert!(code == Some(1) && said.contains("another program listens there"), "{said}");
+    assert_eq!(server.stop().code(), Some(0));
+    assert!(!socket.exists());
+    let server = place
+        .serve("memory:")
+        .arg("--socket-mode=0660")
+        .arg(format!("--socket-group={own}"))
+        .listen("a", socket.clone())
+        .by_shell(r#"umask 077; exec "$@""#)
+        .start();
+    assert_eq!((mode(&socket), fs::metadata(&socket).unwrap().gid()), (0o660, own));
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn what_a_killed_server_left_is_replaced() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let mut server = place.serve("memory:").listen("a", socket.clone()).start();
+    server.kill();
+    assert!(socket.exists());
+    server.restart();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        server.signal(signal);
+        assert_eq!(common::ended(&mut server.process).code(), Some(0), "{signal:?}");
+        assert!(!socket.exists());
+        server = place.serve("memory:").listen("a", socket.clone()).start();
+    }
+}
+
+/// What it says of itself, when it starts.
+#[test]
+fn it_says_what_it_keeps_and_that_it_stops_no_writes() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let server = place.serve("memory:").listen("vm1", socket.clone()).start();
+    let machine = Machine::new(&place, &socket);
+    assert_eq!(machine.out(&register(0, 1)), good());
+    let log = server.log();
+    for part in ["memory:", "initiator vm1 at ", "nobody is kept from writing", "REGISTER", "initiator{name=vm1}"] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    let quiet = place.serve("memory:").arg("--quiet").listen("vm1", place.path("q")).start();
+    assert_eq!(quiet.log(), "");
+}
+
+#[test]
+fn it_can_do_nothing_that_its_user_cannot() {
+    let place = Place::new();
+    let server = place.serve("memory:").listen("vm1", place.path("s")).start();
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&server.status(set), 16), Ok(0), "{set}");
+    }
+    assert_eq!(server.status("NoNewPrivs"), "1");
+}
+
+#[test]
+fn a_hundred_idle_machines_take_a_few_threads() {
+    let place = Place::new();
+    let sockets: Vec<_> = (0..100).map(|number| place.path(&format!("{number}.sock"))).collect();
+    let start = sockets.iter().fold(place.serve("memory:"), |start, socket| {
+        start.listen(&socket.file_stem().unwrap().to_string_lossy(), socket.clone())
+    });
+    let server = start.start();
+    let machines: Vec<_> = sockets.iter().map(|socket| Machine::new(&place, socket)).collect();
+    machines.iter().for_each(|machine| drop(machine.keys()));
+    // The first, and those that are kept in reserve.
+    common::wait_for("the threads to end", || (server.status("Threads").parse::<u32>().unwrap() <= 3).then_some(()));
+    machines.iter().for_each(|machine| drop(machine.keys()));
+    assert_eq!(server.stop().code(), Some(0));
+    assert!(sockets.iter().all(|socket| !socket.exists()));
+}
+
+/// A script that passes descriptor 0 as the first socket, in the name that follows.
+fn activated(names: &str) -> String {
+    format!(r#"export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES="{names}"; exec "$@" 3<&0 </dev/null"#)
+}
+
+#[test]
+fn a_socket_from_the_service_manager_is_served_and_left() {
+    let place = Place::new();
+    let (passed, own) = (place.path("passed"), place.path("own"));
+    let listener = UnixListener::bind(&passed).unwrap();
+    let server = place
+        .serve("memory:")
+        .listen("own", own.clone())
+        .by_shell(&activated("vm1"))
+        .stdin(std::os::fd::OwnedFd::from(listener.try_clone().unwrap()))
+        .start();
+    let machine = Machine::new(&place, &passed);
+    assert_eq!(machine.out(&register(0, 1)), good());
+    let other = Machine::new(&place, &own);
+    assert_eq!(other.registrants(), [("iqn.2026-11.scsi-pr:vm1,i,0x000000000000".to_owned(), 1)]);
+    assert!(server.log().contains("initiator vm1 at a socket that was passed"));
+    drop((machine, other));
+    assert_eq!(server.stop().code(), Some(0));
+    assert!(passed.exists() && !own.exists());
+    // Whoever passed it goes on listening for the next server.
+    UnixStream::connect(&passed).unwrap();
+}
+
+#[test]
+fn what_is_passed_must_be_a_listening_socket_with_an_initiator_s_name() {
+    let place = Place::new();
+    let listener = || {
+        let path = place.path("passed");
+        let _ = fs::remove_file(&path);
+        std::os::fd::OwnedFd::from(UnixListener::bind(&path).unwrap())
+    };
+    for name in ["", "unknown", "scsi-pr@vm1.socket"] {
+        let (code, said) = place.serve("memory:").by_shell(&activated(name)).stdin(listener()).outcome();
+        assert!(code == Some(1) && said.contains("FileDescriptorName="), "{name}: {said}");
+    }
+    let (code, said) = place.serve("memory:").by_shell(&activated("a b")).stdin(listener()).outcome();
+    assert!(code == Some(1) && said.contains("an initiator has a name"), "{said}");
+    let file = fs::File::open(place.path("disk.img")).unwrap();
+    let (code, said) = place.serve("memory:").by_shell(&activated("a")).stdin(file).outcome();
+    assert!(code == Some(1) && said.contains("descriptor 3"), "{said}");
+    let (connected, _other) = UnixStream::pair().unwrap();
+    let connected = std::os::fd::OwnedFd::from(connected);
+    let (code, said) = place.serve("memory:").by_shell(&activated("a")).stdin(connected).outcome();
+    assert!(code == Some(1) && said.contains("not a listening socket"), "{said}");
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let place = Place::new();
+    let notify = place.path("notify");
+    let manager = UnixDatagram::bind(&notify).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let told = || {
+        let mut room = [0; 64];
+        let length = manager.recv(&mut room).unwrap();
+        String::from_utf8_lossy(&room[..length]).into_owned()
+    };
+    let server = place.serve("memory:").env("NOTIFY_SOCKET", &notify).listen("a", place.path("s")).start();
+    assert_eq!(told(), "READY=1");
+    assert_eq!(server.stop().code(), Some(0));
+    assert_eq!(told(), "STOPPING=1");
+}
+
+/// The store goes away and comes back: nothing is said to be done meanwhile, and nothing is lost.
+#[test]
+fn a_store_that_fails_is_told_to_the_guest_until_it_is_back() {
+    let place = Place::new();
+    let (store, away) = (place.path("store"), place.path("away"));
+    fs::create_dir(&store).unwrap();
+    let socket = place.path("s");
+    let mut server = place
+        .serve(&format!("dir:{}", store.display()))
+        .arg(format!("--unit=disk={}", place.path("disk.img").display()))
+        .listen("a", socket.clone())
+        .start();
+    let machine = Machine::new(&place, &socket);
+    assert_eq!(machine.out(&register(0, 1)), good());
+    fs::rename(&store, &away).unwrap();
+    for answer in [machine.out(&reserve(1)), machine.read(ReserveInAction::ReadKeys)] {
+        assert!(matches!(answer, Completion::CheckCondition(_) | Completion::Status(Status::BUSY)), "{answer}");
+    }
+    assert!(server.log().contains("WARN"), "{}", server.log());
+    fs::rename(&away, &store).unwrap();
+    assert_eq!((machine.holder(), machine.keys().generation.0), (None, 1));
+    assert_eq!(machine.out(&reserve(1)), good());
+    assert_eq!(server.process.try_wait().unwrap(), None);
+}
+
+/// Who may not write to a disk may not reserve it.
+#[test]
+fn a_disk_that_is_opened_read_only_is_not_reserved() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let _server = place.serve("memory:").listen("a", socket.clone()).start();
+    let reader = Machine::with(fs::File::open(place.path("disk.img")).unwrap(), &socket);
+    assert_eq!(reader.out(&register(0, 1)), Completion::check(scsi_pr::SenseCode::INVALID_OPCODE));
+    assert_eq!(reader.keys().keys, []);
+}
