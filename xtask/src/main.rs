@@ -3,6 +3,7 @@
 
 mod cargo;
 mod command;
+mod demo;
 mod guest;
 mod initramfs;
 mod kernel;
@@ -14,6 +15,7 @@ mod test;
 mod testing_kernel;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -25,10 +27,12 @@ use place::Place;
 const HELP: &str = "\
 The chores of the project. Each fetches what it needs from Debian's packages, and says so first.
 
-  cargo xtask demo                 the main job at work, on a real SCSI target; about a minute
+  cargo xtask demo                 two virtual machines share a disk: the story of a cluster; seconds
+  cargo xtask demo --real          the same on a real SCSI target, in a virtual machine; about a minute
   cargo xtask test                 every test there is
   cargo xtask lab [SCENARIO...]    scenarios on real SCSI targets, in a virtual machine (all of them)
   cargo xtask lab --list           which scenarios there are
+  cargo xtask manual               writes man/scsi-pr-serve.1 anew, from the options of the program
   cargo xtask bench [FIGURE...]    speed and size side by side with QEMU's helper
   cargo xtask help                 this text
 ";
@@ -54,13 +58,14 @@ fn run() -> Result<bool> {
         Some(other) => return Err(other.unexpected().into()),
     };
     match chore.as_str() {
-        "demo" => {
-            none(arguments)?;
-            demo(&place)
-        }
+        "demo" => demo(&place, arguments),
         "test" => {
             none(arguments)?;
             test::run(&place)
+        }
+        "manual" => {
+            none(arguments)?;
+            manual(&place)
         }
         "lab" => lab(&place, arguments),
         "bench" => bench(&place, arguments),
@@ -72,7 +77,20 @@ fn run() -> Result<bool> {
     }
 }
 
-fn demo(place: &Place) -> Result<bool> {
+/// `--server=PROGRAM` is for tests: that one is run as it is, and nothing is built.
+fn demo(place: &Place, mut arguments: Parser) -> Result<bool> {
+    let (mut real, mut server) = (false, None);
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Arg::Long("real") => real = true,
+            Arg::Long("server") => server = Some(PathBuf::from(arguments.value()?)),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    if real { real_demo(place) } else { demo::run(place, server.as_deref()) }
+}
+
+fn real_demo(place: &Place) -> Result<bool> {
     println!("Preparing: building the helper, and booting a virtual machine that has a SCSI target.\n");
     let lab = Lab::prepare(place)?;
     let Tally { failed, .. } = lab.boot("demo", ["--demo".to_owned()], say)?;
@@ -111,6 +129,14 @@ fn bench(place: &Place, mut arguments: Parser) -> Result<bool> {
     Ok(true)
 }
 
+/// The test that compares the page writes it when it is told to.
+fn manual(place: &Place) -> Result<bool> {
+    let mut test = cargo::command(place);
+    test.args(["test", "--quiet", "--package", "scsi-pr-cli", "manual"]).env("SCSI_PR_WRITE_MANUAL", "1");
+    command::output(&mut test)?;
+    Ok(true)
+}
+
 fn none(mut arguments: Parser) -> Result<()> {
     match arguments.next()? {
         None => Ok(()),
@@ -119,6 +145,6 @@ fn none(mut arguments: Parser) -> Result<()> {
 }
 
 /// Prints a line, and does not mind when nobody reads on.
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::lab::{Lab, Tally};
 use crate::place::Place;
-use crate::{cargo, command, packages};
+use crate::{cargo, command, demo, packages};
 
 /// Runs everything, also after a failure. Whether all passed.
 pub(crate) fn run(place: &Place) -> Result<bool> {
@@ -20,6 +20,10 @@ pub(crate) fn run(place: &Place) -> Result<bool> {
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     summary.step("clippy", || step(place, &clippy, |_| {}));
     summary.step("build", || step(place, &["build", "--quiet", "--workspace"], |_| {}));
+    summary.step("demo", || {
+        let passed = demo::trial::run(place)?;
+        Ok(Outcome { tally: Tally { passed, failed: 0 }, ..Outcome::default() })
+    });
     // What a test leaves out, it says; only with --show-output does the harness pass that on.
     let tests = |which: &[&str]| {
         let common = ["test", "--quiet", "--no-fail-fast"];

@@ -1,0 +1,77 @@
+//! Whether the demo can be trusted: it passes for everybody, and it fails when something is not as it is told.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::command;
+use crate::packages::is_root;
+use crate::place::Place;
+
+/// The user and the group that may do nothing in particular.
+const NOBODY: u32 = 65534;
+
+/// Runs the demo in each of these ways, with the server that was built. How many there were.
+pub(crate) fn run(place: &Place) -> Result<usize> {
+    let programs = Programs::copy(place)?;
+    programs.pass(|_| {})?;
+    programs.fail_with_a_server_that_forgets()?;
+    if !is_root()? {
+        return Ok(2);
+    }
+    programs.pass(|demo| {
+        demo.uid(NOBODY).gid(NOBODY);
+    })?;
+    Ok(3)
+}
+
+/// The programs, where everybody may run them.
+struct Programs(TempDir);
+
+impl Programs {
+    fn copy(place: &Place) -> Result<Self> {
+        let directory = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?;
+        for name in ["xtask", "scsi-pr"] {
+            fs::copy(place.program(name), directory.path().join(name)).with_context(|| format!("copy {name}"))?;
+        }
+        Ok(Self(directory))
+    }
+
+    fn demo(&self, server: &Path) -> Command {
+        let mut demo = Command::new(self.0.path().join("xtask"));
+        demo.arg("demo").arg("--server").arg(server).current_dir("/").stdin(Stdio::null());
+        demo
+    }
+
+    /// Whoever runs it: it ends well, after its last step.
+    fn pass(&self, configure: impl FnOnce(&mut Command)) -> Result<()> {
+        let mut demo = self.demo(&self.0.path().join("scsi-pr"));
+        configure(&mut demo);
+        let said = command::output(&mut demo)?;
+        ensure!(said.contains("Told in "), "the demo ended before its end:\n{said}");
+        Ok(())
+    }
+
+    /// With a server that keeps nothing, the story fails where it says that nothing is lost.
+    fn fail_with_a_server_that_forgets(&self) -> Result<()> {
+        let forgetful = self.0.path().join("forgetful");
+        let script = format!(
+            "#!/bin/sh\nfor option do shift; case $option in --store=*) option=--store=memory:;; esac; \
+             set -- \"$@\" \"$option\"; done\nexec {} \"$@\"\n",
+            command::quoted(&self.0.path().join("scsi-pr").to_string_lossy())
+        );
+        fs::write(&forgetful, script)?;
+        fs::set_permissions(&forgetful, Permissions::from_mode(0o755))?;
+        let output = self.demo(&forgetful).output().context("start the demo")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        let noticed = said.contains("generation 0") && complaint.contains("node1 should have got: generation 2");
+        ensure!(noticed && !output.status.success(), "a server that forgets was not noticed:\n{said}{complaint}");
+        Ok(())
+    }
+}
