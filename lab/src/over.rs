@@ -33,7 +33,8 @@ impl Over {
     pub(crate) fn partition(disk: &Path) -> Result<Self> {
         let disk = disk.to_string_lossy();
         run("addpart", &[&disk, "1", "2048", "2048"])?;
-        Ok(Self { path: format!("{disk}1").into(), remove: words(&["delpart", &disk, "1"]) })
+        let separator = if disk.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };
+        Ok(Self { path: format!("{disk}{separator}1").into(), remove: words(&["delpart", &disk, "1"]) })
     }
 }
 

@@ -151,7 +151,7 @@ fn without_a_path(disk: &Path, last: Controller, report: &mut Report) -> Result<
 
 impl Lab {
     /// The NVMe target.
-    fn nvmet(&mut self) -> Result<&mut Nvmet> {
+    pub(super) fn nvmet(&mut self) -> Result<&mut Nvmet> {
         if self.nvmet.is_none() {
             self.nvmet = Some(Nvmet::start(false)?);
         }

@@ -5,6 +5,7 @@ mod blocks;
 mod machine;
 mod multipath;
 mod parts;
+mod routing;
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -97,6 +98,7 @@ pub(crate) const ALL: &[Scenario] = &[
     blocks::SCSI,
     blocks::NVME,
     blocks::NVME_BY_IOCTL,
+    routing::DEVICES,
     blocks::SCSI_ON_A_NEWER_KERNEL,
     blocks::NVME_WITH_PATHS,
 ];
