@@ -131,3 +131,136 @@ impl fmt::Display for Node {
         write!(f, "{}/{}", if self.is_block { "block" } else { "char" }, self.number)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{CWD, Mode, OFlags, open};
+    use scsi_pr::{ReserveIn, ReserveInAction, SenseCode};
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::fs::symlink;
+    use tempfile::TempDir;
+
+    /// A sysfs that says what the one block device of the test is.
+    struct Tree(TempDir);
+
+    /// A block device of this machine, whatever it is, and its number.
+    fn block_device() -> Option<(OwnedFd, PathBuf, Number)> {
+        let paths = ["loop0", "vda", "sda", "nvme0n1", "zram0"].map(|name| Path::new("/dev").join(name));
+        let found = paths.into_iter().find_map(|path| {
+            let device = open(&path, OFlags::PATH, Mode::empty()).ok()?;
+            let number = Node::of(device.as_fd()).ok()??.number;
+            Some((device, path, number))
+        });
+        if found.is_none() {
+            println!("skipped: there is no block device");
+        }
+        found
+    }
+
+    impl Tree {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn block(number: Number, attributes: &[(&str, &str)], subsystem: Option<&str>) -> Self {
+            let tree = Self::new();
+            let disk = tree.0.path().join("devices/x/block/disk");
+            fs::create_dir_all(disk.join("slaves")).unwrap();
+            for (name, value) in [("dev", number.to_string().as_str())].iter().chain(attributes) {
+                let path = disk.join(name);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, format!("{value}\n")).unwrap();
+            }
+            if let Some(subsystem) = subsystem {
+                let unit = tree.0.path().join("devices/x/unit");
+                fs::create_dir_all(&unit).unwrap();
+                symlink(format!("../../../bus/{subsystem}"), unit.join("subsystem")).unwrap();
+                symlink("../../unit", disk.join("device")).unwrap();
+            }
+            tree.number(&format!("block/{number}"), "../../devices/x/block/disk");
+            tree
+        }
+
+        fn number(&self, place: &str, device: &str) {
+            let link = self.0.path().join("dev").join(place);
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(device, link).unwrap();
+        }
+
+        fn owner(&self, descriptor: impl AsFd, keep: &[&Path], passes: bool) -> Owner {
+            let keep = keep.iter().map(|path| path.to_path_buf()).collect();
+            let devices = Devices { sysfs: self.0.path().to_owned(), ..Devices::new(keep, passes) };
+            let command = ReserveIn::new(ReserveInAction::ReadKeys, 8).encode();
+            devices.owner(descriptor.as_fd(), command.command())
+        }
+    }
+
+    fn refused() -> Owner {
+        Owner::Nobody(Completion::check(SenseCode::INVALID_OPCODE))
+    }
+
+    #[test]
+    fn what_has_reservations_of_its_own_is_passed_or_refused_or_kept_by_name() {
+        let Some((device, path, number)) = block_device() else { return };
+        let mpath = [("dm/uuid", "mpath-3600140500000001"), ("dm/name", "mpatha")];
+        for tree in [
+            Tree::block(number, &[], Some("scsi")),
+            Tree::block(number, &[], Some("nvme")),
+            Tree::block(number, &[], Some("nvme-subsystem")),
+            Tree::block(number, &mpath, None),
+        ] {
+            assert_eq!(tree.owner(&device, &[], true), Owner::Helper);
+            assert_eq!(tree.owner(&device, &[], false), refused());
+            for passes in [false, true] {
+                assert_eq!(tree.owner(&device, &[&path], passes), Owner::Store);
+            }
+            assert_eq!(tree.owner(&device, &[Path::new("/dev/null"), Path::new("/nonexistent")], true), Owner::Helper);
+        }
+    }
+
+    #[test]
+    fn what_has_none_is_kept() {
+        let Some((device, _, number)) = block_device() else { return };
+        let volume = [("dm/uuid", "LVM-x"), ("dm/name", "vg-lv")];
+        for tree in [
+            Tree::block(number, &[], None),
+            Tree::block(number, &[], Some("virtio")),
+            Tree::block(number, &volume, None),
+            Tree::block(number, &[("partition", "1")], None),
+        ] {
+            for passes in [false, true] {
+                assert_eq!(tree.owner(&device, &[], passes), Owner::Store);
+            }
+        }
+        for passes in [false, true] {
+            assert_eq!(Tree::new().owner(tempfile::tempfile().unwrap(), &[], passes), Owner::Store);
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_nobody_s_unless_it_is_named() {
+        let Some((device, path, _)) = block_device() else { return };
+        for passes in [false, true] {
+            assert_eq!(Tree::new().owner(&device, &[], passes), refused());
+            assert_eq!(Tree::new().owner(&device, &[&path], passes), Owner::Store);
+        }
+    }
+
+    /// `/dev/sdX` and `/dev/sgX` of one unit. A character device of this machine plays the latter.
+    #[test]
+    fn a_path_stands_for_the_other_node_of_its_unit() {
+        let Some((device, path, number)) = block_device() else { return };
+        let null = Path::new("/dev/null");
+        let generic = rustix::fs::openat(CWD, null, OFlags::RDWR, Mode::empty()).unwrap();
+        let tree = Tree::block(number, &[], Some("scsi"));
+        tree.number("char/1:3", "../../devices/x/unit/scsi_generic/sg0");
+        let node = tree.0.path().join("devices/x/unit/scsi_generic/sg0");
+        fs::create_dir_all(&node).unwrap();
+        assert_eq!(tree.owner(&generic, &[&path], true), Owner::Helper);
+        symlink("../../../unit", node.join("device")).unwrap();
+        assert_eq!(tree.owner(&generic, &[&path], true), Owner::Store);
+        assert_eq!(tree.owner(&device, &[null], true), Owner::Store);
+        assert_eq!(tree.owner(&generic, &[], true), Owner::Helper);
+    }
+}

@@ -73,7 +73,7 @@ pub(crate) struct Serve {
     ///
     /// For a SCSI target without persistent reservations, and for virtual machines that share a disk on one host, which
     /// are one initiator to the disk itself. Everybody who uses the disk must then come to this store. PATH is looked up
-    /// for each command, and stands for every device of the same logical unit that can be told to be that.
+    /// for each command. It stands for /dev/sdX and /dev/sgX alike; of a unit with several paths, name each.
     #[arg(long, value_name = "PATH", value_parser = absolute)]
     pub(crate) keep: Vec<PathBuf>,
 
@@ -151,5 +151,94 @@ fn group(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(number) if number != u32::MAX => Ok(number),
         _ => Err("there is no such group".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use proptest::prelude::*;
+
+    fn serve(arguments: &[&str]) -> Serve {
+        let all = ["scsi-pr", "serve", "--store=memory:"].iter().chain(arguments);
+        let Chore::Serve(serve) = Options::try_parse_from(all).unwrap().chore;
+        serve
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_not_said_is_safe() {
+        let serve = serve(&[]);
+        assert_eq!((serve.socket_mode, serve.socket_group, serve.pass), (0o600, None, None));
+        assert!(serve.keep.is_empty() && serve.listen.is_empty() && serve.unit.is_empty());
+    }
+
+    #[test]
+    fn everything_may_be_said() {
+        let serve = serve(&[
+            "--listen=vm1=/run/1",
+            "--listen",
+            "iqn.2001-04.com.example:vm2=/run/a=/2",
+            "--socket-mode=0660",
+            "--socket-group=root",
+            "--pass=/run/helper",
+            "--keep=/dev/sda",
+            "--keep=/dev/sdb",
+            "--unit=disk=/srv/disk.img",
+        ]);
+        let listen = |name: &str, socket: &str| Listen { initiator: name.parse().unwrap(), socket: socket.into() };
+        assert_eq!(serve.listen, [listen("vm1", "/run/1"), listen("iqn.2001-04.com.example:vm2", "/run/a=/2")]);
+        assert_eq!((serve.socket_mode, serve.socket_group), (0o660, Some(0)));
+        assert_eq!(serve.pass, Some("/run/helper".into()));
+        assert_eq!((serve.keep.len(), serve.unit.len()), (2, 1));
+    }
+
+    #[test]
+    fn how_much_is_logged() {
+        for (arguments, level) in [
+            (&[][..], LevelFilter::INFO),
+            (&["-q"], LevelFilter::WARN),
+            (&["-v"], LevelFilter::DEBUG),
+            (&["-vvv"], LevelFilter::TRACE),
+        ] {
+            assert_eq!(serve(arguments).log_level(), level, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn groups_are_named_or_numbered() {
+        assert_eq!(group("root"), Ok(0));
+        assert_eq!(group("4294967294"), Ok(u32::MAX - 1));
+        for text in ["", "4294967295", "-1", "no such group"] {
+            assert!(group(text).is_err(), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text: String) {
+            let _ = (text.parse::<Listen>(), mode(&text));
+        }
+
+        #[test]
+        fn a_name_and_a_path_are_found_again(name in "[!-+.-~]{1,20}", path in "(/[a-z=]{0,8}){1,4}") {
+            // Where both have an equals sign before a slash, the first of them counts.
+            prop_assume!(!name.contains("=/"));
+            let listen: Listen = format!("{name}={path}").parse().unwrap();
+            prop_assert_eq!(listen, Listen { initiator: name.parse().unwrap(), socket: path.into() });
+        }
+
+        #[test]
+        fn modes_are_octal(mode_bits in 0_u32..0o1000) {
+            prop_assert_eq!(mode(&format!("{mode_bits:o}")), Ok(mode_bits));
+            prop_assert_eq!(mode(&format!("0{mode_bits:03o}")), Ok(mode_bits));
+            let too_many = format!("1{mode_bits:03o}");
+            prop_assert!(mode(&too_many).is_err());
+        }
     }
 }

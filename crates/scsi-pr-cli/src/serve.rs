@@ -63,9 +63,11 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
 
 /// Gives up every capability, for good. What is left is what the user may do: there is nothing here that takes more.
 fn drop_privileges() -> rustix::io::Result<()> {
-    let none = CapabilitySet::empty();
     rustix::thread::set_no_new_privs(true)?;
-    rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+    let empty = CapabilitySet::empty();
+    let none = CapabilitySets { effective: empty, permitted: empty, inheritable: empty };
+    // A sandbox may forbid the call even to who has nothing to give up.
+    if rustix::thread::capabilities(None)? == none { Ok(()) } else { rustix::thread::set_capabilities(None, none) }
 }
 
 /// Says what is served, and what that does not mean.

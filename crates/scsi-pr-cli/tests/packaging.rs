@@ -1,0 +1,97 @@
+//! The units of `packaging/systemd`, judged by systemd's own tools, and a start by systemd's socket activation.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{Machine, PROGRAM, Place, good, register};
+
+const UNITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/systemd");
+
+/// Whether systemd's tool is there.
+fn has(tool: &str) -> bool {
+    let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    if !found {
+        println!("skipped: there is no {tool}");
+    }
+    found
+}
+
+/// The units of the virtual machine vm1, with the program where it was built; their paths.
+fn units(place: &Place) -> [String; 2] {
+    ["socket", "service"].map(|kind| {
+        let text = fs::read_to_string(Path::new(UNITS).join(format!("scsi-pr@.{kind}"))).unwrap();
+        let text = text.replace("/usr/bin/scsi-pr", PROGRAM);
+        let path = place.path(&format!("scsi-pr@vm1.{kind}"));
+        fs::write(&path, text).unwrap();
+        path.to_string_lossy().into_owned()
+    })
+}
+
+#[track_caller]
+fn analyze(arguments: &[&str], units: &[String]) -> String {
+    let output = Command::new("systemd-analyze").args(arguments).args(units).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {said}");
+    said
+}
+
+#[test]
+fn the_units_are_understood() {
+    if !has("systemd-analyze") {
+        return;
+    }
+    let place = Place::new();
+    let said = analyze(&["verify", "--man=no"], &units(&place));
+    let ours: Vec<_> = said.lines().filter(|line| line.contains("scsi-pr@")).collect();
+    assert!(ours.is_empty(), "{ours:#?}");
+}
+
+/// "1.2 OK": systemd's measure goes from 0 to 10, and what it has against a service it lists.
+#[test]
+fn the_service_is_exposed_to_little() {
+    if !has("systemd-analyze") {
+        return;
+    }
+    let place = Place::new();
+    let [_, service] = units(&place);
+    analyze(&["security", "--offline=true", "--no-pager", "--threshold=15"], &[service]);
+}
+
+struct Activator(Child);
+
+impl Drop for Activator {
+    fn drop(&mut self) {
+        // It has become the server itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn systemd_s_activation_starts_it_with_the_first_client() {
+    if !has("systemd-socket-activate") {
+        return;
+    }
+    let place = Place::new();
+    let socket = place.path("vm1.sock");
+    let mut activate = Command::new("systemd-socket-activate");
+    activate.arg("-l").arg(&socket).args(["--fdname=vm1", PROGRAM, "serve"]).arg(format!("--store={}", place.sqlite()));
+    let _server = Activator(activate.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    common::wait_for("the socket", || socket.exists().then_some(()));
+    assert!(!place.path("reservations.db").exists(), "it was started before anybody came");
+    let machine = Machine::new(&place, &socket);
+    assert_eq!(machine.out(&register(0, 1)), good());
+    assert_eq!(machine.registrants(), [("iqn.2026-11.scsi-pr:vm1,i,0x000000000000".to_owned(), 1)]);
+}
+
+#[test]
+fn the_user_of_the_service_is_made_by_the_package() {
+    let service = fs::read_to_string(Path::new(UNITS).join("scsi-pr@.service")).unwrap();
+    let users = fs::read_to_string(Path::new(UNITS).join("../sysusers.d/scsi-pr.conf")).unwrap();
+    assert!(service.contains("\nUser=scsi-pr\n") && users.contains("\nu scsi-pr "), "{users}");
+}
