@@ -91,7 +91,7 @@ fn waiting_ends_with_a_change_or_in_time() {
 #[test]
 fn contenders_all_have_their_way() {
     on_each(|store| {
-        const EACH: u32 = 20;
+        const EACH: u32 = 5;
         thread::scope(|scope| {
             for number in 1..=64 {
                 let store = &store;

@@ -52,6 +52,7 @@ pub(super) fn read_failed(attempted: String, error: Error) -> StoreError {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::refused(attempted),
         // A value of another type than the tables have.
         None => StoreError::refused(attempted),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::contended(attempted),
         Some(_) => StoreError::unavailable(attempted),
     };
     explain(store_error, error)
@@ -62,10 +63,9 @@ pub(super) fn read_failed(attempted: String, error: Error) -> StoreError {
 pub(super) fn write_failed(attempted: String, error: Error) -> StoreError {
     let store_error = match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::refused(attempted),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::contended(attempted),
         Some(
-            ErrorCode::DatabaseBusy
-            | ErrorCode::DatabaseLocked
-            | ErrorCode::DiskFull
+            ErrorCode::DiskFull
             | ErrorCode::ReadOnly
             | ErrorCode::CannotOpen
             | ErrorCode::PermissionDenied

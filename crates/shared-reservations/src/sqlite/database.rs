@@ -1,7 +1,7 @@
 //! A database that is open: one connection that writes, a few that read, and the files that they have open.
 
 use std::path::Path;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
@@ -80,9 +80,10 @@ impl Database {
     /// Reads all of it, and says what is damaged.
     pub(super) fn check_whole(&self) -> Result<(), StoreError> {
         let attempted = || format!("check the SQLite store {}", self.paths.main.display());
+        // The quick check would not compare the names of units with their index.
         let found = self
             .reader()?
-            .with(|connection| connection.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0)));
+            .with(|connection| connection.query_row("PRAGMA integrity_check(1)", (), |row| row.get::<_, String>(0)));
         match found.map_err(|error| read_failed(attempted(), error))?.as_str() {
             "ok" => Ok(()),
             damage => Err(StoreError::refused(attempted())
@@ -106,19 +107,26 @@ impl Database {
             if readers.open < READERS {
                 readers.open += 1;
                 drop(readers);
-                // Gives its place back if it cannot be opened.
-                let mut reader = Reader { database: self, connection: None };
-                let opened = connection::open(&self.paths.main).map_err(|error| {
-                    read_failed(format!("open the SQLite store {}", self.paths.main.display()), error)
-                })?;
-                reader.connection = Some(opened);
-                return Ok(reader);
+                return self.open_reader().inspect_err(|_| {
+                    lock(&self.readers).open -= 1;
+                    self.reader_is_free.notify_one();
+                });
             }
-            readers = match self.reader_is_free.wait(readers) {
-                Ok(readers) => readers,
-                Err(poisoned) => poisoned.into_inner(),
-            };
+            readers = self.reader_is_free.wait(readers).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn open_reader(&self) -> Result<Reader<'_>, StoreError> {
+        let path = &self.paths.main;
+        let attempted = || format!("open the SQLite store {}", path.display());
+        let failed = |error| read_failed(attempted(), error);
+        let connection = connection::open(path).map_err(failed)?;
+        if identify(&connection).map_err(failed)?.as_ref() != Some(&self.id) {
+            return Err(StoreError::unavailable(attempted())
+                .because("another file came to its place")
+                .remedy("try again"));
+        }
+        Ok(Reader { database: self, connection: Some(connection) })
     }
 }
 
@@ -144,7 +152,7 @@ impl Writer<'_> {
 /// One of the connections that read.
 pub(super) struct Reader<'a> {
     database: &'a Database,
-    /// None if it could not be opened.
+    /// None once this is being dropped.
     connection: Option<Connection>,
 }
 
@@ -156,11 +164,7 @@ impl Reader<'_> {
 
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
-        let mut readers = lock(&self.database.readers);
-        match self.connection.take() {
-            Some(connection) => readers.idle.push(connection),
-            None => readers.open -= 1,
-        }
+        lock(&self.database.readers).idle.extend(self.connection.take());
         self.database.reader_is_free.notify_one();
     }
 }
