@@ -67,9 +67,11 @@ struct State {
     stopped: Vec<(u64, Stop)>,
     /// Whether other system calls are stopped at all.
     stopping: bool,
+    /// Those that it was not.
+    passed: Vec<Stop>,
 }
 
-/// A system call at which a helper is stopped.
+/// A system call at which a helper is stopped, or could have been.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stop {
     /// Its name.
@@ -104,6 +106,7 @@ impl Supervisor {
             held: Vec::new(),
             stopped: Vec::new(),
             stopping: true,
+            passed: Vec::new(),
         };
         let state = Arc::new(Mutex::new(state));
         let (stopped, stop) = io::pipe().expect("a pipe");
@@ -185,6 +188,12 @@ impl Supervisor {
         self.state().stopping = false;
         self.go_on();
     }
+
+    /// The system calls other than SG_IO that it was not stopped at since this was last asked, of those that it was to be
+    /// stopped at.
+    pub fn passed(&self) -> Vec<Stop> {
+        std::mem::take(&mut self.state().passed)
+    }
 }
 
 impl Drop for Supervisor {
@@ -195,6 +204,9 @@ impl Drop for Supervisor {
         }
     }
 }
+
+/// The request of ioctl(2), in 32 bits (Linux `scsi/sg.h`).
+const SG_IO: u32 = 0x2285;
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -216,12 +228,14 @@ fn watch(notifications: &OwnedFd, state: &Mutex<State>, stop: &io::PipeReader) {
         }
         // What asked may be gone by now.
         let Ok(request) = ScmpNotifReq::receive(notifications.as_raw_fd()) else { continue };
-        if request.data.syscall != ioctl {
+        if request.data.syscall != ioctl || request.data.args[1] as u32 != SG_IO {
             let call = request.data.syscall.get_name().unwrap_or_default();
+            let stop = Stop { call, thread: request.pid };
             let mut state = lock(state);
             if state.stopping {
-                state.stopped.push((request.id, Stop { call, thread: request.pid }));
+                state.stopped.push((request.id, stop));
             } else {
+                state.passed.push(stop);
                 pass_on(notifications, request.id);
             }
             continue;

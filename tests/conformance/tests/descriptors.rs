@@ -9,7 +9,7 @@ use conformance::{
     Answer, Client, Helper, Subject, against_each_helper, eventually, in_cdb, null, out_cdb, regular_file,
 };
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{Mode, OFlags, fcntl_getfl, open};
+use rustix::fs::{MemfdFlags, Mode, OFlags, fcntl_getfl, memfd_create, open};
 
 against_each_helper!(
     it_comes_with_any_byte_of_the_cdb,
@@ -26,7 +26,7 @@ against_each_helper!(
     it_is_lost_when_the_table_is_full,
     clients_leave_room_for_the_descriptors_of_others,
     what_is_no_scsi_device_says_so,
-    a_loop_device_says_so,
+    a_disk_without_reservations_says_so,
     read_only_refuses_out_after_taking_the_list,
     write_only_is_enough,
     one_without_access_is_no_device,
@@ -237,14 +237,20 @@ fn what_is_no_scsi_device_says_so(subject: &Subject) {
     let (reader, writer) = pipe().unwrap();
     let (socket, _peer) = UnixStream::pair().unwrap();
     let event = eventfd(0, EventfdFlags::empty()).unwrap();
-    let files: [(&str, OwnedFd); 7] = [
+    let at = |path, flags| open(path, flags, Mode::empty()).unwrap();
+    let files: [(&str, OwnedFd); 12] = [
         ("regular file", regular_file().into()),
         ("directory", directory),
         ("pipe, reading", reader.into()),
         ("pipe, writing", writer.into()),
         ("socket", socket.into()),
         ("eventfd", event),
+        ("memory", memfd_create("nothing", MemfdFlags::CLOEXEC).unwrap()),
         ("/dev/null", null().into()),
+        ("/dev/zero", at("/dev/zero", OFlags::RDWR)),
+        ("terminal", at("/dev/ptmx", OFlags::RDWR | OFlags::NOCTTY)),
+        ("the path of a directory", at("/", OFlags::PATH)),
+        ("the path of a symbolic link", at("/proc/self", OFlags::PATH | OFlags::NOFOLLOW)),
     ];
     for (name, file) in files {
         assert_eq!(client.run(&in_cdb(0, 8), &[], &file), Answer::io_process_terminated(), "{name}");
@@ -255,13 +261,26 @@ fn what_is_no_scsi_device_says_so(subject: &Subject) {
     }
 }
 
-fn a_loop_device_says_so(subject: &Subject) {
+fn a_disk_without_reservations_says_so(subject: &Subject) {
     let Ok(device) = File::options().read(true).write(true).open("/dev/loop0") else {
         // A kernel without loop devices: nothing to be seen.
         return;
     };
     let helper = subject.serve();
-    assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], &device), Answer::check(0x05, 0x24, 0x00));
+    let client = helper.connect();
+    let invalid_field = || Answer::check(0x05, 0x24, 0x00);
+    // Which of the two it is depends on whether the kernel can be asked for keys.
+    let read = client.run(&in_cdb(0, 8), &[], &device);
+    assert!(read == invalid_field() || !subject.differs("no-reservations", true, false) && read == none(), "{read:?}");
+    let mut register = [0; 24];
+    register[15] = 1;
+    let registered = client.run(&out_cdb(0, 24), &register, &device);
+    assert_eq!(registered, subject.differs("no-reservations", invalid_field(), none()));
+}
+
+/// INVALID COMMAND OPERATION CODE: the device has no reservations.
+fn none() -> Answer {
+    Answer::check(0x05, 0x20, 0x00)
 }
 
 fn read_only_refuses_out_after_taking_the_list(subject: &Subject) {

@@ -1,17 +1,24 @@
-//! Block devices that are no whole logical unit, as sysfs describes them: the helper finds a sysfs that the test made.
+//! Block devices of every kind, as sysfs describes them: the helper finds a sysfs that the test made.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use conformance::sg_io::Reply;
-use conformance::{Answer, Client, Helper, Start, Subject, against_each_helper, in_cdb, out_cdb};
+use conformance::{Answer, Client, Helper, Start, Subject, against_each_helper, eventually, in_cdb, out_cdb};
+use rustix::io::Errno;
 
 against_each_helper!(
     a_whole_unit_is_reserved,
+    a_known_device_needs_no_second_look,
+    a_known_device_takes_two_system_calls_to_route,
+    a_namespace_is_asked_as_nvme_is,
     a_multipath_map_is_not_reserved_through_one_path,
-    what_was_taken_on_a_map_can_be_given_up,
+    a_map_without_a_path_is_not_asked,
+    a_map_that_is_suspended_is_asked_again,
     a_part_of_a_unit_is_not_reserved_as_the_unit,
+    a_part_of_a_namespace_is_no_scsi_device,
     an_unexplained_device_is_not_reserved,
     the_manager_can_be_named,
 );
@@ -25,7 +32,7 @@ fn block_device() -> Option<File> {
     device.inspect_err(|error| eprintln!("NOT TESTED with a block device: /dev/loop0: {error}")).ok()
 }
 
-/// A sysfs in which the device is `name`, with these attributes and this one device beneath it.
+/// A sysfs in which the device is `name`, with these attributes and this one device beneath it, which works.
 fn sysfs(root: &Path, name: &str, attributes: &[(&str, &str)], slave: Option<&str>) {
     let device = |name: &str, number: &str| {
         let directory = root.join("devices/virtual/block").join(name);
@@ -35,7 +42,23 @@ fn sysfs(root: &Path, name: &str, attributes: &[(&str, &str)], slave: Option<&st
         symlink(&directory, root.join("dev/block").join(number)).unwrap();
         directory
     };
+    // Whose devices are called so.
+    let subsystem = |directory: &Path, name: &str| {
+        let subsystem = [("sd", "scsi"), ("nvme", "nvme"), ("vd", "virtio")].iter().find(|row| name.starts_with(row.0));
+        if let Some((_, subsystem)) = subsystem {
+            fs::create_dir_all(directory.join("device")).unwrap();
+            fs::write(directory.join("device/state"), "running\n").unwrap();
+            symlink(Path::new("../../../bus").join(subsystem), directory.join("device/subsystem")).unwrap();
+        }
+    };
     let directory = device(name, NUMBER);
+    if let Some((disk, _)) = name.split_once('/') {
+        let disk_directory = directory.parent().unwrap();
+        fs::create_dir_all(disk_directory.join("slaves")).unwrap();
+        subsystem(disk_directory, disk);
+    } else {
+        subsystem(&directory, name);
+    }
     for (attribute, value) in attributes {
         let path = directory.join(attribute);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -43,6 +66,7 @@ fn sysfs(root: &Path, name: &str, attributes: &[(&str, &str)], slave: Option<&st
     }
     if let Some(slave) = slave {
         let beneath = device(slave, "8:0");
+        subsystem(&beneath, slave);
         symlink(beneath, directory.join("slaves").join(slave)).unwrap();
     }
 }
@@ -90,31 +114,105 @@ const MULTIPATH: [(&str, &str); 2] = [("dm/uuid", "mpath-36001405000000000000000
 
 fn a_whole_unit_is_reserved(subject: &Subject) {
     let Some(device) = block_device() else { return };
-    let helper = with_sysfs(subject, "sdx", &[], None).serve();
+    // The last two are no SCSI disks to Linux; but they may take the commands all the same.
+    for name in ["sdx", "vdx", "vendorx"] {
+        let helper = with_sysfs(subject, name, &[], None).serve();
+        assert_eq!(answers(&helper, &device), [Answer::good(&[7; 8]), Answer::good(&[])], "{name}");
+    }
+}
+
+fn a_known_device_needs_no_second_look(subject: &Subject) {
+    let Some(device) = block_device() else { return };
+    if !Path::new("/sys/block/loop0/diskseq").exists() {
+        eprintln!("NOT TESTED: this kernel does not tell disks with one number apart");
+        return;
+    }
+    let start = with_sysfs(subject, "sdx", &[], None);
+    let sysfs = start.path("sys");
+    let helper = start.serve();
     assert_eq!(answers(&helper, &device), [Answer::good(&[7; 8]), Answer::good(&[])]);
+    for directory in ["dev", "devices"] {
+        fs::remove_dir_all(sysfs.join(directory)).unwrap();
+    }
+    assert_eq!(answers(&helper, &device), [Answer::good(&[7; 8]), Answer::good(&[])]);
+}
+
+/// System calls by which something may be found out about a file. `open` is there by the names that it has today.
+const LOOKS: [&str; 9] =
+    ["openat", "openat2", "readlink", "readlinkat", "newfstatat", "fstat", "statx", "getdents64", "ioctl"];
+
+/// The system calls of these that a PERSISTENT RESERVE IN takes on a device that was asked before.
+fn looks(start: Start, device: &File) -> Vec<String> {
+    let helper = start.stopping_at(&LOOKS).socket().start();
+    helper.supervisor().let_go();
+    eventually("it can be connected to", || Client::try_connect(&helper.socket()).ok());
+    helper.supervisor().reply_with(Reply::data(&[7; 8]));
+    let client = helper.connect();
+    let mut looks = Vec::new();
+    for _ in 0..3 {
+        helper.supervisor().passed();
+        assert_eq!(client.run(&in_cdb(0, 8), &[], device), Answer::good(&[7; 8]));
+        let thread = helper.supervisor().calls().last().unwrap().thread;
+        let passed = helper.supervisor().passed().into_iter().filter(|passed| passed.thread == thread);
+        looks = passed.map(|passed| passed.call).collect();
+    }
+    looks
+}
+
+fn a_known_device_takes_two_system_calls_to_route(subject: &Subject) {
+    let Some(device) = block_device() else { return };
+    let start = || with_sysfs(subject, "sdx", &[], None);
+    let routed = looks(start(), &device);
+    // QEMU's helper asks nobody anything.
+    let mut unrouted = looks(start().args(subject.differs("manager-option", None, Some("--manager=sg-io"))), &device);
+    unrouted
+        .extend(subject.differs("manager-option", &[][..], &["fstat", "ioctl"]).iter().map(|call| (*call).to_owned()));
+    assert_eq!(routed, unrouted);
+}
+
+fn a_namespace_is_asked_as_nvme_is(subject: &Subject) {
+    let Some(device) = block_device() else { return };
+    let helper = with_sysfs(subject, "nvme0n1", &[], None).serve();
+    // What is behind it is none, and says so.
+    let [read, reserve] =
+        [Answer::good(&[7; 8]), Answer::good(&[])].map(|good| subject.differs("nvme", good, refused()));
+    assert_eq!(answers(&helper, &device), [read, reserve]);
+    assert_eq!(helper.supervisor().calls().len(), subject.differs("nvme", 2, 0));
 }
 
 fn a_multipath_map_is_not_reserved_through_one_path(subject: &Subject) {
     let Some(device) = block_device() else { return };
     let helper = with_sysfs(subject, "dm-0", &MULTIPATH, Some("sda")).serve();
-    let reserved = subject.differs("one-path", Answer::good(&[]), refused());
-    assert_eq!(answers(&helper, &device), [Answer::good(&[7; 8]), reserved]);
+    let [read, reserve] = answers(&helper, &device);
+    assert_eq!(read, Answer::good(&[7; 8]));
+    // There is no such map: how that shows depends on the machine. What matters is that the command is not sent to it.
+    assert_eq!(reserve.status == 0, subject.differs("one-path", true, false), "{reserve:?}");
     let told = helper.stderr().contains("multipath map mpatha");
     assert_eq!(told, subject.differs("one-path", false, true), "{}", helper.stderr());
 }
 
-fn what_was_taken_on_a_map_can_be_given_up(subject: &Subject) {
+fn a_map_without_a_path_is_not_asked(subject: &Subject) {
+    let Some(device) = block_device() else { return };
+    let start = with_sysfs(subject, "dm-0", &MULTIPATH, Some("sda"));
+    fs::write(start.path("sys/devices/virtual/block/sda/device/state"), "offline\n").unwrap();
+    let helper = start.serve();
+    let not_ready = || Answer::check(0x02, 0x04, 0x00);
+    let [read, reserve] =
+        [Answer::good(&[7; 8]), Answer::good(&[])].map(|good| subject.differs("map-without-path", good, not_ready()));
+    assert_eq!(answers(&helper, &device), [read, reserve]);
+    assert_eq!(helper.supervisor().calls().len(), subject.differs("map-without-path", 2, 0));
+}
+
+fn a_map_that_is_suspended_is_asked_again(subject: &Subject) {
     let Some(device) = block_device() else { return };
     let helper = with_sysfs(subject, "dm-0", &MULTIPATH, Some("sda")).serve();
-    let client = helper.connect();
-    let unregister = [&LIST[..8], &[0; 16]].concat().try_into().unwrap();
-    for (service_action, list) in [(0x02, LIST), (0x00, unregister), (0x06, unregister)] {
-        assert_eq!(run_out(&helper, &client, service_action, &list, &device), Answer::good(&[]), "{service_action}");
-    }
-    for service_action in [0x00, 0x01, 0x03, 0x04, 0x05, 0x06] {
-        let answer = run_out(&helper, &client, service_action, &LIST, &device);
-        assert_eq!(answer, subject.differs("one-path", Answer::good(&[]), refused()), "{service_action}");
-    }
+    let asked = AtomicUsize::new(0);
+    helper.supervisor().reply_with(move |call| match asked.fetch_add(1, Relaxed) {
+        0 | 1 => Reply::Errno(Errno::AGAIN.raw_os_error()),
+        _ => Reply::data(&[7; 8])(call),
+    });
+    let answer = helper.connect().run(&in_cdb(0, 8), &[], &device);
+    assert_eq!(answer, subject.differs("map-suspended", Answer::io_process_terminated(), Answer::good(&[7; 8])));
 }
 
 fn a_part_of_a_unit_is_not_reserved_as_the_unit(subject: &Subject) {
@@ -125,10 +223,26 @@ fn a_part_of_a_unit_is_not_reserved_as_the_unit(subject: &Subject) {
         ("dm-2", &[("dm/uuid", "CRYPT-LUKS2-x"), ("dm/name", "crypt")], Some("sda")),
         ("dm-3", &[("dm/uuid", ""), ("dm/name", "nameless")], Some("sda")),
         ("md0", &[], Some("sda")),
+        // By name a path of a map, and a map; by UUID neither.
+        ("dm-4", &[("dm/uuid", "part1-mpath-360014050000000000000000000000001"), ("dm/name", "mpatha1")], Some("sda")),
     ] {
         let helper = with_sysfs(subject, name, attributes, slave).serve();
         let reserved = subject.differs("part-of-a-unit", Answer::good(&[]), refused());
         assert_eq!(answers(&helper, &device), [Answer::good(&[7; 8]), reserved], "{name}");
+    }
+}
+
+fn a_part_of_a_namespace_is_no_scsi_device(subject: &Subject) {
+    let Some(device) = block_device() else { return };
+    for (name, attributes, slave) in [
+        ("nvme0n1/nvme0n1p1", &[("partition", "1")][..], None),
+        ("dm-1", &[("dm/uuid", "LVM-Zx"), ("dm/name", "vg-lv")], Some("nvme0n1")),
+    ] {
+        let helper = with_sysfs(subject, name, attributes, slave).serve();
+        let read = subject.differs("nvme", Answer::good(&[7; 8]), refused());
+        let reserved = subject.differs("part-of-a-unit", Answer::good(&[]), refused());
+        assert_eq!(answers(&helper, &device), [read, reserved], "{name}");
+        assert_eq!(helper.supervisor().calls().len(), subject.differs("nvme", 2, 0), "{name}");
     }
 }
 
@@ -144,7 +258,7 @@ fn an_unexplained_device_is_not_reserved(subject: &Subject) {
 fn the_manager_can_be_named(subject: &Subject) {
     let Some(device) = block_device() else { return };
     let mut helper = with_sysfs(subject, "dm-0", &MULTIPATH, Some("sda")).arg("--manager=sg-io").socket().start();
-    let known = conformance::eventually("it serves, or has ended", || match helper.ended() {
+    let known = eventually("it serves, or has ended", || match helper.ended() {
         Some(status) => Some(status.code() != Some(1)),
         None => Client::try_connect(&helper.socket()).ok().map(|_| true),
     });
