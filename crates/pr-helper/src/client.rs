@@ -5,8 +5,6 @@
 //! and says whether a command whose answer is missing may have been run.
 
 mod connection;
-mod deadline;
-mod turn;
 
 use std::fmt;
 use std::io;
@@ -19,8 +17,9 @@ use std::time::Duration;
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, SenseCode};
 
 use connection::{Connection, SendError};
-use deadline::Deadline;
-use turn::{Turn, Turns};
+
+use crate::deadline::Deadline;
+use crate::turn::{Turn, Turns};
 
 /// How long and how often a [`HelperClient`] tries.
 ///
@@ -145,7 +144,7 @@ impl HelperClient {
     }
 
     fn turn(&self, deadline: &Deadline) -> Result<Turn<'_>, Error> {
-        self.turns.take(deadline).ok_or_else(|| {
+        self.turns.take_until(deadline).ok_or_else(|| {
             Error::not_run(format!("send a command to {}, which is busy with another one", self.peer))
                 .because(deadline.expired())
         })

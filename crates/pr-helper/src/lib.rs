@@ -3,16 +3,20 @@
 //! * [`wire`]: the bytes, as state machines that are fed and never read or write themselves.
 //! * [`descriptor`]: bytes with one passed descriptor, over a Unix stream socket.
 //! * [`client`]: [`HelperClient`], a manager that sends its commands to a helper.
-//! * [`server`]: [`serve`], which is a helper for any manager; [`serve_all`] is it on several sockets.
+//! * [`server`]: [`serve`], which is a helper for any manager; [`serve_all`] is it on several sockets, [`serve_one`] for
+//!   a single command.
+//! * [`turn`]: who comes next, where one command can be run at a time.
 //!
 //! The protocol is described in QEMU's `docs/interop/pr-helper.rst`; where the C helper does something else, this crate
 //! does what the C helper does.
 #![forbid(unsafe_code)]
 
 pub mod client;
+mod deadline;
 pub mod descriptor;
 pub mod server;
+pub mod turn;
 pub mod wire;
 
 pub use client::HelperClient;
-pub use server::{Draining, Limits, Peer, serve, serve_all};
+pub use server::{Draining, Limits, Peer, Served, serve, serve_all, serve_one};

@@ -16,6 +16,7 @@ mod attend;
 mod books;
 mod complaints;
 mod connection;
+mod one;
 mod shared;
 
 use std::fmt;
@@ -36,6 +37,7 @@ use scsi_pr::{Completion, PrManager, Status};
 
 use books::{Closing, Id};
 use connection::{Connection, SEND_PATIENCE};
+pub use one::{Served, serve_one};
 use shared::{PeerKey, Shared};
 
 use crate::wire::feature_word;

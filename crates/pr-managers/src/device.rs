@@ -12,6 +12,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use rustix::fs::{FileType, fstat, major, minor};
 use rustix::io::Errno;
@@ -28,6 +29,18 @@ pub struct Number {
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for Number {
+    /// It is none.
+    type Err = ();
+
+    /// Reads what [`Display`](fmt::Display) writes, and the kernel.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (major, minor) = text.split_once(':').ok_or(())?;
+        let number = |text: &str| text.parse().map_err(drop);
+        Ok(Self { major: number(major)?, minor: number(minor)? })
     }
 }
 

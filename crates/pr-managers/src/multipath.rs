@@ -9,7 +9,8 @@
 //!
 //! Inside: `map` is what sysfs tells; `route` are the paths, opened one by one; `native` is what is done by them without
 //! the library; `translate` are commands and return values in the library's terms, and `sys` its calls; `daemon` asks
-//! multipathd, `keys` reads which keys its configuration allows; `diagnosis` is what the log is told.
+//! multipathd, `keys` reads which keys its configuration allows; `diagnosis` is what the log is told. [`mend`] sees after a
+//! map when such a process has died.
 
 mod daemon;
 mod diagnosis;
@@ -17,6 +18,7 @@ mod host;
 mod keys;
 mod map;
 mod map_in;
+mod mend;
 mod native;
 mod route;
 mod sys;
@@ -40,6 +42,7 @@ use host::{Host, Library, Machine};
 use keys::AllowedKeys;
 use map::Map;
 pub use map_in::MapIn;
+pub use mend::mend;
 use native::{Released, Restored};
 use route::Route;
 use sys::Unavailable;

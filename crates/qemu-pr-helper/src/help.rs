@@ -28,8 +28,10 @@ Runs SCSI persistent reservation commands for virtual machines, which may not ru
   -v, --verbose             log more; may be repeated
   -q, --quiet               log nothing about clients
 
-      --manager=auto|sg-io  what reservations are sent to: 'auto' refuses them on devices that are only a part
-                            or one path of a disk, 'sg-io' sends them wherever they are asked for
+      --manager=auto|sg-io|multipath|block|nvme
+                            what runs the commands: 'auto' goes by the device, and changes no reservation of a disk
+                            by a part or by one path of it; the others are used whatever the device is: SCSI commands
+                            as they are, libmpathpersist, the kernel's reservation ioctls, NVMe commands
                             (default 'auto')
       --max-connections=N   how many clients may be connected (default {connections})
       --max-commands=N      how many commands may run at once (default {commands})

@@ -10,6 +10,7 @@ mod background;
 mod help;
 mod identity;
 mod keeper;
+mod link;
 mod managers;
 mod message;
 mod number;
@@ -17,6 +18,8 @@ mod options;
 mod pidfile;
 mod privileges;
 mod trace;
+mod worker;
+mod workers;
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,9 +35,16 @@ use pr_daemon::notify::ServiceManager;
 use pr_daemon::socket::{self, Access};
 use pr_daemon::{limits, signals};
 use pr_managers::policy::Counters;
+use rustix::thread::CapabilitySet;
 
 fn main() -> ExitCode {
-    let result = if keeper::is_wanted() { keeper::run().map(|()| ExitCode::SUCCESS) } else { run() };
+    let result = if keeper::is_wanted() {
+        keeper::run().map(|()| ExitCode::SUCCESS)
+    } else if worker::is_wanted() {
+        worker::run().map(|()| ExitCode::SUCCESS)
+    } else {
+        run()
+    };
     result.unwrap_or_else(|message| {
         message.print();
         ExitCode::FAILURE
@@ -71,11 +81,11 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     let stop = signals::stop()?;
     trace::start(options.log_level(), &options.trace)?;
     let mut pid_file = options.pid_file().map(|path| PidFile::lock(&path)).transpose()?;
-    let (listener, mut socket) = match activated {
-        Some(listener) => (listener, None),
+    let (listener, mut kept) = match activated {
+        Some(listener) => (listener, Kept::new(None)),
         None => {
             let (listener, file) = socket::listen(options.socket(), Access::Umask)?;
-            (listener, Some(Kept::new(options.socket().to_owned(), file)))
+            (listener, Kept::new(Some((options.socket().to_owned(), file))))
         }
     };
     if let Some(launcher) = &launcher {
@@ -84,13 +94,11 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     if let Some(pid_file) = &mut pid_file {
         pid_file.write()?;
     }
-    if let Some(socket) = &mut socket {
-        socket.start_keeper();
-    }
+    kept.start_keeper();
     // A client, and the device of its command.
     let room = limits::raise(2);
     let service_manager = ServiceManager::from_environment();
-    privileges::drop_to(privileges::SG_IO, options.user, options.group)
+    privileges::drop_to(privileges::SG_IO, CapabilitySet::empty(), options.user, options.group)
         .map_err(|error| Message::new(format!("Failed to drop privileges: {}", reason(error))))?;
     if let Some(launcher) = launcher {
         launcher.ready()?;
@@ -100,11 +108,11 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     let mut limits = options.limits();
     limits.connections = limits.connections.min(room);
     let counters = Arc::new(Counters::new());
-    let manager_for = managers::manager_for(options.manager, Arc::clone(&counters));
+    let manager_for = managers::manager_for(options.manager, Arc::clone(&counters), kept.link());
     let running = pr_helper::serve(listener, manager_for, limits, stop.as_fd())
         .map_err(|error| Message::new(format!("Failed to serve: {}", reason(error))))?;
     // Nobody is to come to a socket that nobody listens on while commands still run, for minutes perhaps.
-    drop(socket);
+    kept.remove_socket();
     service_manager.stopping();
     running.wait();
     tracing::info!("{}", counters.counts());

@@ -3,20 +3,38 @@
 use std::sync::Arc;
 
 use pr_helper::Peer;
-use pr_managers::SgIo;
 use pr_managers::device::Sysfs;
-use pr_managers::policy::{Client, Counters, Observed, RefuseReadOnly, WholeUnit};
+use pr_managers::policy::{ByDevice, Client, Counters, Escalate, Observed, RefuseReadOnly, Routes};
+use pr_managers::{BlockIoctl, MapIn, Nvme, SgIo};
 use scsi_pr::PrManager;
 
+use crate::link::{Duty, Link};
 use crate::options::Manager;
+use crate::workers::{Pool, Workers};
 
 /// What is made for each client: the wanted manager, which all share, and an observer of its own, which counts in
-/// `counters`.
-pub(crate) fn manager_for(wanted: Manager, counters: Arc<Counters>) -> impl Fn(&Peer) -> Arc<dyn PrManager> {
-    let shared: Arc<dyn PrManager> = match wanted {
-        Manager::Auto => Arc::new(RefuseReadOnly::new(WholeUnit::new(SgIo::new(), Sysfs::default()))),
-        Manager::SgIo => Arc::new(RefuseReadOnly::new(SgIo::new())),
+/// `counters`. Workers are started by `keeper`.
+pub(crate) fn manager_for(
+    wanted: Manager,
+    counters: Arc<Counters>,
+    keeper: Option<Arc<Link>>,
+) -> impl Fn(&Peer) -> Arc<dyn PrManager> {
+    let pool = Arc::new(Pool::new(keeper));
+    let workers = |duty| Workers::new(&pool, duty);
+    let multipath = || Arc::new(MapIn::new(workers(Duty::Multipath), Sysfs::default()));
+    let nvme = || Arc::new(Escalate::new(Nvme::new(), workers(Duty::Nvme)));
+    let block = || Arc::new(Escalate::new(BlockIoctl::default(), workers(Duty::Block)));
+    let chosen: Arc<dyn PrManager> = match wanted {
+        Manager::Auto => {
+            let routes = Routes { sg_io: Arc::new(SgIo::new()), multipath: multipath(), nvme: nvme(), block: block() };
+            Arc::new(ByDevice::new(routes, Sysfs::default()))
+        }
+        Manager::SgIo => Arc::new(SgIo::new()),
+        Manager::Multipath => multipath(),
+        Manager::Nvme => nvme(),
+        Manager::Block => block(),
     };
+    let shared = Arc::new(RefuseReadOnly::new(chosen));
     move |peer| {
         let client = Client { pid: peer.pid, uid: peer.uid };
         Arc::new(Observed::new(Arc::clone(&shared), client, Arc::clone(&counters)))

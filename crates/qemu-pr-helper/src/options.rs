@@ -51,6 +51,12 @@ pub(crate) enum Manager {
     Auto,
     /// SG_IO, on whatever descriptor comes.
     SgIo,
+    /// The manager of multipath maps, on whatever descriptor comes.
+    Multipath,
+    /// The kernel's reservation ioctls, on whatever descriptor comes.
+    Block,
+    /// NVMe reservation commands, on whatever descriptor comes.
+    Nvme,
 }
 
 impl Options {
@@ -181,6 +187,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>, warn: &mut dy
                 options.manager = match value.to_str() {
                     Some("auto") => Manager::Auto,
                     Some("sg-io") => Manager::SgIo,
+                    Some("multipath") => Manager::Multipath,
+                    Some("block") => Manager::Block,
+                    Some("nvme") => Manager::Nvme,
                     _ => return Err(invalid("manager", &value)),
                 }
             }

@@ -14,18 +14,19 @@ pub(crate) const SG_IO: CapabilitySet = CapabilitySet::SYS_RAWIO;
 
 /// Gives up everything but `kept`, and becomes `user` and `group` where they are given.
 ///
-/// What stays is permitted and effective; the inheritable, ambient and bounding sets are emptied, there are no
-/// supplementary groups, and nothing that is executed gains a privilege. All this belongs to the calling thread in
+/// What stays is permitted and effective; of the bounding set there stays `bounding`, which is what a program that user 0
+/// executes has at most. The inheritable and ambient sets are emptied, there are no supplementary groups, and nothing that
+/// is executed gains a privilege. All this belongs to the calling thread in
 /// Linux, so it has to be done before there is another.
 ///
 /// # Errors
 ///
 /// `EPERM` where this process does not have what it is to keep, or may not become who it should be. It must end then:
 /// part of it may have been done.
-pub(crate) fn drop_to(kept: CapabilitySet, user: Id, group: Id) -> io::Result<()> {
+pub(crate) fn drop_to(kept: CapabilitySet, bounding: CapabilitySet, user: Id, group: Id) -> io::Result<()> {
     let held = thread::capabilities(None)?.effective;
     if held.contains(CapabilitySet::SETPCAP) {
-        empty_bounding_set()?;
+        narrow_bounding_set(bounding)?;
     }
     // Who may not change them has only what it was started with.
     if held.contains(CapabilitySet::SETGID) {
@@ -48,9 +49,12 @@ pub(crate) fn drop_to(kept: CapabilitySet, user: Id, group: Id) -> io::Result<()
 }
 
 /// By number, as the running kernel may have capabilities that were not known when this was built.
-fn empty_bounding_set() -> io::Result<()> {
-    for number in 0..u64::BITS {
-        match thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
+fn narrow_bounding_set(kept: CapabilitySet) -> io::Result<()> {
+    for capability in (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number)) {
+        if kept.contains(capability) {
+            continue;
+        }
+        match thread::remove_capability_from_bounding_set(capability) {
             Ok(()) => {}
             Err(Errno::INVAL) => break,
             Err(error) => return Err(error.into()),

@@ -54,15 +54,23 @@ pub(crate) fn start(level: LevelFilter, settings: &Settings) -> Result<()> {
                 Message::new(format!("Error opening logfile {}: {}", path.display(), reason(error)))
             })?)),
         };
-    tracing::subscriber::set_global_default(Log { level, enabled: settings.enabled.clone(), file })
+    tracing::subscriber::set_global_default(Log { level, enabled: settings.enabled.clone(), file, bare: false })
         .expect("logging is started once");
     Ok(())
+}
+
+/// Logs, in a worker: messages alone, and without the name of the program. The helper logs them in its turn.
+pub(crate) fn start_in_worker() {
+    let log = Log { level: LevelFilter::WARN, enabled: Vec::new(), file: None, bare: true };
+    tracing::subscriber::set_global_default(log).expect("logging is started once");
 }
 
 struct Log {
     level: LevelFilter,
     enabled: Vec<&'static str>,
     file: Option<Mutex<File>>,
+    /// Whether messages have no name of the program before them.
+    bare: bool,
 }
 
 impl Log {
@@ -92,7 +100,8 @@ impl Subscriber for Log {
     fn event(&self, event: &Event<'_>) {
         let text = Text::of(event);
         if self.is_message(event.metadata()) {
-            log::write(&mut std::io::stderr().lock(), Message::new(text.as_str()).to_string().as_bytes());
+            let line = if self.bare { format!("{text}\n") } else { Message::new(text.as_str()).to_string() };
+            log::write(&mut std::io::stderr().lock(), line.as_bytes());
         }
         if self.is_wanted(event.metadata()) {
             let line = format!("{} {}\n", event.metadata().name(), text);
@@ -166,8 +175,12 @@ mod tests {
     /// What `log` prints, in the file, while `act` runs.
     fn traced(enabled: &[&'static str], act: impl FnOnce()) -> String {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let log =
-            Log { level: LevelFilter::OFF, enabled: enabled.to_vec(), file: Some(Mutex::new(file.reopen().unwrap())) };
+        let log = Log {
+            level: LevelFilter::OFF,
+            enabled: enabled.to_vec(),
+            file: Some(Mutex::new(file.reopen().unwrap())),
+            bare: false,
+        };
         tracing::subscriber::with_default(log, act);
         std::fs::read_to_string(file.path()).unwrap()
     }

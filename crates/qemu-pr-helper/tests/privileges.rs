@@ -13,8 +13,8 @@ use rustix::process::Signal;
 
 /// CAP_SYS_RAWIO, capability(7), as /proc shows it.
 const SYS_RAWIO: &str = "0000000000020000";
-/// CAP_DAC_OVERRIDE and CAP_FOWNER.
-const KEEPER: &str = "000000000000000a";
+/// CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SYS_RAWIO and CAP_SYS_ADMIN.
+const KEEPER: &str = "000000000022000a";
 const NONE: &str = "0000000000000000";
 
 fn ids(id: u32) -> String {
@@ -52,12 +52,14 @@ fn every_thread_has_cap_sys_rawio_and_nothing_else() {
 }
 
 #[test]
-fn the_keeper_has_what_removing_takes() {
+fn the_keeper_has_what_removing_and_its_workers_take() {
     let directory = directory();
     let socket = directory.path().join("s");
     // A descriptor that is inherited, as libvirt's and systemd's are.
     let mut command = Command::new("/bin/sh");
     command.args(["-c", &format!("exec {HELPER} -u nobody -k {} 7</etc/passwd", socket.display())]);
+    // Of its environment, where libraries are and where multipathd listens.
+    command.env_clear().envs([("LD_LIBRARY_PATH", "/x"), ("OTHER", "y"), ("MULTIPATH_SOCKET_NAME", "/z")]);
     let running = Running::start(&mut command, &socket);
     assert!(fs::read_link(format!("/proc/{}/fd/7", running.pid())).is_ok_and(|file| file.ends_with("passwd")));
     let keeper = running.keeper().expect("there is a keeper");
@@ -66,9 +68,10 @@ fn the_keeper_has_what_removing_takes() {
         (threads.first()?.get("NoNewPrivs")? == "1").then_some(threads)
     });
     let [thread] = &threads[..] else { panic!("the keeper has {} threads", threads.len()) };
-    assert_eq!((thread["CapPrm"].as_str(), thread["CapEff"].as_str()), (KEEPER, KEEPER));
-    for set in ["CapInh", "CapBnd", "CapAmb"] {
-        assert_eq!(thread[set], NONE, "{set}");
+    for (set, capabilities) in
+        [("CapPrm", KEEPER), ("CapEff", KEEPER), ("CapBnd", KEEPER), ("CapInh", NONE), ("CapAmb", NONE)]
+    {
+        assert_eq!(thread[set], capabilities, "{set}");
     }
     assert_eq!((thread["Uid"].clone(), thread["Groups"].as_str()), (ids(0), ""));
     let descriptors: Vec<_> = fs::read_dir(format!("/proc/{keeper}/fd"))
@@ -80,7 +83,8 @@ fn the_keeper_has_what_removing_takes() {
         assert!(kept.contains(&Path::new(file)) || file.starts_with("socket:["), "{descriptors:?}");
     }
     assert_eq!(fs::read_link(format!("/proc/{keeper}/cwd")).unwrap().to_str(), Some("/"));
-    assert_eq!(fs::read(format!("/proc/{keeper}/environ")).unwrap(), b"");
+    let environment = fs::read_to_string(format!("/proc/{keeper}/environ")).unwrap();
+    assert_eq!(environment, "LD_LIBRARY_PATH=/x\0MULTIPATH_SOCKET_NAME=/z\0");
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
 }
 

@@ -180,8 +180,8 @@ fn without_a_keeper_it_serves_all_the_same() {
     let mut said = String::new();
     running.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     let expected = format!(
-        "qemu-pr-helper: the keeper cannot be started (is /proc mounted?), so {} may stay behind at the end: \
-         No such file or directory\n",
+        "qemu-pr-helper: the keeper cannot be started (is /proc mounted?), so multipath maps cannot be reserved, and {} \
+         may stay behind: No such file or directory\n",
         socket.display()
     );
     assert_eq!(said, expected);

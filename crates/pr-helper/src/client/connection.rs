@@ -13,7 +13,7 @@ use rustix::net::{
 };
 use scsi_pr::{Cdb, Command, Completion};
 
-use super::deadline::Deadline;
+use crate::deadline::Deadline;
 use crate::descriptor;
 use crate::wire::{self, FEATURE_CLEANUP, ResponseDecoder};
 

@@ -58,6 +58,11 @@ impl Tree {
         self.write(&format!("{path}/device/state"), &format!("{state}\n"));
     }
 
+    /// A file of sysfs.
+    pub(crate) fn attribute(&self, path: &str, text: &str) {
+        self.write(path, text);
+    }
+
     pub(crate) fn remove(&self, path: &str) {
         fs::remove_dir_all(self.0.path().join(path)).unwrap();
     }

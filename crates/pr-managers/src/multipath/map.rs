@@ -51,7 +51,8 @@ impl Map {
         Self::at(sysfs, sysfs.device(descriptor)?)
     }
 
-    fn at(sysfs: &Sysfs, device: Device) -> io::Result<Result<Self, Device>> {
+    /// As [`of`](Self::of).
+    pub(super) fn at(sysfs: &Sysfs, device: Device) -> io::Result<Result<Self, Device>> {
         let (Some(number), Some(kernel_name), Kind::Multipath { map, uuid }) =
             (device.number(), device.name(), device.kind())
         else {
@@ -90,7 +91,8 @@ impl fmt::Display for Map {
     }
 }
 
-/// Whether `descriptor` is a device over others of which none may work. As few files are read as tell.
+/// Whether `descriptor` is a device over others of which none may work, or a map that has none. As few files are read as
+/// tell.
 ///
 /// # Errors
 ///
@@ -104,16 +106,20 @@ pub(super) fn is_without_path(sysfs: &Sysfs, descriptor: BorrowedFd<'_>) -> io::
 }
 
 fn none_is_usable(sysfs: &Sysfs, number: Number) -> io::Result<bool> {
-    let slaves = match fs::read_dir(sysfs.block_directory(number).join("slaves")) {
+    let directory = sysfs.block_directory(number);
+    let slaves = match fs::read_dir(directory.join("slaves")) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         slaves => slaves?,
     };
+    let mut has_slaves = false;
     for slave in slaves {
+        has_slaves = true;
         if is_usable(&slave?.path())? {
             return Ok(false);
         }
     }
-    Ok(true)
+    // A disk has nothing beneath it, and needs nothing.
+    Ok(has_slaves || directory.join("dm").exists())
 }
 
 /// Whether the device of this directory may carry a command. A SCSI device must be `running` (Linux
@@ -137,11 +143,8 @@ fn is_gone(error: &io::Error) -> bool {
 fn number_of(slave: &Path) -> io::Result<Number> {
     let path = slave.join("dev");
     let text = fs::read_to_string(&path)?;
-    let number = text.trim_end().split_once(':').and_then(|(major, minor)| {
-        let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
-        Some(Number { major, minor })
-    });
-    number.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("{}: {text:?}", path.display())))
+    let number = text.trim_end().parse();
+    number.map_err(|()| io::Error::new(ErrorKind::InvalidData, format!("{}: {text:?}", path.display())))
 }
 
 #[cfg(test)]
@@ -228,7 +231,9 @@ pub(super) mod tests {
         assert!(!without_path(&tree));
         tree.remove("devices/block/vda");
         assert!(without_path(&tree));
-        // Nothing beneath it is known.
+        // Nothing beneath it is known, or needed.
+        assert!(!none_is_usable(&tree.sysfs(), Number { major: 8, minor: 0 }).unwrap());
+        tree.block("devices/block/sda", "8:0", &[]);
         assert!(!none_is_usable(&tree.sysfs(), Number { major: 8, minor: 0 }).unwrap());
     }
 

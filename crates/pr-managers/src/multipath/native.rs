@@ -198,7 +198,8 @@ fn count<R: Route>(routes: &[R], key: Key) -> Option<usize> {
     (!keys.truncated).then(|| keys.value.keys.iter().filter(|registered| **registered == key).count())
 }
 
-fn read<R: Route>(routes: &[R], action: ReserveInAction) -> Result<Vec<u8>, Completion> {
+/// The data that PERSISTENT RESERVE IN returns; `Err` is the answer that has none.
+pub(super) fn read<R: Route>(routes: &[R], action: ReserveInAction) -> Result<Vec<u8>, Completion> {
     let command = ReserveIn::new(action, MAX_TRANSFER).encode();
     match ask(routes, |route| route.insist(command.command())).unwrap_or(NOT_READY) {
         Completion::Good(data) => Ok(data),

@@ -1,16 +1,18 @@
-//! Whose turn it is: the protocol allows one command in flight on a connection.
+//! Whose turn it is: the protocol allows one command in flight on a connection, and a multipath map takes one change at a
+//! time.
 //!
 //! Turns are given in the order in which they were asked for. A plain mutex would be unfair, so that a thread could
 //! starve, and could not be waited for with a limit.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use super::deadline::Deadline;
+use crate::deadline::Deadline;
 
 /// Gives turns.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub struct Turns {
     queue: Mutex<Queue>,
     moved: Condvar,
 }
@@ -25,11 +27,17 @@ struct Queue {
 
 /// The turn; it ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'a>(&'a Turns);
+#[must_use = "the turn ends when this is dropped"]
+pub struct Turn<'a>(&'a Turns);
 
 impl Turns {
+    /// Waits for the turn, at most for `limit`; `None` when it did not come in time.
+    pub fn take(&self, limit: Duration) -> Option<Turn<'_>> {
+        self.take_until(&Deadline::after(limit))
+    }
+
     /// Waits for the turn; `None` when it did not come in time.
-    pub(super) fn take(&self, deadline: &Deadline) -> Option<Turn<'_>> {
+    pub(crate) fn take_until(&self, deadline: &Deadline) -> Option<Turn<'_>> {
         let mut queue = self.queue();
         let ticket = queue.next;
         queue.next += 1;
@@ -68,7 +76,6 @@ impl Drop for Turn<'_> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::Duration;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -80,7 +87,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        let _turn = turns.take(&Deadline::after(LONG)).unwrap();
+                        let _turn = turns.take(LONG).unwrap();
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                         inside.fetch_sub(1, Ordering::SeqCst);
                         done.fetch_add(1, Ordering::SeqCst);
@@ -96,11 +103,11 @@ mod tests {
         let turns = Turns::default();
         let order = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
-            let first = turns.take(&Deadline::after(LONG)).unwrap();
+            let first = turns.take(LONG).unwrap();
             for number in 0..5 {
                 let (turns, order) = (&turns, &order);
                 scope.spawn(move || {
-                    let _turn = turns.take(&Deadline::after(LONG)).unwrap();
+                    let _turn = turns.take(LONG).unwrap();
                     order.lock().unwrap().push(number);
                 });
                 while turns.queue().tickets.len() < number + 2 {
@@ -115,10 +122,10 @@ mod tests {
     #[test]
     fn who_gives_up_does_not_stop_those_behind() {
         let turns = Turns::default();
-        let first = turns.take(&Deadline::after(LONG)).unwrap();
-        assert!(turns.take(&Deadline::after(Duration::from_millis(1))).is_none());
+        let first = turns.take(LONG).unwrap();
+        assert!(turns.take(Duration::from_millis(1)).is_none());
         std::thread::scope(|scope| {
-            let behind = scope.spawn(|| turns.take(&Deadline::after(LONG)).is_some());
+            let behind = scope.spawn(|| turns.take(LONG).is_some());
             drop(first);
             assert!(behind.join().unwrap());
         });
@@ -128,10 +135,10 @@ mod tests {
     fn a_holder_that_panics_gives_its_turn_back() {
         let turns = Turns::default();
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _turn = turns.take(&Deadline::after(LONG)).unwrap();
+            let _turn = turns.take(LONG).unwrap();
             panic!("on purpose");
         }));
         assert!(panicked.is_err());
-        assert!(turns.take(&Deadline::after(Duration::ZERO)).is_some());
+        assert!(turns.take(Duration::ZERO).is_some());
     }
 }

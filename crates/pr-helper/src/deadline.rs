@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 /// The end of a wait.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
+pub(crate) struct Deadline {
     end: Instant,
     /// How long the wait was meant to be; for messages.
     allowed: Duration,
@@ -19,23 +19,23 @@ impl Deadline {
     /// What stands for "for ever": an `Instant` cannot hold every `Duration`.
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-    pub(super) fn after(allowed: Duration) -> Self {
+    pub(crate) fn after(allowed: Duration) -> Self {
         let allowed = allowed.min(Self::LONGEST);
         Self { end: Instant::now() + allowed, allowed }
     }
 
     /// The time that is left; zero once it is over.
-    pub(super) fn left(&self) -> Duration {
+    pub(crate) fn left(&self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }
 
     /// The error that says that it is over.
-    pub(super) fn expired(&self) -> io::Error {
+    pub(crate) fn expired(&self) -> io::Error {
         io::Error::new(io::ErrorKind::TimedOut, format!("timed out after {:?}", self.allowed))
     }
 
     /// Waits until `socket` is ready for one of `events`, or has failed.
-    pub(super) fn wait(&self, socket: impl AsFd, events: PollFlags) -> io::Result<()> {
+    pub(crate) fn wait(&self, socket: impl AsFd, events: PollFlags) -> io::Result<()> {
         loop {
             // A moment is always granted: what is there already is taken however late it is.
             match poll(&mut [PollFd::new(&socket, events)], Some(&timespec(self.left()))) {

@@ -1,0 +1,142 @@
+//! One command of one client, for a process that lives for it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::SendFlags;
+use scsi_pr::{CommandBuf, Completion, PrManager, SenseCode, Status};
+
+use super::Peer;
+use super::connection::{Connection, Read};
+use crate::wire::{FEATURE_CLEANUP, feature_word};
+
+/// What became of the one command that [`serve_one`] waits for.
+#[derive(Debug)]
+pub enum Served {
+    /// The client closed the connection, or broke the protocol, before it had sent a command. None was run.
+    Nothing,
+    /// It was run, and the client has the answer.
+    Answered,
+    /// It was run, and the client was not there any more to take the answer.
+    Unheard(CommandBuf, Completion),
+}
+
+/// Serves the client at the other end of `socket`, which has sent and received nothing yet: one command, and no more.
+/// Blocks until it is answered.
+///
+/// CLEANUP is offered, which QEMU's helper does not do: the client is to be a [`HelperClient`](crate::HelperClient).
+pub fn serve_one(socket: OwnedFd, manager: Arc<dyn PrManager>) -> Served {
+    /// What is sent fits into the buffer of any socket.
+    const PATIENCE: Duration = Duration::from_secs(10);
+    if rustix::net::send(&socket, &feature_word(FEATURE_CLEANUP), SendFlags::NOSIGNAL).is_err() {
+        return Served::Nothing;
+    }
+    // Who the client is, is nobody's question: it has this socket.
+    let mut connection = Connection::new(socket, Peer { pid: 0, uid: 0, gid: 0 }, 1, manager);
+    let (request, completion) = match connection.read(true, true) {
+        Read::Request(request, device) => {
+            let executed = connection.manager.execute(device.as_fd(), request.command());
+            let completion = executed.unwrap_or_else(|error| {
+                tracing::warn!("{error}");
+                Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE)
+            });
+            (request, completion)
+        }
+        Read::Dropped(request) => (request, Completion::Status(Status::BUSY)),
+        Read::Silent | Read::End | Read::Broken(_) => return Served::Nothing,
+    };
+    match connection.answer(&completion, request.cdb().allocation_length(), PATIENCE, || true) {
+        Ok(()) => Served::Answered,
+        Err(_) => Served::Unheard(request, completion),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::HelperClient;
+    use crate::wire::RESPONSE_HEADER_LENGTH;
+    use scsi_pr::{Command, Error};
+    use std::fs::File;
+    use std::io::{Read as _, Write as _};
+    use std::os::fd::BorrowedFd;
+    use std::os::unix::net::UnixStream;
+
+    /// Answers with the number of the command's opcode.
+    struct Echo;
+
+    impl PrManager for Echo {
+        fn execute(&self, _: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
+            match command.cdb().bytes()[0] {
+                0x5e => Ok(Completion::Good(vec![0x5e])),
+                0xff => Ok(Completion::Good(Vec::new())),
+                _ => Err(Error::outcome_unknown("run anything")),
+            }
+        }
+    }
+
+    fn command(opcode: u8) -> CommandBuf {
+        let mut bytes = [0; 16];
+        (bytes[0], bytes[8]) = (opcode, if opcode == 0x5e { 8 } else { 0 });
+        CommandBuf::new(scsi_pr::Cdb::new(bytes).unwrap(), Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn one_command_is_served_and_no_more() {
+        let device = File::open("/dev/null").unwrap();
+        let failure = Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE);
+        for (opcode, answer) in
+            [(0x5e, Completion::Good(vec![0x5e])), (0xff, Completion::Good(Vec::new())), (0x5f, failure)]
+        {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let server = std::thread::spawn(|| serve_one(theirs.into(), Arc::new(Echo)));
+            let client = HelperClient::over(ours);
+            assert_eq!(client.execute(device.as_fd(), command(opcode).command()).unwrap(), answer);
+            assert!(matches!(server.join().unwrap(), Served::Answered));
+            let again = client.execute(device.as_fd(), command(opcode).command()).unwrap_err();
+            assert!(!again.may_have_run(), "{again}");
+        }
+    }
+
+    #[test]
+    fn without_a_command_there_is_nothing_to_serve() {
+        let whole = command(0x5e);
+        let bytes = [&[0; 4][..], whole.cdb().bytes()].concat();
+        // The last sends all of it, but no descriptor.
+        for length in [0, 3, 4, 19, 20] {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            ours.write_all(&bytes[..length]).unwrap();
+            ours.shutdown(std::net::Shutdown::Write).unwrap();
+            assert!(matches!(serve_one(theirs.into(), Arc::new(Echo)), Served::Nothing), "{length}");
+            let mut answer = Vec::new();
+            ours.read_to_end(&mut answer).unwrap();
+            assert!(answer.len() < RESPONSE_HEADER_LENGTH);
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(ours);
+        assert!(matches!(serve_one(theirs.into(), Arc::new(Echo)), Served::Nothing));
+    }
+
+    /// Has the client gone before it answers.
+    struct Slow(std::sync::Mutex<Option<UnixStream>>);
+
+    impl PrManager for Slow {
+        fn execute(&self, _: BorrowedFd<'_>, _: Command<'_>) -> Result<Completion, Error> {
+            self.0.lock().unwrap().take();
+            Ok(Completion::Good(vec![1]))
+        }
+    }
+
+    #[test]
+    fn an_answer_that_nobody_takes_is_told() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (device, request) = (File::open("/dev/null").unwrap(), command(0x5e));
+        rustix::net::send(&ours, &[0; 4], SendFlags::empty()).unwrap();
+        crate::descriptor::send(&ours, request.cdb().bytes(), device.as_fd(), SendFlags::empty()).unwrap();
+        match serve_one(theirs.into(), Arc::new(Slow(std::sync::Mutex::new(Some(ours))))) {
+            Served::Unheard(command, Completion::Good(data)) => assert_eq!((command, data), (request, vec![1])),
+            other => panic!("{other:?}"),
+        }
+    }
+}

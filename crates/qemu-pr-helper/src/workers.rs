@@ -1,0 +1,275 @@
+//! [`Workers`]: commands that take more privileges than the helper has, each run by a process of its own.
+
+mod log;
+mod told;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pr_helper::HelperClient;
+use pr_helper::client::Config;
+use pr_helper::turn::Turns;
+use pr_managers::device::{Device, Kind, Number};
+use rustix::fs::{FileType, fstat, major, minor};
+use scsi_pr::{Command, Completion, Error, Opcode, PrManager, SenseCode, Status};
+use tracing::warn;
+
+use crate::link::{Duty, Link, NotStarted, Started, Task};
+use log::Log;
+use told::{Event, Told};
+
+/// How long a command waits for those before it on its device.
+const TURN: Duration = Duration::from_secs(30);
+
+/// How long a worker may take to take a command, once it is started.
+const BEGINNING: Duration = Duration::from_secs(10);
+
+/// How long a worker may take to answer. It is left to finish then.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// How long a worker that has answered may take to end, before it counts as one that hangs.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// How long the guest waits while a map is mended whose worker died: longer than that takes, if its paths answer.
+const MENDING: Duration = Duration::from_secs(5);
+
+/// What the helper has of workers, whatever their duty.
+pub(crate) struct Pool {
+    /// `None` where there is no keeper.
+    keeper: Option<Arc<Link>>,
+    /// Of devices that have a command.
+    turns: Mutex<BTreeMap<Number, Arc<Turns>>>,
+    /// The logs of workers that were not seen to end.
+    left: Mutex<Vec<(Number, Log)>>,
+    told: Told,
+}
+
+/// A [`PrManager`] that has each command run by a worker: the keeper starts it as root, it runs the command with the
+/// manager of its duty, answers, and ends.
+///
+/// * Commands on one device run one after the other, in the order in which they came; who waits for more than 30 s is
+///   answered BUSY. So is a command that no worker took: nothing has been done.
+/// * A command that a worker took and did not answer, because it died or for a minute, is CHECK CONDITION 0B/08/01: it
+///   may have been run. It is never run again. The worker is left to finish; until then its device is BUSY.
+/// * Where there is no keeper, CHECK CONDITION 0B/00/06 to PERSISTENT RESERVE OUT and CLEANUP, as from a kernel that does
+///   not permit them; to PERSISTENT RESERVE IN `Err`, as there may be another way to answer.
+/// * What is no block device is not handed to anybody: 05/20/00, as each of the managers answers.
+///
+/// Of each of these the log says the device, the reason and what to do, once a minute.
+pub(crate) struct Workers {
+    pool: Arc<Pool>,
+    duty: Duty,
+}
+
+impl Workers {
+    pub(crate) fn new(pool: &Arc<Pool>, duty: Duty) -> Self {
+        Self { pool: Arc::clone(pool), duty }
+    }
+}
+
+impl PrManager for Workers {
+    fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
+        let stat = fstat(device).map_err(|errno| Error::not_run("tell what the descriptor is").because(errno))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
+            return Ok(match command.opcode() {
+                // There is nothing to clean up.
+                Opcode::Cleanup => Completion::Good(Vec::new()),
+                _ => Completion::check(SenseCode::INVALID_OPCODE),
+            });
+        }
+        let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
+        let task = Worker { pool: &self.pool, duty: self.duty, number, device, command };
+        let Some(keeper) = &self.pool.keeper else { return task.without_keeper(&NO_KEEPER) };
+        match self.pool.in_turn(number, || task.run(keeper)) {
+            Some(answer) => answer,
+            None => Ok(task.busy(Event::Turn, &format_args!("it waited for {} s for those before it", TURN.as_secs()))),
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.pool.keeper.as_ref().is_some_and(|keeper| keeper.is_alive())
+    }
+}
+
+/// Why there are no workers.
+const NO_KEEPER: &str = "no worker process can be started: start the helper as root, where /proc is mounted";
+
+impl Pool {
+    pub(crate) fn new(keeper: Option<Arc<Link>>) -> Self {
+        Self { keeper, turns: Mutex::default(), left: Mutex::default(), told: Told::new() }
+    }
+
+    /// Runs `act` when it is the turn of who asks for it, among those for the device; `None` when it did not come in time.
+    fn in_turn<T>(&self, number: Number, act: impl FnOnce() -> T) -> Option<T> {
+        let turns = Arc::clone(self.turns().entry(number).or_default());
+        let turn = turns.take(TURN);
+        let result = turn.as_ref().map(|_| act());
+        drop(turn);
+        let mut all = self.turns();
+        // Nobody else has it or waits for it: who would has to come by here.
+        if Arc::strong_count(&turns) == 2 {
+            all.remove(&number);
+        }
+        result
+    }
+
+    fn turns(&self) -> MutexGuard<'_, BTreeMap<Number, Arc<Turns>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what workers that were left behind have logged since, and forgets those that have ended. Whether there is one
+    /// of this device.
+    fn has_left(&self, number: Number) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain_mut(|(number, log)| !log.say(*number, &self.told, Duration::ZERO));
+        left.iter().any(|(other, _)| *other == number)
+    }
+
+    /// Says what a worker has logged, until it ends, at most for `patience`; after that, later.
+    fn see_off(&self, number: Number, mut log: Log, patience: Duration) {
+        if !log.say(number, &self.told, patience) {
+            self.left.lock().unwrap_or_else(PoisonError::into_inner).push((number, log));
+        }
+    }
+}
+
+/// One command, for a worker.
+struct Worker<'a> {
+    pool: &'a Pool,
+    duty: Duty,
+    number: Number,
+    device: BorrowedFd<'a>,
+    command: Command<'a>,
+}
+
+impl Worker<'_> {
+    fn run(&self, keeper: &Link) -> Result<Completion, Error> {
+        if self.pool.has_left(self.number) {
+            return Ok(self.busy(Event::Left, &NotStarted::Busy));
+        }
+        let Started { stream, log } = match keeper.start(&self.task()) {
+            Ok(started) => started,
+            Err(gone @ NotStarted::Gone) => return self.without_keeper(&gone),
+            Err(why) => return Ok(self.busy(Event::NotStarted, &format_args!("no worker is started: {why}"))),
+        };
+        let log = Log::new(log);
+        let config = Config { connect: BEGINNING, answer: ANSWER, ..Config::default() };
+        let worker = HelperClient::over(stream).with_config(config);
+        let begun = Instant::now();
+        let answer = worker.execute(self.device, self.command);
+        // It learns that nobody waits any more.
+        drop(worker);
+        match answer {
+            Ok(completion) => {
+                self.pool.see_off(self.number, log, ENDING);
+                Ok(completion)
+            }
+            Err(error) if !error.may_have_run() => {
+                let completion = self.busy(Event::NotTaken, &error);
+                self.pool.see_off(self.number, log, ENDING);
+                Ok(completion)
+            }
+            Err(_) => {
+                let hangs = begun.elapsed() >= ANSWER;
+                let completion = Completion::check(SenseCode::LUN_COMMUNICATION_TIMEOUT);
+                let what = match hangs {
+                    true => "its worker has not answered for a minute, and is left to finish",
+                    false => "its worker ended without an answer",
+                };
+                self.tell(Event::Lost, &completion, &format_args!("{what}; it may have been run: {}", self.remedy()));
+                self.pool.see_off(self.number, log, if hangs { Duration::ZERO } else { MENDING });
+                Ok(completion)
+            }
+        }
+    }
+
+    fn task(&self) -> Task {
+        let uuid = match (self.duty, Device::of(self.device)) {
+            (Duty::Multipath, Ok(device)) => match device.kind() {
+                Kind::Multipath { uuid, .. } => uuid.clone(),
+                _ => String::new(),
+            },
+            _ => String::new(),
+        };
+        Task { duty: self.duty, device: self.number.to_string(), uuid }
+    }
+
+    /// Where to look for what became of a command.
+    const fn remedy(&self) -> &'static str {
+        match self.duty {
+            Duty::Multipath => {
+                "see `mpathpersist --in --read-keys` and `--read-reservation` before anything else is done"
+            }
+            Duty::Block | Duty::Nvme => "see which keys are registered before anything else is done",
+        }
+    }
+
+    fn busy(&self, event: Event, why: &dyn fmt::Display) -> Completion {
+        let completion = Completion::Status(Status::BUSY);
+        self.tell(event, &completion, why);
+        completion
+    }
+
+    fn without_keeper(&self, why: &dyn fmt::Display) -> Result<Completion, Error> {
+        let completion = Completion::check(SenseCode::IO_PROCESS_TERMINATED);
+        if self.command.opcode() == Opcode::ReserveIn {
+            return Err(Error::not_run("start a worker process").because(why.to_string()));
+        }
+        self.tell(Event::NoKeeper, &completion, why);
+        Ok(completion)
+    }
+
+    fn tell(&self, event: Event, completion: &Completion, why: &dyn fmt::Display) {
+        if self.pool.told.permits(self.number, event) {
+            let device = Device::of(self.device).map_or_else(|_| self.number.to_string(), |device| device.to_string());
+            warn!("{}, on {device}: {completion}: {why}", self.command);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    const NUMBER: Number = Number { major: 7, minor: 0 };
+
+    #[test]
+    fn a_device_without_commands_takes_no_memory() {
+        let pool = Pool::new(None);
+        for _ in 0..2 {
+            assert_eq!(pool.in_turn(NUMBER, || pool.turns().len()), Some(1));
+            assert!(pool.turns().is_empty());
+        }
+    }
+
+    #[test]
+    fn one_device_does_not_wait_for_another() {
+        let pool = Pool::new(None);
+        let (go, gone) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let (begun, has_begun) = mpsc::channel();
+            let pool = &pool;
+            scope.spawn(move || {
+                pool.in_turn(NUMBER, || {
+                    begun.send(()).unwrap();
+                    gone.recv()
+                })
+            });
+            has_begun.recv().unwrap();
+            let other = Number { minor: 1, ..NUMBER };
+            assert_eq!(pool.in_turn(other, || 1), Some(1));
+            let same = scope.spawn(|| pool.in_turn(NUMBER, || 2));
+            while Arc::strong_count(&pool.turns()[&NUMBER]) < 3 {
+                std::thread::yield_now();
+            }
+            assert!(!same.is_finished());
+            go.send(()).unwrap();
+            assert_eq!(same.join().unwrap(), Some(2));
+        });
+        assert!(pool.turns().is_empty());
+    }
+}

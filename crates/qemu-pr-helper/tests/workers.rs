@@ -1,0 +1,409 @@
+//! Commands that a worker runs: its life, what becomes of its command when it dies or hangs, and what the log is told.
+//!
+//! A loop device stands for a multipath map: in a mount namespace of its own, the helper sees a sysfs that says so. The
+//! library that a worker opens for such a map is a FIFO here, so that a command hangs until the test says otherwise.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStderr, Command as Process, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use common::{HELPER, Running, directory, ended, outcome, processes_with, wait_for};
+use pr_helper::HelperClient;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, Signal, kill_process};
+use scsi_pr::{
+    Command, CommandBuf, Completion, Key, PrManager, ReserveIn, ReserveInAction, ReserveOut, SenseCode, Status, Type,
+};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn check(code: SenseCode) -> Completion {
+    Completion::check(code)
+}
+
+fn reserve() -> CommandBuf {
+    let reservation_type = Type::WriteExclusiveRegistrantsOnly;
+    ReserveOut::Reserve { key: Key(1), reservation_type }.encode().unwrap()
+}
+
+fn read_keys() -> CommandBuf {
+    ReserveIn::new(ReserveInAction::ReadKeys, 8).encode()
+}
+
+/// A loop device, open for writing. Nothing is written.
+fn loop_device(minor: u32) -> Option<File> {
+    let path = format!("/dev/loop{minor}");
+    let device = File::options().read(true).write(true).open(&path);
+    match device {
+        Ok(device) if device.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device()) => Some(device),
+        _ => {
+            eprintln!("skipped: needs {path}");
+            None
+        }
+    }
+}
+
+/// A helper and its surroundings.
+struct Scene {
+    directory: TempDir,
+    running: Running,
+    lines: Receiver<String>,
+}
+
+impl Scene {
+    /// With /dev/loop0 as the multipath map `mpathx`. `None` where that cannot be.
+    fn start(arguments: &str) -> Option<Self> {
+        if outcome(Process::new("unshare").args(["--mount", "/bin/true"])).0 != Some(0) {
+            eprintln!("skipped: needs a mount namespace");
+            return None;
+        }
+        loop_device(0)?;
+        let directory = directory();
+        let (tree, libraries) = (directory.path().join("tree"), Self::libraries_in(directory.path()));
+        let map = tree.join("dm-9");
+        for path in [&map.join("dm"), &map.join("slaves/loop1"), &libraries] {
+            fs::create_dir_all(path).unwrap();
+        }
+        for (file, text) in [
+            ("dev", "7:0"),
+            ("dm/name", "mpathx"),
+            ("dm/uuid", "mpath-x"),
+            ("dm/suspended", "0"),
+            ("slaves/loop1/dev", "7:1"),
+        ] {
+            fs::write(map.join(file), format!("{text}\n")).unwrap();
+        }
+        symlink("dm-9", tree.join("7:0")).unwrap();
+        let script = format!(
+            "mount --bind {} /sys/dev/block && export LD_LIBRARY_PATH=\"$1\" && exec {HELPER} -k {} {arguments}",
+            tree.display(),
+            directory.path().join("s").display(),
+        );
+        let mut command = Process::new("unshare");
+        command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(&libraries);
+        Some(Self::of(directory, &mut command))
+    }
+
+    fn of(directory: TempDir, command: &mut Process) -> Self {
+        let socket = directory.path().join("s");
+        let mut running = Running::start(command.stdin(Stdio::null()).stderr(Stdio::piped()), &socket);
+        let lines = read(running.process.stderr.take().unwrap());
+        Self { directory, running, lines }
+    }
+
+    /// The name has what a terminal would obey.
+    fn libraries_in(directory: &Path) -> PathBuf {
+        directory.join("libraries\x1b[2J")
+    }
+
+    /// From now on, workers that open this library wait.
+    fn hold(&self, library: &str) -> PathBuf {
+        let path = Self::libraries_in(self.directory.path()).join(library);
+        mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        path
+    }
+
+    fn client(&self) -> HelperClient {
+        HelperClient::new(&self.running.socket)
+    }
+
+    #[track_caller]
+    fn run(&self, device: &File, command: Command<'_>) -> Completion {
+        self.client().execute(device.as_fd(), command).unwrap()
+    }
+
+    /// What a RESERVE is answered with, once it is.
+    fn reserving<'scope>(
+        &self,
+        scope: &'scope thread::Scope<'scope, '_>,
+        device: &File,
+    ) -> thread::ScopedJoinHandle<'scope, Result<Completion, scsi_pr::Error>> {
+        let (client, device) = (self.client(), device.try_clone().unwrap());
+        scope.spawn(move || client.execute(device.as_fd(), reserve().command()))
+    }
+
+    fn workers(&self) -> Vec<u32> {
+        let keeper = self.running.keeper().expect("there is a keeper");
+        children(keeper)
+    }
+
+    /// The worker, once there is one that waits in its library.
+    #[track_caller]
+    fn held(&self) -> Pid {
+        let worker = wait_for("a worker that waits for its library", || {
+            let [worker] = self.workers()[..] else { return None };
+            // One that runs is in nothing.
+            let waits_in = fs::read_to_string(format!("/proc/{worker}/syscall")).ok()?;
+            (waits_in.starts_with("257 ") || waits_in.starts_with("56 ")).then_some(worker)
+        });
+        Pid::from_raw(worker.try_into().unwrap()).unwrap()
+    }
+
+    /// The next line of the log that contains this.
+    #[track_caller]
+    fn says(&self, part: &str) -> String {
+        let mut others = Vec::new();
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(line) => others.push(line),
+                Err(_) => panic!("{part:?} is not in the log: {others:#?}"),
+            }
+        }
+    }
+
+    fn end(mut self) {
+        self.running.signal(Signal::TERM);
+        assert_eq!(ended(&mut self.running.process).code(), Some(0));
+        assert!(!self.running.socket.exists());
+    }
+}
+
+fn read(log: ChildStderr) -> Receiver<String> {
+    let (send, lines) = channel();
+    thread::spawn(move || BufReader::new(log).lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+    lines
+}
+
+fn children(process: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    all.filter(|pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name, which may hold anything: state, parent.
+        let words = stat.rsplit_once(") ").map(|(_, words)| words.split(' ').collect::<Vec<_>>()).unwrap_or_default();
+        matches!(words[..], [state, parent, ..] if state != "Z" && parent == process.to_string())
+    })
+    .collect()
+}
+
+#[test]
+fn a_worker_answers_logs_and_ends() {
+    let Some(device) = loop_device(0) else { return };
+    for user in ["root", "nobody"] {
+        let directory = directory();
+        let mut command = common::helper(["--manager=multipath", "-u", user, "-k"]);
+        command.arg(directory.path().join("s"));
+        let scene = Scene::of(directory, &mut command);
+        for _ in 0..2 {
+            assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::INVALID_OPCODE));
+            // The next command on the device must not find it, and does not.
+            assert_eq!(scene.workers(), []);
+        }
+        let line = scene.says("it is no multipath map");
+        assert!(line.starts_with("qemu-pr-helper: worker for 7:0: ") && line.contains("(loop0)"), "{line}");
+        // Said once.
+        assert_eq!(scene.lines.try_recv().ok(), None);
+        scene.end();
+    }
+}
+
+#[test]
+fn a_worker_that_is_killed_fails_its_command_alone() {
+    let Some(scene) = Scene::start("--manager=multipath -u nobody") else { return };
+    let device = loop_device(0).unwrap();
+    fs::write(scene.directory.path().join("tree/dm-9/dm/suspended"), "1\n").unwrap();
+    let library = scene.hold("libmpathpersist.so.0");
+    thread::scope(|scope| {
+        let first = scene.reserving(scope, &device);
+        let worker = scene.held();
+        let behind = scene.reserving(scope, &device);
+        // Other devices have workers of their own meanwhile.
+        if let Some(other) = loop_device(2) {
+            assert_eq!(scene.run(&other, reserve().command()), check(SenseCode::INVALID_OPCODE));
+        }
+        assert!(!first.is_finished() && !behind.is_finished());
+        kill_process(worker, Signal::KILL).unwrap();
+        assert_eq!(first.join().unwrap().unwrap(), check(SenseCode::LUN_COMMUNICATION_TIMEOUT));
+        // The map was seen after before the next one came.
+        let line = scene.says("its worker ended without an answer");
+        for part in ["RESERVE", "mpathx", "0b/08/01", "may have been run", "mpathpersist"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        scene.says("signal: 9");
+        let line = scene.says("left suspended");
+        assert!(line.contains("mpathx") && line.contains("dmsetup"), "{line}");
+        scene.says("as it is now");
+        let worker = scene.held();
+        fs::remove_file(&library).unwrap();
+        kill_process(worker, Signal::KILL).unwrap();
+        assert_eq!(behind.join().unwrap().unwrap(), check(SenseCode::LUN_COMMUNICATION_TIMEOUT));
+    });
+    // Nothing is wrong with what comes later, but that there is no library.
+    fs::write(&library, "").unwrap();
+    assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::INVALID_OPCODE));
+    scene.says("libmpathpersist.so.0 cannot be opened");
+    scene.end();
+}
+
+#[test]
+fn a_worker_that_does_not_start_has_done_nothing() {
+    let Some(scene) = Scene::start("--manager=multipath") else { return };
+    let device = loop_device(0).unwrap();
+    // Every program needs this one.
+    fs::write(Scene::libraries_in(scene.directory.path()).join("libc.so.6"), "").unwrap();
+    assert_eq!(scene.run(&device, reserve().command()), Completion::Status(Status::BUSY));
+    let line = scene.says("error while loading shared libraries");
+    assert!(line.contains("worker for 7:0: ") && line.contains("libraries\\u{1b}[2J/"), "{line}");
+    fs::remove_file(Scene::libraries_in(scene.directory.path()).join("libc.so.6")).unwrap();
+    assert_ne!(scene.run(&device, reserve().command()), Completion::Status(Status::BUSY));
+    scene.end();
+}
+
+#[test]
+fn without_its_keeper_the_helper_lives() {
+    let Some(device) = loop_device(0) else { return };
+    let directory = directory();
+    let mut command = common::helper(["--manager=multipath", "-k"]);
+    command.arg(directory.path().join("s"));
+    let scene = Scene::of(directory, &mut command);
+    let keeper = Pid::from_raw(scene.running.keeper().unwrap().try_into().unwrap()).unwrap();
+    kill_process(keeper, Signal::KILL).unwrap();
+    wait_for("the keeper to end", || scene.running.keeper().is_none().then_some(()));
+    for _ in 0..2 {
+        assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::IO_PROCESS_TERMINATED));
+        // SG_IO, which a loop device does not know.
+        assert_eq!(scene.run(&device, read_keys().command()), check(SenseCode::INVALID_FIELD_IN_CDB));
+    }
+    scene.says("the keeper, which would start it, has ended");
+    assert_eq!(scene.lines.try_recv().ok(), None);
+    scene.end();
+}
+
+#[test]
+fn without_root_there_are_no_workers() {
+    let Some(device) = loop_device(0) else { return };
+    let directory = directory();
+    fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let mut command = Process::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["--inh-caps=-all,+sys_rawio", "--ambient-caps=+sys_rawio", "--bounding-set=-all,+sys_rawio"])
+        .args([HELPER, "--manager=multipath", "-k"])
+        .arg(directory.path().join("s"));
+    let scene = Scene::of(directory, &mut command);
+    assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::IO_PROCESS_TERMINATED));
+    scene.says("start the helper as root");
+    scene.end();
+}
+
+#[test]
+fn the_end_waits_for_a_command_that_hangs_and_not_for_its_worker() {
+    let Some(mut scene) = Scene::start("--manager=multipath") else { return };
+    let device = loop_device(0).unwrap();
+    scene.hold("libmpathpersist.so.0");
+    thread::scope(|scope| {
+        let hanging = scene.reserving(scope, &device);
+        let worker = scene.held();
+        // To the keeper and the worker too, as to the group of a service.
+        for process in processes_with(&scene.running.socket).into_iter().chain(scene.workers()) {
+            kill_process(Pid::from_raw(process.try_into().unwrap()).unwrap(), Signal::TERM).unwrap();
+        }
+        wait_for("the socket to be removed", || (!scene.running.socket.exists()).then_some(()));
+        assert!(scene.running.process.try_wait().unwrap().is_none() && scene.workers().len() == 1);
+        kill_process(worker, Signal::KILL).unwrap();
+        assert_eq!(hanging.join().unwrap().unwrap(), check(SenseCode::LUN_COMMUNICATION_TIMEOUT));
+    });
+    assert_eq!(ended(&mut scene.running.process).code(), Some(0));
+}
+
+#[test]
+fn a_worker_outlives_a_helper_that_is_killed_and_is_seen_after() {
+    let Some(mut scene) = Scene::start("--manager=multipath") else { return };
+    let device = loop_device(0).unwrap();
+    let library = scene.hold("libmpathpersist.so.0");
+    thread::scope(|scope| {
+        let lost = scene.reserving(scope, &device);
+        let worker = scene.held();
+        scene.running.signal(Signal::KILL);
+        ended(&mut scene.running.process);
+        assert!(lost.join().unwrap().unwrap_err().may_have_run());
+        wait_for("the socket to be removed", || (!scene.running.socket.exists()).then_some(()));
+        assert_eq!(scene.workers().len(), 1);
+        // The library is there now, and is none: the worker goes on, and ends.
+        drop(File::options().write(true).open(library).unwrap());
+        wait_for("the worker to end", || {
+            (!Path::new(&format!("/proc/{}", worker.as_raw_nonzero())).exists()).then_some(())
+        });
+        wait_for("the keeper to end", || scene.running.keeper().is_none().then_some(()));
+    });
+}
+
+/// Whatever the descriptor is of, every manager has an answer.
+#[test]
+fn every_descriptor_has_an_answer() {
+    use SenseCode as Code;
+    let directory = directory();
+    let regular = File::options().read(true).write(true).create(true).truncate(false).open(directory.path().join("f"));
+    let not_open = |path: &str| {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        File::from(rustix::fs::open(path, flags, Mode::empty()).unwrap())
+    };
+    let memory = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let both = File::options().read(true).write(true).open("/dev/null").unwrap();
+    let (_reader, pipe) = std::io::pipe().unwrap();
+    let socket = std::os::unix::net::UnixStream::pair().unwrap().0;
+    // In front, those that are open for writing: the others are refused before anybody looks what they are.
+    let writable = [
+        regular.unwrap(),
+        File::from(memory),
+        both,
+        File::from(std::os::fd::OwnedFd::from(pipe)),
+        File::from(std::os::fd::OwnedFd::from(socket)),
+    ];
+    let others = [File::open(directory.path()).unwrap(), not_open("/dev/null"), not_open("/")];
+    let terminated = check(Code::IO_PROCESS_TERMINATED);
+    let unknown = check(Code::INVALID_OPCODE);
+    let good = Completion::Good(Vec::new());
+    for (manager, read, changed) in [
+        ("auto", &terminated, &terminated),
+        ("sg-io", &terminated, &terminated),
+        ("multipath", &terminated, &unknown),
+        ("block", &unknown, &unknown),
+        ("nvme", &unknown, &unknown),
+    ] {
+        let directory = common::directory();
+        let mut command = common::helper([&format!("--manager={manager}"), "-k"]);
+        command.arg(directory.path().join("s"));
+        let scene = Scene::of(directory, &mut command);
+        for (index, file) in writable.iter().chain(&others).enumerate() {
+            let context = format!("{manager}, {index}");
+            assert_eq!(scene.run(file, read_keys().command()), *read, "{context}");
+            let (changed, cleaned) = if index < writable.len() { (changed, &good) } else { (&unknown, &unknown) };
+            assert_eq!(scene.run(file, reserve().command()), *changed, "{context}");
+            // A client asks for CLEANUP only where it is offered.
+            let _ = cleaned;
+        }
+        assert_eq!(scene.workers(), []);
+        scene.end();
+    }
+}
+
+#[test]
+fn block_devices_have_an_answer_from_every_manager() {
+    let Some(device) = loop_device(0) else { return };
+    let unknown = check(SenseCode::INVALID_OPCODE);
+    for (manager, read) in [
+        ("sg-io", check(SenseCode::INVALID_FIELD_IN_CDB)),
+        ("multipath", check(SenseCode::INVALID_FIELD_IN_CDB)),
+        ("nvme", unknown.clone()),
+    ] {
+        let directory = directory();
+        let mut command = common::helper([&format!("--manager={manager}"), "-k"]);
+        command.arg(directory.path().join("s"));
+        let scene = Scene::of(directory, &mut command);
+        assert_eq!(scene.run(&device, read_keys().command()), read, "{manager}");
+        let changed = if manager == "sg-io" { &read } else { &unknown };
+        assert_eq!(scene.run(&device, reserve().command()), *changed, "{manager}");
+        scene.end();
+    }
+}
