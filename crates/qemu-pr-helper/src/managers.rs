@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pr_helper::Peer;
 use pr_managers::device::Sysfs;
-use pr_managers::policy::{ByDevice, Client, Counters, Escalate, Observed, RefuseReadOnly, Routes};
+use pr_managers::policy::{ByDevice, Client, Counters, Escalate, Observed, RefuseReadOnly, Routes, ScsiFirst};
 use pr_managers::{BlockIoctl, MapIn, Nvme, SgIo};
 use scsi_pr::PrManager;
 
@@ -26,7 +26,7 @@ pub(crate) fn manager_for(
     let block = || Arc::new(Escalate::new(BlockIoctl::default(), workers(Duty::Block)));
     let chosen: Arc<dyn PrManager> = match wanted {
         Manager::Auto => {
-            let routes = Routes { sg_io: Arc::new(SgIo::new()), multipath: multipath(), nvme: nvme(), block: block() };
+            let routes = Routes { sg_io: Arc::new(SgIo::new()), multipath: multipath(), nvme: nvme(), block: Arc::new(ScsiFirst::new(block())) };
             Arc::new(ByDevice::new(routes, Sysfs::default()))
         }
         Manager::SgIo => Arc::new(SgIo::new()),
