@@ -26,7 +26,12 @@ pub(crate) fn manager_for(
     let block = || Arc::new(Escalate::new(BlockIoctl::default(), workers(Duty::Block)));
     let chosen: Arc<dyn PrManager> = match wanted {
         Manager::Auto => {
-            let routes = Routes { sg_io: Arc::new(SgIo::new()), multipath: multipath(), nvme: nvme(), block: Arc::new(ScsiFirst::new(block())) };
+            let routes = Routes {
+                sg_io: Arc::new(SgIo::new()),
+                multipath: multipath(),
+                nvme: nvme(),
+                block: Arc::new(ScsiFirst::new(block())),
+            };
             Arc::new(ByDevice::new(routes, Sysfs::default()))
         }
         Manager::SgIo => Arc::new(SgIo::new()),

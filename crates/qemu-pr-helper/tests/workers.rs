@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use common::{HELPER, Running, directory, ended, outcome, processes_with, wait_for};
+use common::{HELPER, Running, children, directory, ended, outcome, processes_with, wait_for};
 use pr_helper::HelperClient;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
@@ -91,7 +91,14 @@ impl Scene {
         );
         let mut command = Process::new("unshare");
         command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(&libraries);
-        Some(Self::of(directory, &mut command))
+        let scene = Self::of(directory, &mut command);
+        // It may still be loading its own libraries.
+        let keeper = scene.running.keeper().expect("there is a keeper");
+        wait_for("the keeper to run", || {
+            let name = fs::read_to_string(format!("/proc/{keeper}/comm")).ok()?;
+            (name == "qemu-pr-keeper\n").then_some(())
+        });
+        Some(scene)
     }
 
     fn of(directory: TempDir, command: &mut Process) -> Self {
@@ -142,9 +149,11 @@ impl Scene {
     fn held(&self) -> Pid {
         let worker = wait_for("a worker that waits for its library", || {
             let [worker] = self.workers()[..] else { return None };
-            // One that runs is in nothing.
-            let waits_in = fs::read_to_string(format!("/proc/{worker}/syscall")).ok()?;
-            (waits_in.starts_with("257 ") || waits_in.starts_with("56 ")).then_some(worker)
+            // It is in its command, asleep, and in openat(2).
+            let file = |name| fs::read_to_string(format!("/proc/{worker}/{name}")).unwrap_or_default();
+            let [state, ..] = file("stat").rsplit_once(") ")?.1.bytes().collect::<Vec<_>>()[..] else { return None };
+            let opens = ["257 ", "56 "].iter().any(|number| file("syscall").starts_with(number));
+            (file("comm") == "qemu-pr-worker\n" && state == b'S' && opens).then_some(worker)
         });
         Pid::from_raw(worker.try_into().unwrap()).unwrap()
     }
@@ -173,17 +182,6 @@ fn read(log: ChildStderr) -> Receiver<String> {
     let (send, lines) = channel();
     thread::spawn(move || BufReader::new(log).lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
     lines
-}
-
-fn children(process: u32) -> Vec<u32> {
-    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    all.filter(|pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // After the name, which may hold anything: state, parent.
-        let words = stat.rsplit_once(") ").map(|(_, words)| words.split(' ').collect::<Vec<_>>()).unwrap_or_default();
-        matches!(words[..], [state, parent, ..] if state != "Z" && parent == process.to_string())
-    })
-    .collect()
 }
 
 #[test]

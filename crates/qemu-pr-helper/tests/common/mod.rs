@@ -89,6 +89,11 @@ impl Running {
 
     /// Its keeper.
     pub(crate) fn keeper(&self) -> Option<u32> {
+        // Who starts a process goes on a moment before that has a command line.
+        wait_for("every child to be somebody", || {
+            let named = |pid| fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line: Vec<u8>| !line.is_empty());
+            children(self.pid()).into_iter().all(named).then_some(())
+        });
         processes_with(&self.socket).into_iter().find(|pid| {
             fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"qemu-pr-helper-keeper\0"))
         })
@@ -128,6 +133,18 @@ pub(crate) fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
     process.stdout.take().unwrap().read_to_string(&mut out).unwrap();
     process.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     (status.code(), out, err)
+}
+
+/// The live children of a process.
+pub(crate) fn children(process: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    all.filter(|pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name, which may hold anything: state, parent.
+        let words = stat.rsplit_once(") ").map(|(_, words)| words.split(' ').collect::<Vec<_>>()).unwrap_or_default();
+        matches!(words[..], [state, parent, ..] if state != "Z" && parent == process.to_string())
+    })
+    .collect()
 }
 
 /// The live processes that have `path` on their command line.
