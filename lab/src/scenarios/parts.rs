@@ -46,11 +46,11 @@ pub(super) const PARTS: Scenario = Scenario {
     },
 };
 
-/// A multipath map: OUT would go down one path alone.
+/// A multipath map, and no multipathd that would register paths which come later.
 pub(super) const MULTIPATH: Scenario = Scenario {
     name: "one-path",
     boot: "target",
-    purpose: "on a multipath map our helper reads and gives up, and takes nothing through one path alone",
+    purpose: "on a multipath map without multipathd our helper reads and gives up, and registers nothing",
     run: |lab, report| {
         let helpers = Helpers::start(lab, "one-path")?;
         let unit = lab.target()?.unit()?;
@@ -58,8 +58,8 @@ pub(super) const MULTIPATH: Scenario = Scenario {
         let unit = beside(&over, unit);
         helpers.run(report, &unit, |run| {
             run.send(A, &read_keys(), Keys(vec![]));
-            for request in [register(NONE, KEY_A), register_ignoring(KEY_A), reserve(KEY_A, KIND), clear(KEY_A)] {
-                run.send(A, &request, Sense(REFUSED));
+            for request in [register(NONE, KEY_A), register_ignoring(KEY_A)] {
+                run.send(A, &request, Sense(SenseCode::LUN_COMMUNICATION_FAILURE));
             }
             run.send(B, &read_keys(), Keys(vec![]));
         })?;
@@ -70,15 +70,14 @@ pub(super) const MULTIPATH: Scenario = Scenario {
         })?;
         helpers.run(report, &unit, |run| {
             run.send(A, &read_reservation(), Reservation(Some((KEY_A, KIND))));
-            run.send(A, &register(KEY_A, KEY_B), Sense(REFUSED));
-            run.send(A, &preempt(KEY_A, KEY_A, KIND), Sense(REFUSED));
+            run.send(A, &register(KEY_A, KEY_B), Sense(SenseCode::LUN_COMMUNICATION_FAILURE));
             run.send(B, &read_keys(), Keys(vec![KEY_A]));
             run.send(A, &release(KEY_A, KIND), Good);
             run.send(B, &read_reservation(), Reservation(None));
             run.send(A, &register(KEY_A, NONE), Good);
             run.send(B, &read_keys(), Keys(vec![]));
         })?;
-        logged(report, "one-path", "one path");
+        logged(report, "one-path", "multipathd does not listen");
         Ok(())
     },
 };
