@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the main job, told step by step. A reservation is taken, seen, enforced and, when its holder
+//! `cargo xtask demo --real`: the main job, told step by step. A reservation is taken, seen, enforced and, when its holder
 //! fails, taken over.
 
 use std::os::fd::AsFd;
