@@ -26,6 +26,7 @@ against_each_helper!(
     it_is_lost_when_the_table_is_full,
     clients_leave_room_for_the_descriptors_of_others,
     what_is_no_scsi_device_says_so,
+    every_manager_says_what_is_not_for_it,
     a_disk_without_reservations_says_so,
     read_only_refuses_out_after_taking_the_list,
     write_only_is_enough,
@@ -230,36 +231,70 @@ fn clients_leave_room_for_the_descriptors_of_others(subject: &Subject) {
     helper.connect_once_there_is_room();
 }
 
-fn what_is_no_scsi_device_says_so(subject: &Subject) {
-    let helper = subject.serve();
-    let client = helper.connect();
-    let directory = open("/", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+/// Files of every kind that are no block device, and what each is.
+fn no_block_devices() -> Vec<(&'static str, OwnedFd)> {
     let (reader, writer) = pipe().unwrap();
-    let (socket, _peer) = UnixStream::pair().unwrap();
-    let event = eventfd(0, EventfdFlags::empty()).unwrap();
     let at = |path, flags| open(path, flags, Mode::empty()).unwrap();
-    let files: [(&str, OwnedFd); 12] = [
+    vec![
         ("regular file", regular_file().into()),
-        ("directory", directory),
+        ("directory", at("/", OFlags::RDONLY | OFlags::DIRECTORY)),
         ("pipe, reading", reader.into()),
         ("pipe, writing", writer.into()),
-        ("socket", socket.into()),
-        ("eventfd", event),
+        // Nobody is at the other end.
+        ("socket", UnixStream::pair().unwrap().0.into()),
+        ("eventfd", eventfd(0, EventfdFlags::empty()).unwrap()),
         ("memory", memfd_create("nothing", MemfdFlags::CLOEXEC).unwrap()),
         ("/dev/null", null().into()),
         ("/dev/zero", at("/dev/zero", OFlags::RDWR)),
         ("terminal", at("/dev/ptmx", OFlags::RDWR | OFlags::NOCTTY)),
         ("the path of a directory", at("/", OFlags::PATH)),
         ("the path of a symbolic link", at("/proc/self", OFlags::PATH | OFlags::NOFOLLOW)),
-    ];
-    for (name, file) in files {
+    ]
+}
+
+fn may_write(file: &OwnedFd) -> bool {
+    fcntl_getfl(file).unwrap() & OFlags::ACCMODE != OFlags::RDONLY
+}
+
+fn what_is_no_scsi_device_says_so(subject: &Subject) {
+    let helper = subject.serve();
+    let client = helper.connect();
+    for (name, file) in no_block_devices() {
         assert_eq!(client.run(&in_cdb(0, 8), &[], &file), Answer::io_process_terminated(), "{name}");
-        if fcntl_getfl(&file).unwrap() & OFlags::ACCMODE != OFlags::RDONLY {
+        if may_write(&file) {
             let list = [0; 8192];
             assert_eq!(client.run(&out_cdb(0, 8192), &list, &file), Answer::io_process_terminated(), "{name}, OUT");
         }
     }
 }
+
+fn every_manager_says_what_is_not_for_it(subject: &Subject) {
+    let terminated = Answer::io_process_terminated;
+    let managers = [
+        ("auto", terminated(), terminated()),
+        ("sg-io", terminated(), terminated()),
+        ("multipath", terminated(), none()),
+        ("block", none(), none()),
+        ("nvme", none(), none()),
+    ];
+    // QEMU's helper has none to name.
+    for (manager, read, registered) in subject.differs("manager-option", &managers[..0], &managers[..]) {
+        let helper = subject.command().arg(format!("--manager={manager}")).serve();
+        let client = helper.connect();
+        for (name, file) in no_block_devices() {
+            assert_eq!(&client.run(&in_cdb(0, 8), &[], &file), read, "{manager}: {name}");
+            let expected = if may_write(&file) { registered } else { &none() };
+            assert_eq!(&client.run(&out_cdb(0, 24), &REGISTER, &file), expected, "{manager}: {name}, OUT");
+        }
+    }
+}
+
+/// The parameter list of a REGISTER.
+const REGISTER: [u8; 24] = {
+    let mut list = [0; 24];
+    list[15] = 1;
+    list
+};
 
 fn a_disk_without_reservations_says_so(subject: &Subject) {
     let Ok(device) = File::options().read(true).write(true).open("/dev/loop0") else {
@@ -272,9 +307,7 @@ fn a_disk_without_reservations_says_so(subject: &Subject) {
     // Which of the two it is depends on whether the kernel can be asked for keys.
     let read = client.run(&in_cdb(0, 8), &[], &device);
     assert!(read == invalid_field() || !subject.differs("no-reservations", true, false) && read == none(), "{read:?}");
-    let mut register = [0; 24];
-    register[15] = 1;
-    let registered = client.run(&out_cdb(0, 24), &register, &device);
+    let registered = client.run(&out_cdb(0, 24), &REGISTER, &device);
     assert_eq!(registered, subject.differs("no-reservations", invalid_field(), none()));
 }
 
