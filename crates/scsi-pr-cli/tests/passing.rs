@@ -76,8 +76,13 @@ impl Drop for Helper {
 fn built(package: &str) -> PathBuf {
     let program = Path::new(common::PROGRAM).with_file_name(package);
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--quiet", "--package", package, "--target-dir"]);
-    build.arg(program.ancestors().nth(2).unwrap()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let profiles = program.parent().unwrap();
+    let profile = match profiles.file_name().unwrap() {
+        name if name == "debug" => "dev".as_ref(),
+        name => name,
+    };
+    build.args(["build", "--quiet", "--package", package, "--profile"]).arg(profile);
+    build.arg("--target-dir").arg(profiles.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR"));
     assert!(build.status().unwrap().success(), "{package} is not built");
     program
 }

@@ -241,26 +241,30 @@ fn the_service_manager_is_told() {
 /// The store goes away and comes back: nothing is said to be done meanwhile, and nothing is lost.
 #[test]
 fn a_store_that_fails_is_told_to_the_guest_until_it_is_back() {
-    let place = Place::new();
-    let (store, away) = (place.path("store"), place.path("away"));
-    fs::create_dir(&store).unwrap();
-    let socket = place.path("s");
-    let mut server = place
-        .serve(&format!("dir:{}", store.display()))
-        .arg(format!("--unit=disk={}", place.path("disk.img").display()))
-        .listen("a", socket.clone())
-        .start();
-    let machine = Machine::new(&place, &socket);
-    assert_eq!(machine.out(&register(0, 1)), good());
-    fs::rename(&store, &away).unwrap();
-    for answer in [machine.out(&reserve(1)), machine.read(ReserveInAction::ReadKeys)] {
-        assert!(matches!(answer, Completion::CheckCondition(_) | Completion::Status(Status::BUSY)), "{answer}");
+    for kind in ["dir:", "sqlite:"] {
+        let place = Place::new();
+        let (store, away) = (place.path("store"), place.path("away"));
+        fs::create_dir(&store).unwrap();
+        let file = if kind == "sqlite:" { store.join("reservations.db") } else { store.clone() };
+        let socket = place.path("s");
+        let mut server = place
+            .serve(&format!("{kind}{}", file.display()))
+            .arg(format!("--unit=disk={}", place.path("disk.img").display()))
+            .listen("a", socket.clone())
+            .start();
+        let machine = Machine::new(&place, &socket);
+        assert_eq!(machine.out(&register(0, 1)), good());
+        fs::rename(&store, &away).unwrap();
+        for answer in [machine.out(&reserve(1)), machine.read(ReserveInAction::ReadKeys)] {
+            let refused = matches!(answer, Completion::CheckCondition(_) | Completion::Status(Status::BUSY));
+            assert!(refused, "{kind} {answer}");
+        }
+        assert!(server.log().contains("WARN"), "{}", server.log());
+        fs::rename(&away, &store).unwrap();
+        assert_eq!((machine.holder(), machine.keys().generation.0), (None, 1));
+        assert_eq!(machine.out(&reserve(1)), good());
+        assert_eq!(server.process.try_wait().unwrap(), None);
     }
-    assert!(server.log().contains("WARN"), "{}", server.log());
-    fs::rename(&away, &store).unwrap();
-    assert_eq!((machine.holder(), machine.keys().generation.0), (None, 1));
-    assert_eq!(machine.out(&reserve(1)), good());
-    assert_eq!(server.process.try_wait().unwrap(), None);
 }
 
 /// Who may not write to a disk may not reserve it.
