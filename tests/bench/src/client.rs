@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use pr_helper::descriptor;
 use pr_helper::wire::{ResponseDecoder, feature_word};
 use rustix::net::SendFlags;
-use scsi_pr::{Cdb, Completion};
+use scsi_pr::{Cdb, Command, Completion};
 
 /// A descriptor that refuses at once.
 pub(crate) fn null() -> Result<File> {
@@ -53,26 +53,42 @@ impl Connection {
 
     /// Sends a command for `device` and does not wait for the answer.
     pub(crate) fn send(&self, device: BorrowedFd<'_>) -> Result<()> {
-        let sent = descriptor::send(&self.socket, self.cdb.bytes(), device, SendFlags::empty())
+        self.send_bytes(self.cdb.bytes(), device)
+    }
+
+    fn send_bytes(&self, bytes: &[u8], device: BorrowedFd<'_>) -> Result<()> {
+        let sent = descriptor::send(&self.socket, bytes, device, SendFlags::empty())
             .context("send a command to the helper")?;
-        ensure!(sent == self.cdb.bytes().len(), "the helper's socket took {sent} bytes of a command");
+        ensure!(sent == bytes.len(), "the helper's socket took {sent} bytes of a command");
         Ok(())
     }
 
     /// Waits for the answer to the command that was sent; any refusal will do, as every device here refuses.
     pub(crate) fn receive(&mut self) -> Result<()> {
-        let mut decoder = ResponseDecoder::new(&self.cdb);
-        let completion = loop {
-            let count = self.socket.read(decoder.wanted()).context("wait for the helper's answer")?;
-            ensure!(count > 0, "the helper closed the connection instead of answering");
-            if let Some(completion) = decoder.advance(count)? {
-                break completion;
-            }
-        };
-        match completion {
+        match self.completion(self.cdb)? {
             Completion::CheckCondition(_) => Ok(()),
             other => bail!("the helper answered {other:?} for a device that cannot do reservations"),
         }
+    }
+
+    fn completion(&mut self, cdb: Cdb) -> Result<Completion> {
+        let mut decoder = ResponseDecoder::new(&cdb);
+        loop {
+            let count = self.socket.read(decoder.wanted()).context("wait for the helper's answer")?;
+            ensure!(count > 0, "the helper closed the connection instead of answering");
+            if let Some(completion) = decoder.advance(count)? {
+                return Ok(completion);
+            }
+        }
+    }
+
+    /// Any command and its answer; and the time both took, in µs.
+    pub(crate) fn run(&mut self, command: Command<'_>, device: BorrowedFd<'_>) -> Result<(Completion, f64)> {
+        let bytes = [command.cdb().bytes(), command.parameter_list()].concat();
+        let start = Instant::now();
+        self.send_bytes(&bytes, device)?;
+        let completion = self.completion(*command.cdb())?;
+        Ok((completion, start.elapsed().as_secs_f64() * 1e6))
     }
 
     /// One command and its answer; the time both took, in µs.

@@ -12,14 +12,17 @@ use crate::blocking_files::BlockingFiles;
 use crate::client::{Connection, null};
 use crate::crowd::Crowd;
 use crate::machine::Pinned;
-use crate::program::{Program, Running};
+use crate::program::{Program, Running, option_and_socket};
 use crate::report::{Row, value};
+use crate::shared;
 use crate::stats::{Summary, percentile, ratios};
 
 /// The programs that are measured.
 pub(crate) struct Programs {
     pub(crate) c: Program,
     pub(crate) ours: Program,
+    /// `scsi-pr serve`, next to our helper.
+    pub(crate) shared: Program,
     floor: Program,
 }
 
@@ -35,19 +38,25 @@ impl Programs {
             None => {
                 let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
                 let built = Command::new(cargo)
-                    .args(["build", "--quiet", "--release", "--package", "qemu-pr-helper", "--manifest-path"])
+                    .args(["build", "--quiet", "--release", "--package", "qemu-pr-helper", "--package", "scsi-pr-cli"])
+                    .args(["--manifest-path"])
                     .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
                     .status()
                     .context("run cargo")?;
-                ensure!(built.success(), "cargo could not build qemu-pr-helper");
+                ensure!(built.success(), "cargo could not build the programs");
                 // Built with --release too, or the path would be that of a build that nobody should measure.
                 bench.with_file_name("../release/qemu-pr-helper")
             }
         };
         Ok(Self {
-            c: Program { path: c, arguments: &["-k"] },
-            ours: Program { path: ours, arguments: &["-k"] },
-            floor: Program { path: bench, arguments: &["floor"] },
+            c: Program { path: c, arguments: |directory| option_and_socket("-k", directory), on_disk: false },
+            shared: Program { path: ours.with_file_name("scsi-pr"), arguments: shared::arguments, on_disk: true },
+            ours: Program { path: ours, arguments: |directory| option_and_socket("-k", directory), on_disk: false },
+            floor: Program {
+                path: bench,
+                arguments: |directory| option_and_socket("floor", directory),
+                on_disk: false,
+            },
         })
     }
 }
@@ -56,8 +65,15 @@ impl Programs {
 type Measure = fn(&Programs) -> Result<Vec<Row>>;
 
 /// All figures, by name.
-pub(crate) const ALL: [(&str, Measure); 6] =
-    [("busy", busy), ("idle", idle), ("many", many), ("memory", memory), ("start", start), ("hang", hang)];
+pub(crate) const ALL: [(&str, Measure); 7] = [
+    ("busy", busy),
+    ("idle", idle),
+    ("many", many),
+    ("memory", memory),
+    ("start", start),
+    ("hang", hang),
+    ("shared", shared::measure),
+];
 
 /// The `percent`-th percentile of `count` round trips.
 fn round(
@@ -70,7 +86,7 @@ fn round(
     percentile(&mut times, percent).context("a round without a command")
 }
 
-fn summary(rounds: &[f64]) -> Result<Summary> {
+pub(crate) fn summary(rounds: &[f64]) -> Result<Summary> {
     Summary::of(rounds.to_vec()).context("a measurement without a round")
 }
 

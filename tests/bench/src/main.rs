@@ -1,11 +1,12 @@
 //! The figures of the helper, side by side with those of QEMU's C helper in the same run: `cargo xtask bench`.
 //!
-//! Every figure is taken on a descriptor that refuses at once, so that what is measured is the helper and not a disk.
+//! Every figure of the helper is taken on a descriptor that refuses at once, so that what is measured is the helper and
+//! not a disk. Those of shared reservations are held against what a disk takes to keep a record.
 //! The programs take turns in many short rounds, so that what else the machine does meets all of them. A target that is
 //! missed is said, and is no failure; a figure that cannot be measured is.
 //!
 //! ```text
-//! bench [busy] [idle] [many] [memory] [start] [hang]      all figures, or those that are named
+//! bench [busy] [idle] [many] [memory] [start] [hang] [shared]      all figures, or those that are named
 //! bench floor SOCKET                                      the loop that the helpers are measured against
 //! bench crowd SOCKET COUNT                                idle connections
 //! ```
@@ -19,6 +20,7 @@ mod floor;
 mod machine;
 mod program;
 mod report;
+mod shared;
 mod stats;
 
 use std::env;

@@ -1,5 +1,6 @@
 //! Programs under measurement: started on a socket of their own, looked into, ended.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,10 +19,21 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What no figure takes. A helper that lives so long has stopped answering, and is killed so that its client wakes.
 const LONGEST_LIFE: Duration = Duration::from_secs(300);
 
-/// Something that serves the protocol on the socket whose path is its last argument.
+/// Something that serves the protocol on the socket [`SOCKET`] of a directory.
 pub(crate) struct Program {
     pub(crate) path: PathBuf,
-    pub(crate) arguments: &'static [&'static str],
+    /// Its arguments in this directory.
+    pub(crate) arguments: fn(&Path) -> Vec<OsString>,
+    /// Whether the directory has to be on a disk.
+    pub(crate) on_disk: bool,
+}
+
+/// The file name of the socket.
+pub(crate) const SOCKET: &str = "socket";
+
+/// An option, and the socket as its value.
+pub(crate) fn option_and_socket(option: &str, directory: &Path) -> Vec<OsString> {
+    vec![option.into(), directory.join(SOCKET).into()]
 }
 
 /// A program that listens.
@@ -57,11 +69,15 @@ impl Program {
 
     /// Starts it, trying to connect all the time until that succeeds.
     pub(crate) fn start_timed(&self) -> Result<Started> {
-        let directory = tempfile::tempdir()?;
-        let path = directory.path().join("socket");
+        // Temporary files may be in memory; this program is on a disk.
+        let directory = match self.on_disk {
+            false => tempfile::tempdir()?,
+            true => tempfile::tempdir_in(std::env::current_exe()?.parent().context("where this program is")?)?,
+        };
+        let path = directory.path().join(SOCKET);
         let log = File::create(directory.path().join("log"))?;
         let mut command = Command::new(&self.path);
-        command.args(self.arguments).arg(&path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.args((self.arguments)(directory.path())).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let start = Instant::now();
         let child = command.spawn().with_context(|| format!("start {}", self.path.display()))?;
         let mut running = Running { child, directory, watchdog: None };
@@ -82,7 +98,12 @@ impl Program {
 impl Running {
     /// The path of its socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.directory.path().join("socket")
+        self.path(SOCKET)
+    }
+
+    /// A path in its directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// What it wrote to its standard error.
@@ -184,7 +205,11 @@ mod tests {
 
     #[test]
     fn a_program_that_ends_is_an_error_with_its_words() {
-        let program = Program { path: "/bin/sh".into(), arguments: &["-c", "echo no good >&2; exit 3"] };
+        let program = Program {
+            path: "/bin/sh".into(),
+            arguments: |_| vec!["-c".into(), "echo no good >&2; exit 3".into()],
+            on_disk: false,
+        };
         let error = program.start().err().expect("it cannot listen").to_string();
         assert!(error.contains("no good") && error.contains('3'), "{error}");
     }

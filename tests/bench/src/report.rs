@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::stats::Summary;
 
 /// One figure.
+#[derive(Clone)]
 pub(crate) struct Row {
     pub(crate) figure: String,
     pub(crate) c: String,
