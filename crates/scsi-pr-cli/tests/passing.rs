@@ -9,7 +9,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use common::{Machine, Place, Start, good, register};
+use common::{Machine, Place, Server, Start, good, register};
+use rustix::process::{Pid, Signal, kill_process};
 use scsi_pr::{Completion, ReserveInAction, SenseCode};
 
 /// The device that plays the disk, and its number.
@@ -154,4 +155,34 @@ fn what_is_to_be_kept_is_kept() {
     fs::remove_file(&link).unwrap();
     symlink("/dev/null", &link).unwrap();
     assert_eq!(machine.read(ReserveInAction::ReadKeys), Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE));
+}
+
+/// The helper hangs with a command when the server is told to end: nobody can connect any more, and the command is
+/// answered all the same.
+#[test]
+fn what_runs_at_the_end_is_answered() {
+    if !is_possible() {
+        return;
+    }
+    let place = Place::new();
+    let (socket, own) = (place.path("helper.sock"), place.path("s"));
+    let helper = Helper::start(&socket);
+    let mut server = serve(&place, "memory:").arg("-vv").arg(format!("--pass={}", socket.display())).start();
+    let machine = Machine::with(device().unwrap(), &own);
+    let answer = machine.read(ReserveInAction::ReadKeys);
+    let helper = Pid::from_child(&helper.0);
+    kill_process(helper, Signal::STOP).unwrap();
+    let begun = |server: &Server| server.log().matches("cmd=0x5e").count();
+    let before = begun(&server);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| machine.read(ReserveInAction::ReadKeys));
+        // What came, and then that it is handed on.
+        common::wait_for("the helper to be asked", || (begun(&server) >= before + 2).then_some(()));
+        server.signal(Signal::TERM);
+        common::wait_for("the socket to be removed", || (!own.exists()).then_some(()));
+        assert_eq!(server.process.try_wait().unwrap(), None);
+        kill_process(helper, Signal::CONT).unwrap();
+        assert_eq!(running.join().unwrap(), answer);
+    });
+    assert_eq!(common::ended(&mut server.process).code(), Some(0));
 }
