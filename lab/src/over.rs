@@ -29,6 +29,11 @@ impl Over {
         Ok(over)
     }
 
+    /// The first partition of a multipath map, as kpartx makes it.
+    pub(crate) fn partition_of_map(map: &Path) -> Result<Self> {
+        self::map("kpartx", "part1-mpath-", map, &format!("linear {} 0", map.display()))
+    }
+
     /// A partition of `disk`.
     pub(crate) fn partition(disk: &Path) -> Result<Self> {
         let disk = disk.to_string_lossy();

@@ -2,6 +2,7 @@
 
 mod answers;
 mod blocks;
+mod identity;
 mod machine;
 mod multipath;
 mod parts;
@@ -88,6 +89,7 @@ pub(crate) const ALL: &[Scenario] = &[
     answers::QEMU,
     parts::PARTS,
     parts::MULTIPATH,
+    identity::SCSI,
     multipath::ACTIONS,
     multipath::FOUR,
     multipath::PATHS,
@@ -98,6 +100,7 @@ pub(crate) const ALL: &[Scenario] = &[
     blocks::SCSI,
     blocks::NVME,
     blocks::NVME_BY_IOCTL,
+    identity::NVME,
     routing::DEVICES,
     blocks::SCSI_ON_A_NEWER_KERNEL,
     blocks::NVME_WITH_PATHS,
