@@ -96,7 +96,7 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     }
     kept.start_keeper();
     // A client, and the device of its command.
-    let room = limits::raise(2);
+    let room = limits::raise(2, 0);
     let service_manager = ServiceManager::from_environment();
     privileges::drop_to(privileges::SG_IO, CapabilitySet::empty(), options.user, options.group)
         .map_err(|error| Message::new(format!("Failed to drop privileges: {}", reason(error))))?;

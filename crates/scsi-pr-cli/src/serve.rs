@@ -28,7 +28,10 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     let service_manager = ServiceManager::from_environment();
     let doors = listen::open(options, passed)?;
     // A client, its command's device, and its connection to the helper.
-    let room = limits::raise(if options.pass.is_some() { 3 } else { 2 });
+    let each = if options.pass.is_some() { 3 } else { 2 };
+    // A socket, its file, and the directory of that. A store has a few connections, of several files each.
+    let own = 3 * doors.len() as u64 + 32;
+    let room = limits::raise(each, own);
     // Before the first thread: in Linux capabilities belong to threads.
     drop_privileges().context("cannot drop privileges")?;
     let store = shared_reservations::open(&options.store)?;
