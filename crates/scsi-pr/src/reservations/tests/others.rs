@@ -143,6 +143,25 @@ fn loss_of_power_keeps_what_aptpl_says() {
 }
 
 #[test]
+fn loss_of_power_leaves_nothing_else_to_tell() {
+    let mut unit = Unit::reserved(3, WE_RO);
+    let ignore = ReserveOut::RegisterAndIgnoreExistingKey { service_action_key: key(1), all_tg_pt: false, aptpl: true };
+    assert_eq!((unit.out(1, &ignore), unit.preempt(1, key(3), WE), unit.release(1, WE_RO)), (GOOD, GOOD, GOOD));
+    unit.0.lose_power();
+    assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![(0x29, 0)], vec![(0x29, 0)], vec![(0x29, 0)]));
+}
+
+#[test]
+fn who_releases_still_has_to_be_told_of_an_earlier_release() {
+    let mut unit = Unit::reserved(2, WE_AR);
+    let release = ReserveOut::Release { key: key(1), reservation_type: WE_AR };
+    assert_eq!((unit.release(2, WE_AR), unit.reserve(2, WE_AR)), (GOOD, GOOD));
+    // Without a look at unit attentions.
+    assert_eq!(unit.0.reserve_out(&nexus(1), &release).completion, GOOD);
+    assert_eq!((unit.told(1), unit.told(2)), (vec![RELEASED], vec![RELEASED]));
+}
+
+#[test]
 fn resets_and_loss_of_a_nexus_keep_everything() {
     let mut unit = Unit::reserved(2, WE);
     unit.0.reset();
@@ -163,6 +182,9 @@ fn a_spc2_reservation_shuts_out_persistent_ones() {
     for n in [1, 2] {
         assert_eq!(unit.register(n, NONE, key(n)), CONFLICT);
         assert_eq!(read(&mut unit, n, ReserveInAction::ReadKeys, 8), CONFLICT);
+        // Nothing else is looked at.
+        assert_eq!(unit.0.execute(&nexus(n), raw(0x1f, 0, NONE, 0).command()), Outcome::unchanged(CONFLICT));
+        assert_eq!(unit.0.reserve_out(&nexus(n), &ReserveOut::Clear { key: NONE }), Outcome::unchanged(CONFLICT));
     }
     assert_eq!(unit.0.release_spc2(&nexus(2)), GOOD);
     assert_eq!(unit.0.spc2_holder(), Some(&nexus(1)));
@@ -183,9 +205,10 @@ fn reserve_and_release_of_spc2_do_no_harm_to_registrants_with_access() {
         for (n, allowed) in (1..).zip(allowed) {
             let expected = if allowed { GOOD } else { CONFLICT };
             assert_eq!(unit.0.reserve_spc2(&nexus(n)), expected);
+            assert_eq!(unit.0, before);
             assert_eq!(unit.0.release_spc2(&nexus(n)), expected);
+            assert_eq!(unit.0, before);
         }
-        assert_eq!(unit.0, before);
     }
     let mut unit = Unit::registered(1);
     assert_eq!(unit.0.reserve_spc2(&nexus(1)), CONFLICT);
