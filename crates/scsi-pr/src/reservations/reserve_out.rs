@@ -174,17 +174,21 @@ impl Reservations {
 
     /// With ALL_TG_PT, the nexuses of the same initiator port with every target port, else `nexus` alone.
     fn on_target_ports(&self, nexus: &Nexus, all_tg_pt: bool) -> Vec<Nexus> {
-        match all_tg_pt {
-            true => self.target_ports.iter().map(|port| nexus.at(*port)).collect(),
-            false => vec![nexus.clone()],
+        if !all_tg_pt {
+            return vec![nexus.clone()];
         }
+        let mut nexuses: Vec<Nexus> = self.target_ports.iter().map(|port| nexus.at(*port)).collect();
+        // The port that it came through is one, whether or not the device server named it.
+        if !self.target_ports.contains(&nexus.relative_target_port()) {
+            nexuses.push(nexus.clone());
+        }
+        nexuses
     }
 
     fn register(&mut self, nexus: &Nexus, register: &Register<'_>) -> Result<Effect, Refusal> {
         let senders = self.on_target_ports(nexus, register.all_tg_pt);
         // As if it had come through each of them, all or nothing.
         senders.iter().try_for_each(|sender| self.check_key(sender, register.key))?;
-        self.check_key(nexus, register.key)?;
         if register.initiator_ports.is_some() && self.registrations.contains(nexus) {
             return Err(INVALID_FIELD_IN_LIST);
         }

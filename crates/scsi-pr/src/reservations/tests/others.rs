@@ -71,6 +71,12 @@ fn keys_are_checked_before_the_fields_of_the_list() {
             assert_eq!(unit.0.execute(&nexus(n), command.command()), Outcome::unchanged(expected), "{action}");
         }
     }
+    // TransportIDs of REGISTER that are none.
+    for (n, own, expected) in [(9, key(1), CONFLICT), (2, NONE, CONFLICT), (9, NONE, check(0x26, 0x00))] {
+        let list = [raw(0, 0, own, SPEC_I_PT).command().parameter_list(), &[0, 0, 0, 1, 0xff]].concat();
+        let command = crate::reserve_out::tests::out(0, 0, &list);
+        assert_eq!(unit.0.execute(&nexus(n), command.command()), Outcome::unchanged(expected));
+    }
     // The CDB comes before both.
     for action in [9, 0x1f] {
         assert_eq!(unit.0.execute(&nexus(9), raw(action, 1, NONE, 0).command()).completion, check(0x24, 0x00));

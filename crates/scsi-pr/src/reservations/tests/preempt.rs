@@ -191,8 +191,30 @@ fn register_and_move_is_refused_in_the_order_of_the_standard() {
 }
 
 #[test]
+fn register_and_move_to_nobody_is_refused_after_all_that_is_not_about_to_whom() {
+    let to_nobody = |key: Key, service_action_key: Key| {
+        let [key, service_action_key] = [key, service_action_key].map(|key| key.0.to_be_bytes());
+        let list = [&key[..], &service_action_key, &[0, 0, 0, 1, 0, 0, 0, 24], &[0xff; 24]].concat();
+        crate::reserve_out::tests::out(7, 0, &list)
+    };
+    let mut unit = Unit::registered(2);
+    let answer = |unit: &mut Unit, n: u64, service_action_key| {
+        unit.0.execute(&nexus(n), to_nobody(key(n), service_action_key).command()).completion
+    };
+    assert_eq!(answer(&mut unit, 9, key(3)), CONFLICT);
+    assert_eq!(answer(&mut unit, 1, key(3)), check(0x24, 0x00));
+    assert_eq!(answer(&mut unit, 1, NONE), check(0x26, 0x00));
+    assert_eq!(unit.reserve(1, WE), GOOD);
+    assert_eq!(answer(&mut unit, 2, key(3)), CONFLICT);
+    assert_eq!(answer(&mut unit, 1, key(3)), check(0x26, 0x00));
+    let mut unit = Unit::reserved(2, EA_AR);
+    assert_eq!(answer(&mut unit, 1, key(3)), CONFLICT);
+}
+
+#[test]
 fn register_and_move_goes_to_a_target_port_that_there_is() {
     let mut unit = Unit::reserved(1, WE);
+    let reserve = ReserveOut::Reserve { key: key(1), reservation_type: WE };
     let value = |relative_target_port| ReserveOut::RegisterAndMove {
         key: key(1),
         service_action_key: key(2),
@@ -205,6 +227,10 @@ fn register_and_move_goes_to_a_target_port_that_there_is() {
         assert_eq!(unit.out(1, &value(port)), check(0x26, 0x00));
     }
     assert_eq!(unit.out(1, &value(1)), GOOD);
+    // But not to the sender's own initiator port on another one.
+    let mut unit = Unit(Reservations::with_target_ports([1, 2]));
+    assert_eq!((unit.register(2, NONE, key(1)), unit.outcome(&nexus(2), &reserve).completion), (GOOD, GOOD));
+    assert_eq!(unit.out(2, &value(2)), check(0x26, 0x00));
 }
 
 #[test]

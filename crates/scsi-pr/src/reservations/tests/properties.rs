@@ -247,6 +247,41 @@ proptest! {
         prop_assert_eq!(again, value);
     }
 
+    /// With a checksum that is right, too.
+    #[test]
+    fn any_record_is_read_or_refused(
+        events in events(),
+        changes in prop::collection::vec((any::<Index>(), any::<u8>()), 0..4),
+        cut in prop::option::weighted(0.2, any::<Index>()),
+    ) {
+        let mut record = after(&events).to_record();
+        changes.into_iter().for_each(|(index, byte)| *index.get_mut(&mut record) = byte);
+        if let Some(cut) = cut {
+            record.truncate(cut.index(record.len()));
+        }
+        record::seal(&mut record);
+        if let Ok(value) = Reservations::from_record(&record) {
+            // There may be less room than is taken.
+            value.clone().with_room_for(1_000).check();
+            prop_assert_eq!(Reservations::from_record(&value.to_record()), Ok(value));
+        }
+    }
+
+    #[test]
+    fn noise_is_no_record(noise in prop::collection::vec(any::<u8>(), 1..200)) {
+        prop_assert!(Reservations::from_record(&noise).is_err());
+    }
+
+    #[test]
+    fn any_cdb_has_a_class(cdb in prop::collection::vec(any::<u8>(), 0..40)) {
+        let _ = Access::of_cdb(&cdb);
+    }
+}
+
+proptest! {
+    // Each case reads as many records as one has bytes or bits.
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
     #[test]
     fn cut_records_are_refused(events in events()) {
         let record = after(&events).to_record();
@@ -276,35 +311,5 @@ proptest! {
             }
             record[bit / 8] ^= 1 << (bit % 8);
         }
-    }
-
-    /// With a checksum that is right, too.
-    #[test]
-    fn any_record_is_read_or_refused(
-        events in events(),
-        changes in prop::collection::vec((any::<Index>(), any::<u8>()), 0..4),
-        cut in prop::option::weighted(0.2, any::<Index>()),
-    ) {
-        let mut record = after(&events).to_record();
-        changes.into_iter().for_each(|(index, byte)| *index.get_mut(&mut record) = byte);
-        if let Some(cut) = cut {
-            record.truncate(cut.index(record.len()));
-        }
-        record::seal(&mut record);
-        if let Ok(value) = Reservations::from_record(&record) {
-            // There may be less room than is taken.
-            value.clone().with_room_for(1_000).check();
-            prop_assert_eq!(Reservations::from_record(&value.to_record()), Ok(value));
-        }
-    }
-
-    #[test]
-    fn noise_is_no_record(noise in prop::collection::vec(any::<u8>(), 1..200)) {
-        prop_assert!(Reservations::from_record(&noise).is_err());
-    }
-
-    #[test]
-    fn any_cdb_has_a_class(cdb in prop::collection::vec(any::<u8>(), 0..40)) {
-        let _ = Access::of_cdb(&cdb);
     }
 }

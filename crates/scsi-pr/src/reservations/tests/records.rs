@@ -63,6 +63,31 @@ fn what_is_no_record_is_refused_for_what_it_is() {
     assert_eq!(Reservations::from_record(cut).unwrap_err(), InvalidRecord::Truncated { expected: 148, actual: 100 });
 }
 
+/// A length that is not that of the record, before a checksum that is right.
+#[test]
+fn a_length_of_something_else_is_refused() {
+    let with_length = |record: &[u8], length: u8| {
+        let (content, _) = record.split_at(record.len() - 4);
+        let mut record = content.to_vec();
+        record[10..14].copy_from_slice(&[0, 0, 0, length]);
+        record.extend(crc32fast::hash(&record).to_be_bytes());
+        Reservations::from_record(&record)
+    };
+    assert_eq!(with_length(VERSION_1, 149).err(), Some(InvalidRecord::Truncated { expected: 149, actual: 148 }));
+    assert!(with_length(VERSION_1, 148).is_ok());
+    for length in [0, 18, 147] {
+        assert_eq!(with_length(VERSION_1, length), Err(InvalidRecord::Damaged));
+    }
+    // So short that the last byte of the length is the first of the checksum, and both are right.
+    let least = (0..=u16::MAX).find_map(|version| {
+        let mut record = [&VERSION_1[..8], &version.to_be_bytes(), &[0; 3]].concat();
+        record.extend(crc32fast::hash(&record).to_be_bytes());
+        (record[13] == 17).then_some(record)
+    });
+    let refused = Reservations::from_record(&least.unwrap()).unwrap_err();
+    assert_eq!(refused, InvalidRecord::Truncated { expected: 18, actual: 17 });
+}
+
 /// What no value has, behind a checksum that is right.
 #[test]
 fn what_cannot_be_is_refused() {
@@ -82,11 +107,12 @@ fn what_cannot_be_is_refused() {
         record::seal(&mut record);
         assert_eq!(Reservations::from_record(&record), Err(InvalidRecord::Damaged), "{offset} {byte:#x}");
     }
-    // The same nexus twice: a registrant, and among the others.
-    let last = VERSION_1.windows(2).rposition(|it| it == [0x03, 0x00]).unwrap();
-    for n in [1, 2] {
+    // The same nexus twice: two registrants, or one of them among the others.
+    let address = |n: u8| VERSION_1.windows(4).rposition(|it| it == [0, 0, n, 0]).unwrap() + 2;
+    for (n, other) in [(2, 1), (3, 1), (3, 2)] {
         let mut record = VERSION_1.to_vec();
-        record[last] = n;
+        assert_eq!(record[address(n)], n);
+        record[address(n)] = other;
         record::seal(&mut record);
         assert_eq!(Reservations::from_record(&record), Err(InvalidRecord::Damaged));
     }

@@ -189,6 +189,11 @@ fn all_tg_pt_is_every_target_port() {
         GOOD
     );
     unit.keys_are(4, &[1, 1]);
+    // Through a port of which nobody said that it is one.
+    let mut unit = Unit::new();
+    assert_eq!(unit.outcome(&on(3, 7), &all(NONE, key(3))).completion, GOOD);
+    assert_eq!((unit.0.key_of(&on(3, 1)), unit.0.key_of(&on(3, 7))), (Some(key(3)), Some(key(3))));
+    assert_eq!(unit.outcome(&on(3, 7), &all(NONE, key(3))).completion, CONFLICT);
 }
 
 #[test]
@@ -218,6 +223,9 @@ fn without_room_nobody_is_registered() {
     unit.keys_are(1, &[1]);
     assert_eq!(unit.register(2, NONE, key(2)), GOOD);
     assert_eq!(unit.register(3, NONE, key(3)), check(0x55, 0x04));
+    // Who is named twice needs room once.
+    let mut other = Unit(Reservations::new().with_room_for(2));
+    assert_eq!(other.out(1, &with_ports([id(2), id(1), id(2)], false)), GOOD);
     // What needs no room goes on.
     assert_eq!(unit.register(1, key(1), key(7)), GOOD);
     assert_eq!(unit.register(3, NONE, NONE), GOOD);
