@@ -21,20 +21,30 @@ use crate::link::{Duty, Link, NotStarted, Started, Task};
 use log::Log;
 use told::{Event, Told};
 
-/// How long a command waits for those before it on its device.
-const TURN: Duration = Duration::from_secs(30);
+/// How long things are waited for.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// For the commands before one on its device.
+    turn: Duration,
+    /// For a worker to take its command, once it is started.
+    beginning: Duration,
+    /// For a worker to answer. It is left to finish then.
+    answer: Duration,
+    /// For a worker to end that has answered, before it counts as one that hangs.
+    ending: Duration,
+    /// For a map to be mended whose worker died: longer than that takes, if its paths answer.
+    mending: Duration,
+}
 
-/// How long a worker may take to take a command, once it is started.
-const BEGINNING: Duration = Duration::from_secs(10);
-
-/// How long a worker may take to answer. It is left to finish then.
-const ANSWER: Duration = Duration::from_secs(60);
-
-/// How long a worker that has answered may take to end, before it counts as one that hangs.
-const ENDING: Duration = Duration::from_secs(2);
-
-/// How long the guest waits while a map is mended whose worker died: longer than that takes, if its paths answer.
-const MENDING: Duration = Duration::from_secs(5);
+impl Patience {
+    const DEFAULT: Self = Self {
+        turn: Duration::from_secs(30),
+        beginning: Duration::from_secs(10),
+        answer: Duration::from_secs(60),
+        ending: Duration::from_secs(2),
+        mending: Duration::from_secs(5),
+    };
+}
 
 /// What the helper has of workers, whatever their duty.
 pub(crate) struct Pool {
@@ -45,6 +55,7 @@ pub(crate) struct Pool {
     /// The logs of workers that were not seen to end.
     left: Mutex<Vec<(Number, Log)>>,
     told: Told,
+    patience: Patience,
 }
 
 /// A [`PrManager`] that has each command run by a worker: the keeper starts it as root, it runs the command with the
@@ -85,7 +96,7 @@ impl PrManager for Workers {
         let Some(keeper) = &self.pool.keeper else { return task.without_keeper(&NO_KEEPER) };
         match self.pool.in_turn(number, || task.run(keeper)) {
             Some(answer) => answer,
-            None => Ok(task.busy(Event::Turn, &format_args!("it waited for {} s for those before it", TURN.as_secs()))),
+            None => Ok(task.busy(Event::Turn, &"it waited too long for those before it")),
         }
     }
 
@@ -99,13 +110,14 @@ const NO_KEEPER: &str = "no worker process can be started: start the helper as r
 
 impl Pool {
     pub(crate) fn new(keeper: Option<Arc<Link>>) -> Self {
-        Self { keeper, turns: Mutex::default(), left: Mutex::default(), told: Told::new() }
+        let (turns, left) = (Mutex::default(), Mutex::default());
+        Self { keeper, turns, left, told: Told::new(), patience: Patience::DEFAULT }
     }
 
     /// Runs `act` when it is the turn of who asks for it, among those for the device; `None` when it did not come in time.
     fn in_turn<T>(&self, number: Number, act: impl FnOnce() -> T) -> Option<T> {
         let turns = Arc::clone(self.turns().entry(number).or_default());
-        let turn = turns.take(TURN);
+        let turn = turns.take(self.patience.turn);
         let result = turn.as_ref().map(|_| act());
         drop(turn);
         let mut all = self.turns();
@@ -156,7 +168,8 @@ impl Worker<'_> {
             Err(why) => return Ok(self.busy(Event::NotStarted, &format_args!("no worker is started: {why}"))),
         };
         let log = Log::new(log);
-        let config = Config { connect: BEGINNING, answer: ANSWER, ..Config::default() };
+        let Patience { beginning, answer: longest, ending, mending, .. } = self.pool.patience;
+        let config = Config { connect: beginning, answer: longest, ..Config::default() };
         let worker = HelperClient::over(stream).with_config(config);
         let begun = Instant::now();
         let answer = worker.execute(self.device, self.command);
@@ -164,23 +177,23 @@ impl Worker<'_> {
         drop(worker);
         match answer {
             Ok(completion) => {
-                self.pool.see_off(self.number, log, ENDING);
+                self.pool.see_off(self.number, log, ending);
                 Ok(completion)
             }
             Err(error) if !error.may_have_run() => {
                 let completion = self.busy(Event::NotTaken, &error);
-                self.pool.see_off(self.number, log, ENDING);
+                self.pool.see_off(self.number, log, ending);
                 Ok(completion)
             }
             Err(_) => {
-                let hangs = begun.elapsed() >= ANSWER;
+                let hangs = begun.elapsed() >= longest;
                 let completion = Completion::check(SenseCode::LUN_COMMUNICATION_TIMEOUT);
                 let what = match hangs {
                     true => "its worker has not answered for a minute, and is left to finish",
                     false => "its worker ended without an answer",
                 };
                 self.tell(Event::Lost, &completion, &format_args!("{what}; it may have been run: {}", self.remedy()));
-                self.pool.see_off(self.number, log, if hangs { Duration::ZERO } else { MENDING });
+                self.pool.see_off(self.number, log, if hangs { Duration::ZERO } else { mending });
                 Ok(completion)
             }
         }
@@ -231,45 +244,4 @@ impl Worker<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::mpsc;
-
-    const NUMBER: Number = Number { major: 7, minor: 0 };
-
-    #[test]
-    fn a_device_without_commands_takes_no_memory() {
-        let pool = Pool::new(None);
-        for _ in 0..2 {
-            assert_eq!(pool.in_turn(NUMBER, || pool.turns().len()), Some(1));
-            assert!(pool.turns().is_empty());
-        }
-    }
-
-    #[test]
-    fn one_device_does_not_wait_for_another() {
-        let pool = Pool::new(None);
-        let (go, gone) = mpsc::channel::<()>();
-        std::thread::scope(|scope| {
-            let (begun, has_begun) = mpsc::channel();
-            let pool = &pool;
-            scope.spawn(move || {
-                pool.in_turn(NUMBER, || {
-                    begun.send(()).unwrap();
-                    gone.recv()
-                })
-            });
-            has_begun.recv().unwrap();
-            let other = Number { minor: 1, ..NUMBER };
-            assert_eq!(pool.in_turn(other, || 1), Some(1));
-            let same = scope.spawn(|| pool.in_turn(NUMBER, || 2));
-            while Arc::strong_count(&pool.turns()[&NUMBER]) < 3 {
-                std::thread::yield_now();
-            }
-            assert!(!same.is_finished());
-            go.send(()).unwrap();
-            assert_eq!(same.join().unwrap(), Some(2));
-        });
-        assert!(pool.turns().is_empty());
-    }
-}
+mod tests;

@@ -98,9 +98,9 @@ mod tests {
     fn many_devices_are_a_flood_and_forgotten() {
         let told = Told::new();
         let start = Instant::now();
-        let permitted = (0..10_000).filter(|minor| told.permits_at(device(*minor), Event::Lost, start)).count();
+        let permitted = (0..1000).filter(|minor| told.permits_at(device(*minor), Event::Lost, start)).count();
         assert_eq!(permitted, MOST_DEVICES);
-        assert!(told.permits_at(device(10_000), Event::Lost, start + PERIOD));
+        assert!(told.permits_at(device(1000), Event::Lost, start + PERIOD));
         assert_eq!(told.0.lock().unwrap().len(), 1);
     }
 }

@@ -1,0 +1,283 @@
+use super::*;
+use crate::link::{BUSY, LOG, ROOM, TOO_MANY, WORKER};
+use pr_helper::descriptor::{self, Passed};
+use pr_helper::serve_one;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
+use scsi_pr::{Cdb, CommandBuf};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc;
+use std::thread;
+
+const NUMBER: Number = Number { major: 7, minor: 0 };
+
+const LONG: Duration = Duration::from_secs(600);
+const SHORT: Duration = Duration::from_millis(50);
+
+const PATIENT: Patience = Patience { turn: LONG, beginning: LONG, answer: LONG, ending: LONG, mending: LONG };
+
+const LOST: Completion = Completion::CheckCondition(scsi_pr::Sense::fixed(SenseCode::LUN_COMMUNICATION_TIMEOUT));
+const BUSY_STATUS: Completion = Completion::Status(Status::BUSY);
+
+/// Any block device: nothing is done to it.
+fn block_device() -> Option<File> {
+    let mut names = ["loop0", "vda", "sda", "nvme0n1", "zram0"].into_iter();
+    let found = names.find_map(|name| File::open(format!("/dev/{name}")).ok());
+    if found.is_none() {
+        eprintln!("skipped: needs a block device");
+    }
+    found
+}
+
+fn command() -> CommandBuf {
+    let mut bytes = [0; 16];
+    (bytes[0], bytes[8]) = (0x5f, 0);
+    CommandBuf::new(Cdb::new(bytes).unwrap(), Vec::new()).unwrap()
+}
+
+/// The keeper's end of a link.
+struct Keeper(OwnedFd);
+
+/// What it was asked for.
+struct Asked {
+    task: Task,
+    socket: OwnedFd,
+    log: OwnedFd,
+}
+
+impl Keeper {
+    fn message(&self, kind: u8) -> (Vec<u8>, OwnedFd) {
+        let mut room = [0; ROOM];
+        match descriptor::receive(&self.0, &mut room, RecvFlags::empty()).unwrap() {
+            (length, Passed::One(descriptor)) if room[0] == kind => (room[1..length].to_vec(), descriptor),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn asked(&self) -> Asked {
+        let (_, log) = self.message(LOG);
+        let (task, socket) = self.message(WORKER);
+        Asked { task: Task::decode(&task).unwrap(), socket, log }
+    }
+}
+
+impl Asked {
+    fn answer(&self, number: i32) {
+        rustix::net::send(&self.socket, &number.to_ne_bytes(), SendFlags::NOSIGNAL).unwrap();
+    }
+
+    /// Serves one command with this answer.
+    fn serve(self, answer: impl Fn() -> Completion + Send + Sync + 'static) {
+        self.answer(0);
+        let Self { socket, log, .. } = self;
+        serve_one(socket, Arc::new(Answering(answer)));
+        drop(log);
+    }
+}
+
+struct Answering<F>(F);
+
+impl<F: Fn() -> Completion + Send + Sync> PrManager for Answering<F> {
+    fn execute(&self, _: BorrowedFd<'_>, _: Command<'_>) -> Result<Completion, Error> {
+        Ok((self.0)())
+    }
+}
+
+fn pool(patience: Patience) -> (Arc<Pool>, Keeper) {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let link = Arc::new(Link::new(ours).unwrap());
+    (Arc::new(Pool { patience, ..Pool::new(Some(link)) }), Keeper(theirs))
+}
+
+fn run(pool: &Arc<Pool>, device: &File) -> Completion {
+    Workers::new(pool, Duty::Block).execute(device.as_fd(), command().command()).unwrap()
+}
+
+#[test]
+fn what_the_worker_answers_is_the_answer() {
+    let Some(device) = block_device() else { return };
+    let (pool, keeper) = pool(PATIENT);
+    for answer in [Completion::Good(Vec::new()), Completion::check(SenseCode::NOT_READY), BUSY_STATUS] {
+        thread::scope(|scope| {
+            let answered = scope.spawn(|| run(&pool, &device));
+            let asked = keeper.asked();
+            assert_eq!((asked.task.duty, asked.task.uuid.as_str()), (Duty::Block, ""));
+            let worker = answer.clone();
+            asked.serve(move || worker.clone());
+            assert_eq!(answered.join().unwrap(), answer);
+        });
+    }
+    assert!(pool.left.lock().unwrap().is_empty() && pool.turns().is_empty());
+}
+
+#[test]
+fn who_gets_no_worker_is_to_try_again() {
+    let Some(device) = block_device() else { return };
+    let (pool, keeper) = pool(PATIENT);
+    for refusal in [BUSY, TOO_MANY, rustix::io::Errno::NOMEM.raw_os_error()] {
+        thread::scope(|scope| {
+            let answered = scope.spawn(|| run(&pool, &device));
+            keeper.asked().answer(refusal);
+            assert_eq!(answered.join().unwrap(), BUSY_STATUS);
+        });
+    }
+    // One that is started, and ends before it takes anything.
+    thread::scope(|scope| {
+        let answered = scope.spawn(|| run(&pool, &device));
+        keeper.asked().answer(0);
+        assert_eq!(answered.join().unwrap(), BUSY_STATUS);
+    });
+    // And one that ends with the keeper.
+    thread::scope(|scope| {
+        let answered = scope.spawn(|| run(&pool, &device));
+        let asked = keeper.asked();
+        drop(keeper);
+        drop(asked);
+        assert_eq!(answered.join().unwrap(), Completion::check(SenseCode::IO_PROCESS_TERMINATED));
+    });
+    assert!(!Workers::new(&pool, Duty::Block).is_connected());
+}
+
+#[test]
+fn a_worker_that_takes_nothing_in_time_gets_nothing_later() {
+    let Some(device) = block_device() else { return };
+    let (pool, keeper) = pool(Patience { beginning: SHORT, ending: SHORT, ..PATIENT });
+    thread::scope(|scope| {
+        let answered = scope.spawn(|| run(&pool, &device));
+        let asked = keeper.asked();
+        asked.answer(0);
+        assert_eq!(answered.join().unwrap(), BUSY_STATUS);
+        // It awakes now, and finds nobody.
+        let served = serve_one(asked.socket, Arc::new(Answering(|| panic!("it was given a command"))));
+        assert!(matches!(served, pr_helper::Served::Nothing));
+        assert_eq!(run(&pool, &device), BUSY_STATUS);
+    });
+}
+
+#[test]
+fn a_worker_that_hangs_is_left_and_its_device_busy_until_it_ends() {
+    let Some(device) = block_device() else { return };
+    let (pool, keeper) = pool(Patience { answer: SHORT, ..PATIENT });
+    let (go_on, going_on) = mpsc::channel::<()>();
+    let going_on = Mutex::new(going_on);
+    thread::scope(|scope| {
+        let answered = scope.spawn(|| run(&pool, &device));
+        let asked = keeper.asked();
+        let hanging = thread::spawn(move || {
+            asked.serve(move || {
+                let _ = going_on.lock().unwrap().recv();
+                Completion::Good(Vec::new())
+            });
+        });
+        assert_eq!(answered.join().unwrap(), LOST);
+        for _ in 0..3 {
+            // At once, and without asking the keeper.
+            assert_eq!(run(&pool, &device), BUSY_STATUS);
+        }
+        go_on.send(()).unwrap();
+        hanging.join().unwrap();
+        let answered = scope.spawn(|| run(&pool, &device));
+        keeper.asked().serve(|| Completion::Good(Vec::new()));
+        assert_eq!(answered.join().unwrap(), Completion::Good(Vec::new()));
+    });
+    assert!(pool.left.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_worker_that_dies_with_its_command_has_its_map_mended_first() {
+    let Some(device) = block_device() else { return };
+    let (pool, keeper) = pool(PATIENT);
+    thread::scope(|scope| {
+        let answered = scope.spawn(|| run(&pool, &device));
+        let Asked { socket, log, task: _ } = {
+            let asked = keeper.asked();
+            asked.answer(0);
+            asked
+        };
+        rustix::net::send(&socket, &[0, 0, 0, 1], SendFlags::empty()).unwrap();
+        // The handshake, the command, and no more.
+        let mut have = 0;
+        while have < 20 {
+            have += descriptor::receive(&socket, &mut [0; 20], RecvFlags::empty()).unwrap().0;
+        }
+        drop(socket);
+        rustix::io::write(&log, b"mended\n").unwrap();
+        thread::sleep(SHORT);
+        assert!(!answered.is_finished());
+        drop(log);
+        assert_eq!(answered.join().unwrap(), LOST);
+    });
+}
+
+#[test]
+fn who_waits_too_long_for_its_turn_is_to_try_again() {
+    let Some(device) = block_device() else { return };
+    let (pool, keeper) = pool(Patience { turn: SHORT, ..PATIENT });
+    thread::scope(|scope| {
+        let first = scope.spawn(|| run(&pool, &device));
+        let asked = keeper.asked();
+        assert_eq!(run(&pool, &device), BUSY_STATUS);
+        asked.serve(|| Completion::Good(Vec::new()));
+        assert_eq!(first.join().unwrap(), Completion::Good(Vec::new()));
+    });
+    assert!(pool.turns().is_empty());
+}
+
+#[test]
+fn what_is_no_block_device_is_handed_to_nobody() {
+    let (pool, _keeper) = pool(PATIENT);
+    let null = File::open("/dev/null").unwrap();
+    assert_eq!(run(&pool, &null), Completion::check(SenseCode::INVALID_OPCODE));
+    let cleaned = Workers::new(&pool, Duty::Multipath).execute(null.as_fd(), Command::cleanup()).unwrap();
+    assert_eq!(cleaned, Completion::Good(Vec::new()));
+}
+
+#[test]
+fn without_a_keeper_what_reads_may_have_another_way() {
+    let Some(device) = block_device() else { return };
+    let pool = Arc::new(Pool::new(None));
+    assert_eq!(run(&pool, &device), Completion::check(SenseCode::IO_PROCESS_TERMINATED));
+    let mut bytes = [0; 16];
+    (bytes[0], bytes[8]) = (0x5e, 8);
+    let read = CommandBuf::new(Cdb::new(bytes).unwrap(), Vec::new()).unwrap();
+    let workers = Workers::new(&pool, Duty::Multipath);
+    let error = workers.execute(device.as_fd(), read.command()).unwrap_err();
+    assert!(!error.may_have_run() && error.to_string().contains("start the helper as root"), "{error}");
+    assert!(!workers.is_connected());
+}
+
+#[test]
+fn a_device_without_commands_takes_no_memory() {
+    let pool = Pool::new(None);
+    for _ in 0..2 {
+        assert_eq!(pool.in_turn(NUMBER, || pool.turns().len()), Some(1));
+        assert!(pool.turns().is_empty());
+    }
+}
+
+#[test]
+fn one_device_does_not_wait_for_another() {
+    let pool = Pool::new(None);
+    let (go, gone) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let (begun, has_begun) = mpsc::channel();
+        let pool = &pool;
+        scope.spawn(move || {
+            pool.in_turn(NUMBER, || {
+                begun.send(()).unwrap();
+                gone.recv()
+            })
+        });
+        has_begun.recv().unwrap();
+        let other = Number { minor: 1, ..NUMBER };
+        assert_eq!(pool.in_turn(other, || 1), Some(1));
+        let same = scope.spawn(|| pool.in_turn(NUMBER, || 2));
+        while Arc::strong_count(&pool.turns()[&NUMBER]) < 3 {
+            thread::yield_now();
+        }
+        assert!(!same.is_finished());
+        go.send(()).unwrap();
+        assert_eq!(same.join().unwrap(), Some(2));
+    });
+    assert!(pool.turns().is_empty());
+}
