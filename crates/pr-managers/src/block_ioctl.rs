@@ -106,6 +106,7 @@ impl BlockIoctl {
 
 impl Default for BlockIoctl {
     /// With `/sys`.
+    #[inline]
     fn default() -> Self {
         Self::new(Sysfs::default())
     }

@@ -6,7 +6,6 @@
 
 mod sys;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -112,6 +111,7 @@ pub struct Sysfs {
 }
 
 impl Default for Sysfs {
+    #[inline]
     fn default() -> Self {
         Self::at("/sys")
     }
@@ -425,25 +425,26 @@ impl Directory {
 
     /// The whole disks and multipath maps at the bottom of the stack.
     fn over(&self) -> Result<Vec<String>, Untold> {
-        let mut found = BTreeSet::new();
+        let mut found = Vec::new();
         for slave in self.slaves()? {
             slave.walk(&mut found, DEEPEST)?;
         }
-        Ok(found.into_iter().collect())
+        Ok(found)
     }
 
-    fn walk(&self, found: &mut BTreeSet<String>, depth: usize) -> Result<(), Untold> {
+    /// Adds to `found`, which is in order and has each name once.
+    fn walk(&self, found: &mut Vec<String>, depth: usize) -> Result<(), Untold> {
         let depth = one_deeper(depth)?;
         if let Some(disk) = self.disk()? {
             return disk.walk(found, depth);
         }
         if self.attribute("dm/uuid")?.is_some_and(|uuid| is_multipath(&uuid)) {
-            found.insert(self.required("dm/name")?);
+            add(found, self.required("dm/name")?);
             return Ok(());
         }
         let slaves = self.slaves()?;
         if slaves.is_empty() {
-            found.insert(self.name());
+            add(found, self.name());
         }
         slaves.iter().try_for_each(|slave| slave.walk(found, depth))
     }
@@ -470,6 +471,12 @@ impl Directory {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(about(&path)(error)),
         }
+    }
+}
+
+fn add(names: &mut Vec<String>, name: String) {
+    if let Err(place) = names.binary_search(&name) {
+        names.insert(place, name);
     }
 }
 

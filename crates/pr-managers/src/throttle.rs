@@ -1,6 +1,5 @@
 //! Log lines that a client can cause at will are written now and then only.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,16 +7,17 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Throttle<K> {
     period: Duration,
-    permitted: Mutex<BTreeMap<K, Instant>>,
+    /// A list: it is short, and a map for each kind of key would be most of the program's code.
+    permitted: Mutex<Vec<(K, Instant)>>,
 }
 
 /// How many keys are remembered. While that many were permitted within one period, no other is: a flood is a flood
 /// whatever its keys.
 const MOST_KEYS: usize = 256;
 
-impl<K: Ord> Throttle<K> {
+impl<K: PartialEq> Throttle<K> {
     pub(crate) const fn new(period: Duration) -> Self {
-        Self { period, permitted: Mutex::new(BTreeMap::new()) }
+        Self { period, permitted: Mutex::new(Vec::new()) }
     }
 
     /// Whether an event with this key may pass now.
@@ -28,15 +28,21 @@ impl<K: Ord> Throttle<K> {
     fn permits_at(&self, key: K, now: Instant) -> bool {
         let recent = |then: Instant| now.saturating_duration_since(then) < self.period;
         let mut permitted = self.permitted.lock().unwrap_or_else(PoisonError::into_inner);
-        if permitted.get(&key).is_some_and(|then| recent(*then)) {
-            return false;
+        let known = permitted.iter().position(|(known, _)| *known == key);
+        if let Some(index) = known {
+            let (_, then) = &mut permitted[index];
+            let passes = !recent(*then);
+            if passes {
+                *then = now;
+            }
+            return passes;
         }
         if permitted.len() >= MOST_KEYS {
-            permitted.retain(|_, then| recent(*then));
+            permitted.retain(|(_, then)| recent(*then));
         }
         let room = permitted.len() < MOST_KEYS;
         if room {
-            permitted.insert(key, now);
+            permitted.push((key, now));
         }
         room
     }

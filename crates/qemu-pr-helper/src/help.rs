@@ -6,6 +6,8 @@ use crate::message::invoked_as;
 use crate::options::{DEFAULT_PID_FILE, DEFAULT_SOCKET};
 
 /// The text of `--help`.
+#[cold]
+#[inline(never)]
 pub(crate) fn help() -> String {
     let limits = Limits::default();
     format!(
@@ -45,6 +47,8 @@ A socket passed by systemd (LISTEN_FDS) is used in place of --socket.
 }
 
 /// The text of `--version`.
+#[cold]
+#[inline(never)]
 pub(crate) fn version() -> String {
     format!(
         "\

@@ -259,6 +259,7 @@ fn candidates(written: &str) -> Vec<(&'static str, Name)> {
 }
 
 /// getopt's own complaint, and where to look.
+#[cold]
 fn wrong(what: String) -> Message {
     let program = invoked_as();
     Message::new(format!("Try `{program} --help' for more information.")).preceded_by(format!("{program}: {what}"))

@@ -27,6 +27,8 @@ pub(crate) fn is_wanted() -> bool {
 }
 
 /// Is a worker, for one command. Its exit code tells the keeper whether there is anything to mend.
+#[cold]
+#[inline(never)]
 pub(crate) fn run() -> Result<()> {
     // A command is never broken off: a map may be suspended, or be between two registrations.
     let _ = SigSet::all().thread_block();

@@ -3,7 +3,6 @@
 mod log;
 mod told;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,7 +50,7 @@ pub(crate) struct Pool {
     /// `None` where there is no keeper.
     keeper: Option<Arc<Link>>,
     /// Of devices that have a command.
-    turns: Mutex<BTreeMap<Number, Arc<Turns>>>,
+    turns: Mutex<Vec<(Number, Arc<Turns>)>>,
     /// The logs of workers that were not seen to end.
     left: Mutex<Vec<(Number, Log)>>,
     told: Told,
@@ -116,19 +115,29 @@ impl Pool {
 
     /// Runs `act` when it is the turn of who asks for it, among those for the device; `None` when it did not come in time.
     fn in_turn<T>(&self, number: Number, act: impl FnOnce() -> T) -> Option<T> {
-        let turns = Arc::clone(self.turns().entry(number).or_default());
+        let turns = self.turns_of(number);
         let turn = turns.take(self.patience.turn);
         let result = turn.as_ref().map(|_| act());
         drop(turn);
         let mut all = self.turns();
         // Nobody else has it or waits for it: who would has to come by here.
         if Arc::strong_count(&turns) == 2 {
-            all.remove(&number);
+            all.retain(|(other, _)| *other != number);
         }
         result
     }
 
-    fn turns(&self) -> MutexGuard<'_, BTreeMap<Number, Arc<Turns>>> {
+    fn turns_of(&self, number: Number) -> Arc<Turns> {
+        let mut all = self.turns();
+        if let Some((_, turns)) = all.iter().find(|(other, _)| *other == number) {
+            return Arc::clone(turns);
+        }
+        let turns = Arc::default();
+        all.push((number, Arc::clone(&turns)));
+        turns
+    }
+
+    fn turns(&self) -> MutexGuard<'_, Vec<(Number, Arc<Turns>)>> {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -158,6 +167,8 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
+    #[cold]
+    #[inline(never)]
     fn run(&self, keeper: &Link) -> Result<Completion, Error> {
         if self.pool.has_left(self.number) {
             return Ok(self.busy(Event::Left, &NotStarted::Busy));

@@ -1,5 +1,6 @@
 use super::*;
 use rustix::fs::{Mode, OFlags, open};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;

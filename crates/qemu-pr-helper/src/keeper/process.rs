@@ -33,6 +33,8 @@ const PRIVILEGES: CapabilitySet = CapabilitySet::DAC_OVERRIDE
 const MOST_WORKERS: usize = 64;
 
 /// Is the keeper, until the helper and the last worker end.
+#[cold]
+#[inline(never)]
 pub(crate) fn run() -> Result<()> {
     // A signal to the group or the service is the helper's to act on; the keeper has work to do after it.
     let _ = SigSet::all().thread_block();

@@ -272,7 +272,7 @@ fn one_device_does_not_wait_for_another() {
         let other = Number { minor: 1, ..NUMBER };
         assert_eq!(pool.in_turn(other, || 1), Some(1));
         let same = scope.spawn(|| pool.in_turn(NUMBER, || 2));
-        while Arc::strong_count(&pool.turns()[&NUMBER]) < 3 {
+        while Arc::strong_count(&pool.turns_of(NUMBER)) < 4 {
             thread::yield_now();
         }
         assert!(!same.is_finished());

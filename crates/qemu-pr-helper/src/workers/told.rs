@@ -1,6 +1,5 @@
 //! What the log has been told of each device: what a guest can cause at will is told once a minute.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,11 +33,18 @@ const MOST_LINES: usize = 16;
 const MOST_DEVICES: usize = 256;
 
 /// What was told.
-pub(super) struct Told(Mutex<BTreeMap<Number, (Instant, Vec<Event>)>>);
+pub(super) struct Told(Mutex<Vec<Device>>);
+
+/// What was told of a device, since its period began.
+struct Device {
+    number: Number,
+    since: Instant,
+    told: Vec<Event>,
+}
 
 impl Told {
     pub(super) const fn new() -> Self {
-        Self(Mutex::new(BTreeMap::new()))
+        Self(Mutex::new(Vec::new()))
     }
 
     /// Whether this may be told now.
@@ -48,11 +54,15 @@ impl Told {
 
     fn permits_at(&self, number: Number, event: Event, now: Instant) -> bool {
         let mut devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        devices.retain(|_, (since, _)| now.saturating_duration_since(*since) < PERIOD);
-        if devices.len() >= MOST_DEVICES && !devices.contains_key(&number) {
-            return false;
+        devices.retain(|device| now.saturating_duration_since(device.since) < PERIOD);
+        let index = devices.iter().position(|device| device.number == number).unwrap_or(devices.len());
+        if index == devices.len() {
+            if index >= MOST_DEVICES {
+                return false;
+            }
+            devices.push(Device { number, since: now, told: Vec::new() });
         }
-        let (_, told) = devices.entry(number).or_insert_with(|| (now, Vec::new()));
+        let told = &mut devices[index].told;
         let is_line = |event: &Event| matches!(event, Event::Line(_));
         let full = is_line(&event) && told.iter().filter(|event| is_line(event)).count() >= MOST_LINES;
         let permitted = !full && !told.contains(&event);
