@@ -161,6 +161,15 @@ fn a_newer_database_is_refused() {
 }
 
 #[test]
+fn a_database_in_another_mode_is_refused() {
+    let place = Place::with_store("sqlite");
+    let other = rusqlite::Connection::open(place.path("store")).expect("a database");
+    other.pragma_update(None, "journal_mode", "DELETE").expect("another mode");
+    other.close().expect("closed");
+    place.refuses("sqlite", "another journal mode than WAL");
+}
+
+#[test]
 fn a_database_with_other_tables_is_refused() {
     let place = Place::with_store("sqlite");
     let other = rusqlite::Connection::open(place.path("store")).expect("a database");

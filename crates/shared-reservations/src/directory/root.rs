@@ -140,6 +140,8 @@ impl Root {
                 Err(errno) => return Err(errno.into()),
             }
         }
+        // Where the marker is, they are too, whatever happens.
+        fsync(&self.directory)?;
         let marker = New::write(self, format!("{TITLE}{FORMAT}\nid {}\n", unique()?).as_bytes())?;
         match linkat(&self.directory, &marker.name, &self.directory, MARKER, AtFlags::empty()) {
             // Somebody else was first.

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Error, ErrorCode, OpenFlags};
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, ffi};
 
 use super::CHECKPOINT;
 use crate::StoreError;
@@ -52,18 +52,18 @@ pub(super) fn read_failed(attempted: String, error: Error) -> StoreError {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::refused(attempted),
         // A value of another type than the tables have.
         None => StoreError::refused(attempted),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::contended(attempted),
+        Some(code) if is_busy(code) => StoreError::contended(attempted),
         Some(_) => StoreError::unavailable(attempted),
     };
     explain(store_error, error)
 }
 
-/// A change that failed. Only what SQLite says before it writes the last byte of a change to the log is sure not to have
-/// changed anything; what fails then or later may come to light when the log is read after a crash.
+/// A change that failed. Only what SQLite says before the last byte of a change is in the log is sure not to have changed
+/// anything; what fails then or later, as fdatasync(2) does, may come to light when the log is read after a crash.
 pub(super) fn write_failed(attempted: String, error: Error) -> StoreError {
     let store_error = match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::refused(attempted),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::contended(attempted),
+        Some(code) if is_busy(code) => StoreError::contended(attempted),
         Some(
             ErrorCode::DiskFull
             | ErrorCode::ReadOnly
@@ -72,17 +72,27 @@ pub(super) fn write_failed(attempted: String, error: Error) -> StoreError {
             | ErrorCode::TooBig
             | ErrorCode::ConstraintViolation,
         ) => StoreError::unavailable(attempted),
+        // Such a change is not whole in the log.
+        Some(ErrorCode::SystemIoFailure) if is_read_or_write(&error) => StoreError::unavailable(attempted),
         _ => StoreError::outcome_unknown(attempted),
     };
     explain(store_error, error)
 }
 
+/// Whether others kept SQLite from beginning.
+fn is_busy(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed)
+}
+
+fn is_read_or_write(error: &Error) -> bool {
+    const CODES: [i32; 3] = [ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_SHORT_READ, ffi::SQLITE_IOERR_WRITE];
+    error.sqlite_error().is_some_and(|error| CODES.contains(&error.extended_code))
+}
+
 fn explain(store_error: StoreError, error: Error) -> StoreError {
     let remedy = match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) | None => "put back a copy of it from before",
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            "look for a process that stands still while it uses the database"
-        }
+        Some(code) if is_busy(code) => "look for a process that stands still while it uses the database",
         Some(ErrorCode::DiskFull) => "make room on its file system",
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
             "let this process write the database and the directory that it is in"

@@ -37,7 +37,11 @@ impl Database {
     pub(super) fn open(path: &Path, id: Option<&str>) -> Result<Self, StoreError> {
         let attempted = || format!("open the SQLite store {}", path.display());
         let paths = Paths::of(path);
+        let unavailable = |error| StoreError::unavailable(attempted()).because(error);
         let examined = file::examine(path)?;
+        // Whoever made the database may have died before its name was durable. It comes first: a log without a database
+        // would be taken for the rest of one that was removed.
+        file::sync_directory(path).map_err(unavailable)?;
         let writer = connection::open(path).map_err(|error| read_failed(attempted(), error))?;
         if writer.is_readonly("main").map_err(|error| read_failed(attempted(), error))? {
             return Err(StoreError::unavailable(attempted())
@@ -54,9 +58,7 @@ impl Database {
                 .because("another database came to its place")
                 .remedy("put back the one that was there, or restart to go on with the other one"));
         }
-        // That has opened the log, so its entry in the directory can be made to last, and the database's with it: who made
-        // them may have died before that.
-        let unavailable = |error| StoreError::unavailable(attempted()).because(error);
+        // That has opened the log. Its name becomes durable too, whoever made it.
         file::sync_directory(path).map_err(unavailable)?;
         let files = Files::at(&paths).map_err(unavailable)?;
         if files.main != examined {
@@ -87,7 +89,7 @@ impl Database {
         match found.map_err(|error| read_failed(attempted(), error))?.as_str() {
             "ok" => Ok(()),
             damage => Err(StoreError::refused(attempted())
-                .because(format!("it is damaged: {damage}"))
+                .because(format!("it is damaged: {}", damage.replace('\n', ", ")))
                 .remedy("put back a copy of it from before")),
         }
     }

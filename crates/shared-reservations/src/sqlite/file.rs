@@ -142,7 +142,9 @@ fn make(new: &Path, path: &Path) -> Result<(), Box<dyn std::error::Error + Send 
     connection.execute("INSERT INTO store (id) VALUES (?1)", [unique()?])?;
     set_log(&connection)?;
     connection.close().map_err(|(_, error)| error)?;
-    File::open(new)?.sync_all()?;
+    let file = File::open(new)?;
+    file.sync_all()?;
+    check_header(&file, || format!("make the SQLite store {}", new.display()))?;
     match renameat_with(CWD, new, CWD, path, RenameFlags::NOREPLACE) {
         // Somebody else was first.
         Err(Errno::EXIST) => {}
@@ -157,7 +159,7 @@ fn make(new: &Path, path: &Path) -> Result<(), Box<dyn std::error::Error + Send 
     Ok(())
 }
 
-/// Has changes appended to a log, by everyone who opens the database from now on.
+/// Has changes appended to a log, by everyone who opens the database from now on. Whether that was kept, the header says.
 fn set_log(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| {
         let mode: String = row.get(0)?;
@@ -227,11 +229,20 @@ fn check_header(file: &File, attempted: impl Fn() -> String) -> Result<(), Store
         return Err(foreign(attempted(), "it is the database of another program"));
     }
     match number(60) {
-        FORMAT => Ok(()),
-        format => Err(StoreError::refused(attempted())
-            .because(format!("it has format {format}, and this program knows only format {FORMAT}"))
-            .remedy("use the version of this program that made it, or a later one")),
+        FORMAT => {}
+        format => {
+            return Err(StoreError::refused(attempted())
+                .because(format!("it has format {format}, and this program knows only format {FORMAT}"))
+                .remedy("use the version of this program that made it, or a later one"));
+        }
     }
+    // The versions to write and to read it.
+    if header[18..20] != [2, 2] {
+        return Err(StoreError::refused(attempted())
+            .because("somebody has set another journal mode than WAL")
+            .remedy("set it back: sqlite3 DATABASE 'PRAGMA journal_mode = WAL'"));
+    }
+    Ok(())
 }
 
 fn foreign(attempted: String, reason: &'static str) -> StoreError {
