@@ -136,7 +136,9 @@ fn it_says_what_it_keeps_and_that_it_stops_no_writes() {
     let machine = Machine::new(&place, &socket);
     assert_eq!(machine.out(&register(0, 1)), good());
     let log = server.log();
-    for part in ["memory:", "initiator vm1 at ", "nobody is kept from writing", "REGISTER", "initiator{name=vm1}"] {
+    for part in
+        ["memory:", "initiator vm1 at ", "nobody is kept from writing", "REGISTER", "disk.img", "initiator{name=vm1}"]
+    {
         assert!(log.contains(part), "{part}: {log}");
     }
     let quiet = place.serve("memory:").arg("--quiet").listen("vm1", place.path("q")).start();

@@ -4,15 +4,17 @@ mod counters;
 mod sys;
 
 use std::fmt;
+use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::FileType;
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, event};
 
-use crate::device::Device;
+use crate::device::{Device, Kind};
 use crate::throttle::Budget;
 pub use counters::{Counters, Counts};
 
@@ -166,6 +168,14 @@ struct Named<'a>(BorrowedFd<'a>);
 impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match Device::of(self.0) {
+            Ok(device) if *device.kind() == Kind::NotADevice(FileType::RegularFile) => {
+                // One file is told from another by its name alone, which the kernel knows without asking the file system. It
+                // is quoted because it is a client's text.
+                match fs::read_link(format!("/proc/self/fd/{}", self.0.as_raw_fd())) {
+                    Ok(path) => write!(f, "the file {path:?}"),
+                    Err(_) => device.fmt(f),
+                }
+            }
             Ok(device) => device.fmt(f),
             Err(error) => write!(f, "a descriptor of which is not known what it is ({error})"),
         }

@@ -160,3 +160,13 @@ fn the_probes_are_in_the_binary() {
         assert!(binary.windows(note.len()).any(|bytes| bytes == note), "{name}");
     }
 }
+
+#[test]
+fn a_file_is_called_by_its_path() {
+    let file = tempfile::Builder::new().prefix("a\nb").tempfile().unwrap();
+    let log = Log::at(Level::INFO);
+    log.during(|| observed(Recorder::good()).execute(file.as_fd(), reserve_out(0, &keys(0, 1))).unwrap());
+    let [event] = &log.events()[..] else { panic!("one line is expected") };
+    let path = format!("on the file {:?} by", file.path());
+    assert!(event.message.contains(&path) && !event.message.contains('\n'), "{}", event.message);
+}
