@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use rules::history::{Act, Mix, Step, World, histories};
+use rules::history::{Act, Event, Mix, Step, World, histories};
 use rules::{Answer, Done, Model, WAYS, access};
 use scsi_pr::{Access, Cdb, Command, Completion, Nexus, Reservations, SenseCode, SenseKey, Status, TransportId};
 
@@ -71,7 +71,7 @@ impl Pair {
                 let outcome = self.reservations.execute(&self.nexuses[*from], command);
                 (done, outcome.completion, outcome.aborted, outcome.changed)
             }
-            Act::Spc2 { from, reserve } => {
+            Act::Event(Event::Spc2 { from, reserve }) => {
                 let done = self.model.spc2(&self.world.nexuses[*from], *reserve);
                 let nexus = &self.nexuses[*from];
                 let completion = match (self.reservations.take_unit_attention(nexus), reserve) {
@@ -81,15 +81,15 @@ impl Pair {
                 };
                 (done, completion, Vec::new(), true)
             }
-            Act::NexusLoss(from) => {
+            Act::Event(Event::NexusLoss(from)) => {
                 self.reservations.lose_nexus(&self.nexuses[*from]);
                 (self.model.lose_nexus(&self.world.nexuses[*from]), good, Vec::new(), true)
             }
-            Act::Reset => {
+            Act::Event(Event::Reset) => {
                 self.reservations.reset();
                 (self.model.reset(), good, Vec::new(), true)
             }
-            Act::PowerLoss => {
+            Act::Event(Event::PowerLoss) => {
                 self.reservations.lose_power();
                 (self.model.lose_power(), good, Vec::new(), true)
             }

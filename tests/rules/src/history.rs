@@ -55,6 +55,8 @@ pub enum Spoiled {
     Protocol,
     /// The length of the TransportIDs is 4 too great.
     InnerLength,
+    /// A TransportID is of an iSCSI node, and of none of its ports.
+    Node,
 }
 
 /// A PERSISTENT RESERVE OUT, by what is meant.
@@ -92,19 +94,8 @@ pub enum Step {
     },
     /// PERSISTENT RESERVE OUT.
     Out(Out),
-    /// RESERVE or RELEASE of SPC-2.
-    Spc2 {
-        /// Which nexus.
-        from: usize,
-        /// RESERVE.
-        reserve: bool,
-    },
-    /// The loss of a nexus.
-    NexusLoss(usize),
-    /// A reset of the unit.
-    Reset,
-    /// The unit's power goes off and on.
-    PowerLoss,
+    /// Anything else.
+    Event(Event),
 }
 
 /// A step in bytes.
@@ -119,6 +110,13 @@ pub enum Act {
         /// The parameter list.
         list: Vec<u8>,
     },
+    /// Anything else.
+    Event(Event),
+}
+
+/// What else happens to a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
     /// RESERVE or RELEASE of SPC-2.
     Spc2 {
         /// Which nexus.
@@ -166,10 +164,11 @@ impl World {
                 Act::Command { from: from % count, cdb, list: Vec::new() }
             }
             Step::Out(out) => self.out(out, model),
-            Step::Spc2 { from, reserve } => Act::Spc2 { from: from % count, reserve: *reserve },
-            Step::NexusLoss(from) => Act::NexusLoss(from % count),
-            Step::Reset => Act::Reset,
-            Step::PowerLoss => Act::PowerLoss,
+            Step::Event(event) => Act::Event(match *event {
+                Event::Spc2 { from, reserve } => Event::Spc2 { from: from % count, reserve },
+                Event::NexusLoss(from) => Event::NexusLoss(from % count),
+                event => event,
+            }),
         }
     }
 
@@ -192,8 +191,10 @@ impl World {
             (Kind::Same, None) => 5,
         };
         let mut ids: Vec<Vec<u8>> = out.listed.iter().map(|index| nexus(*index).initiator.clone()).collect();
-        if let (Spoiled::Protocol, Some(id)) = (out.spoiled, ids.first_mut()) {
-            id[0] = 0x0f;
+        match (out.spoiled, ids.first_mut()) {
+            (Spoiled::Protocol, Some(id)) => id[0] = 0x0f,
+            (Spoiled::Node, Some(id)) => *id = [&[5, 0, 0, 20][..], b"iqn.2026-11.rules:0\0"].concat(),
+            _ => {}
         }
         let more = if matches!(out.spoiled, Spoiled::InnerLength) { 4 } else { 0 };
         let mut list = Vec::new();
@@ -255,10 +256,11 @@ fn steps(mix: Mix) -> impl Strategy<Value = Step> {
     prop_oneof![
         150 => reads(mix),
         850 => outs().prop_map(Step::Out),
-        mix.spc2 => (from(), prop::bool::weighted(0.6)).prop_map(|(from, reserve)| Step::Spc2 { from, reserve }),
-        losses => from().prop_map(Step::NexusLoss),
-        losses => Just(Step::Reset),
-        losses => Just(Step::PowerLoss),
+        mix.spc2 => (from(), prop::bool::weighted(0.6))
+            .prop_map(|(from, reserve)| Step::Event(Event::Spc2 { from, reserve })),
+        losses => from().prop_map(|from| Step::Event(Event::NexusLoss(from))),
+        losses => Just(Step::Event(Event::Reset)),
+        losses => Just(Step::Event(Event::PowerLoss)),
     ]
 }
 
@@ -281,7 +283,8 @@ fn outs() -> impl Strategy<Value = Out> {
         9 => Just(5u8),
         12 => Just(6u8),
         10 => Just(7u8),
-        1 => 8..32u8,
+        1 => Just(8u8),
+        1 => 9..32u8,
     ];
     (any::<u8>(), action).prop_flat_map(|(from, action)| {
         let kind = prop_oneof![
@@ -309,7 +312,7 @@ fn outs() -> impl Strategy<Value = Out> {
             }
             6 => prop_oneof![10 => Just(0u8), 2 => Just(1u8), 3 => Just(4u8), 1 => Just(8u8)].boxed(),
             // UNREG, APTPL; and a target port that does not exist.
-            7 => prop_oneof![4 => 0..4u8, 1 => Just(0x80_u8)].boxed(),
+            7 => prop_oneof![3 => 0..4u8, 1 => Just(0x80_u8)].boxed(),
             _ => prop_oneof![30 => Just(0u8), 1 => Just(1u8), 1 => Just(4u8), 1 => Just(8u8)].boxed(),
         };
         let listed = prop::collection::vec(any::<u8>().prop_map(usize::from), 0..3);
@@ -319,6 +322,7 @@ fn outs() -> impl Strategy<Value = Out> {
             1 => (0..80u16).prop_map(Spoiled::Length),
             1 => Just(Spoiled::Protocol),
             1 => Just(Spoiled::InnerLength),
+            1 => Just(Spoiled::Node),
         ];
         (kind, key, service_action_key, flags, listed, spoiled).prop_map(
             move |(kind, key, service_action_key, flags, listed, spoiled)| Out {
@@ -346,11 +350,11 @@ impl fmt::Debug for Act {
                 write!(f, "{from}: {}", action_name(cdb))?;
                 write!(f, " cdb {} list {}", hexadecimal(&cdb[..10]), hexadecimal(list))
             }
-            Self::Spc2 { from, reserve: true } => write!(f, "{from}: SPC-2 RESERVE"),
-            Self::Spc2 { from, reserve: false } => write!(f, "{from}: SPC-2 RELEASE"),
-            Self::NexusLoss(from) => write!(f, "{from}: nexus loss"),
-            Self::Reset => f.write_str("reset"),
-            Self::PowerLoss => f.write_str("power loss"),
+            Self::Event(Event::Spc2 { from, reserve: true }) => write!(f, "{from}: SPC-2 RESERVE"),
+            Self::Event(Event::Spc2 { from, reserve: false }) => write!(f, "{from}: SPC-2 RELEASE"),
+            Self::Event(Event::NexusLoss(from)) => write!(f, "{from}: nexus loss"),
+            Self::Event(Event::Reset) => f.write_str("reset"),
+            Self::Event(Event::PowerLoss) => f.write_str("power loss"),
         }
     }
 }

@@ -18,6 +18,6 @@ mod list;
 mod model;
 mod ways;
 
-pub use list::transport_id;
+pub use list::{transport_id, transport_ids};
 pub use model::{Answer, Done, Holding, Model, Nexus, Registrant};
 pub use ways::{WAYS, Way};

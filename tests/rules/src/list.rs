@@ -43,7 +43,7 @@ pub(crate) fn number(bytes: &[u8]) -> u64 {
 }
 
 /// The TransportIDs that fill `bytes`, each in its plainest form; `None` when one is malformed.
-pub(crate) fn transport_ids(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+pub fn transport_ids(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut ids = Vec::new();
     let mut at = 0;
     while at < bytes.len() {

@@ -98,6 +98,11 @@ fn is_all_registrants(kind: u8) -> bool {
     kind == 7 || kind == 8
 }
 
+/// Whether only the node of an iSCSI initiator is named, and none of its ports (7.6.4.6: this may be refused).
+fn names_a_node(nexus: &Nexus) -> bool {
+    nexus.initiator[0] == 0x05
+}
+
 fn done(answer: Answer, way: Way) -> Done {
     Done { answer, aborted: Vec::new(), way }
 }
@@ -325,6 +330,9 @@ impl Model {
                 listed.push(Nexus { initiator: initiator.clone(), target_port: *port });
             }
         }
+        if listed.iter().any(names_a_node) {
+            return done(INVALID_FIELD_IN_PARAMETER_LIST, ways::SPEC_I_PT_NODE);
+        }
         if listed.iter().any(|one| self.key_of(one).is_some()) {
             return done(INVALID_FIELD_IN_PARAMETER_LIST, ways::SPEC_I_PT_KNOWN);
         }
@@ -499,6 +507,9 @@ impl Model {
             return done(INVALID_FIELD_IN_PARAMETER_LIST, ways::MOVE_TO_ITSELF);
         }
         let destination = Nexus { initiator, target_port: list.move_target_port() };
+        if names_a_node(&destination) {
+            return done(INVALID_FIELD_IN_PARAMETER_LIST, ways::MOVE_TO_NODE);
+        }
         if !self.target_ports.contains(&destination.target_port) {
             return done(INVALID_FIELD_IN_PARAMETER_LIST, ways::MOVE_TO_NO_PORT);
         }

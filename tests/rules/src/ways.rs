@@ -36,6 +36,7 @@ ways! {
     SPEC_I_PT_MALFORMED = "REGISTER: SPEC_I_PT, malformed";
     SPEC_I_PT_REGISTERED = "REGISTER: SPEC_I_PT, already registered";
     SPEC_I_PT_KNOWN = "REGISTER: SPEC_I_PT, one of the listed is registered";
+    SPEC_I_PT_NODE = "REGISTER: SPEC_I_PT, an iSCSI node without a port";
     SPEC_I_PT_REGISTERS = "REGISTER: SPEC_I_PT registers";
     IGNORE_NOTHING = "REGISTER AND IGNORE: not registered, no key";
     IGNORE_REGISTER = "REGISTER AND IGNORE: a new registrant";
@@ -77,6 +78,7 @@ ways! {
     MOVE_MALFORMED = "REGISTER AND MOVE: malformed TransportID";
     MOVE_TO_ITSELF = "REGISTER AND MOVE: to the sender's own port";
     MOVE_TO_NO_PORT = "REGISTER AND MOVE: to a target port that does not exist";
+    MOVE_TO_NODE = "REGISTER AND MOVE: to an iSCSI node without a port";
     REPLACE_NOTHING_LOST = "REPLACE LOST RESERVATION: nothing is lost";
     NEXUS_LOSS = "nexus loss";
     RESET = "reset";

@@ -1,4 +1,4 @@
-//! Unit attentions: whom which event tells what, once, and before anything else (5.12, SAM-5 5.14).
+//! Unit attentions: whom which event tells what, once, and before anything else (5.13, SAM-5 5.14).
 
 use scsi_pr::{Completion, ReserveInAction, SenseCode};
 

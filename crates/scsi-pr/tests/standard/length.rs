@@ -20,7 +20,18 @@ fn action(step: Step, action: u8) -> Step {
     changed(step, |cdb, _| cdb[1] = action)
 }
 
+/// The TransportID of an iSCSI node in place of another.
+fn to_iscsi_node(step: Step) -> Step {
+    changed(step, |_, list| {
+        list.truncate(list.len() - 24);
+        list.extend(b"\x05\0\0\x14iqn.2026-11.rules:0\0");
+    })
+}
+
 rows! {
+    move_to_an_iscsi_node_without_a_port:
+        [register(A, NONE, KEY_A), reserve(A, KEY_A, WE)], to_iscsi_node(moving(A, KEY_A, KEY_B, B))
+        => BAD_LIST, ONE, One(WE, A), [];
     no_list: [], resized(register(A, NONE, KEY_A), 0) => LENGTH_ERROR, [], Nobody, [];
     a_short_list: [], resized(register(A, NONE, KEY_A), 23) => LENGTH_ERROR, [], Nobody, [];
     a_long_list: [], resized(register(A, NONE, KEY_A), 25) => LENGTH_ERROR, [], Nobody, [];
@@ -45,6 +56,8 @@ rows! {
         [], changed(register_for(A, NONE, KEY_A, &[B, C]), |_, list| list[52] = 0x0f) => BAD_LIST, [], Nobody, [];
     spec_i_pt_that_is_malformed_with_the_wrong_key:
         [], changed(register_for(A, OTHER, KEY_A, &[B]), |_, list| list[28] = 0x0f) => CONFLICT, [], Nobody, [];
+    spec_i_pt_with_an_iscsi_node_without_a_port:
+        [], to_iscsi_node(register_for(A, NONE, KEY_A, &[B])) => BAD_LIST, [], Nobody, [];
     spec_i_pt_may_name_the_same_twice:
         [], register_for(A, NONE, KEY_A, &[B, B]) => COUNTED, [(A, KEY_A), (B, KEY_A)], Nobody, [];
     spec_i_pt_may_name_the_sender: [], register_for(A, NONE, KEY_A, &[A, B]) => COUNTED, [(A, KEY_A), (B, KEY_A)], Nobody, [];

@@ -1,4 +1,4 @@
-//! What survives: APTPL, loss of power, resets, loss of a nexus; and PRGENERATION (5.12.5, 6.15.2).
+//! What survives: APTPL, loss of power, resets, loss of a nexus; and PRGENERATION (5.13.5, 6.15.2).
 
 use scsi_pr::{Completion, Generation, ReserveInAction, SenseCode, SenseKey};
 

@@ -1,4 +1,4 @@
-//! REGISTER AND MOVE (table 70, 5.12.8).
+//! REGISTER AND MOVE (table 70, 5.13.8).
 
 use scsi_pr::{Key, Type};
 

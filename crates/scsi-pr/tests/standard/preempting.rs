@@ -1,4 +1,4 @@
-//! PREEMPT and PREEMPT AND ABORT (table 72, 5.12.11.4, 5.12.11.5).
+//! PREEMPT and PREEMPT AND ABORT (table 72, 5.13.11.2.4 to 5.13.11.2.6).
 
 use scsi_pr::{Key, ScopeType, Type};
 

@@ -1,5 +1,5 @@
 //! REGISTER (table 67), REGISTER AND IGNORE EXISTING KEY (table 68), SPEC_I_PT, ALL_TG_PT (6.16.3), and what becomes of a
-//! reservation whose holder leaves (5.12.11.3).
+//! reservation whose holder leaves (5.13.11.2.3).
 
 use scsi_pr::{Key, Reservations};
 
@@ -96,7 +96,7 @@ mod all_target_ports {
     }
 }
 
-/// 5.12.11.3.
+/// 5.13.11.2.3.
 mod leaving {
     use super::*;
 

@@ -1,4 +1,4 @@
-//! RESERVE and RELEASE of SPC-2 beside persistent reservations (SPC-2 5.5.1, SPC-4 5.12.3).
+//! RESERVE and RELEASE of SPC-2 beside persistent reservations (SPC-2 5.5.1, SPC-4 5.13.3).
 
 use scsi_pr::{Access, Completion, ReserveInAction, Status};
 
