@@ -2,8 +2,9 @@
 //!
 //! Told from statx(2), fcntl(2) and sysfs. Nothing is opened but files of sysfs (and, without access to it, the file behind
 //! a loop device), nothing is sent to a device, and nothing is guessed: what has no identity of its own is refused, until
-//! the administrator gives it a name (`--unit=NAME=PATH`, [`Naming`]). Identities are read anew for every command, so a
-//! device number that now belongs to another disk, or a logical unit that was mapped anew, is never taken for the old one.
+//! the administrator gives it a name (`--unit=NAME=PATH`, [`Naming`]), which it then has by every way that leads to it.
+//! Identities are read anew for every command, so a device number that now belongs to another disk, or a logical unit that
+//! was mapped anew, is never taken for the old one.
 //!
 //! | what | identifier | known | stays |
 //! | --- | --- | --- | --- |
@@ -26,13 +27,16 @@
 //!
 //! The file system of a regular file is identified by
 //!
-//! 1. the block device that it is on, where this table identifies that one. Inode numbers of such file systems are on the
-//!    disk, also those of the cluster file systems GFS2 and OCFS2: what is known of the disk everywhere makes its files
-//!    known everywhere;
-//! 2. else, for ext2/3/4, Btrfs, ZFS and CephFS, `fsid.…`: `f_fsid` of statfs(2), which they make of their UUID. This host
+//! 1. for ext2/3/4, XFS, F2FS, GFS2 and OCFS2, whose inode numbers are on the disk: the block device that it is on, where
+//!    this table identifies that one. What is known of the disk everywhere makes its files known everywhere, also to the
+//!    hosts of a cluster file system;
+//! 2. else, for ext2/3/4, Btrfs, ZFS and CephFS: `fsid.…`, `f_fsid` of statfs(2), which they make of their UUID. This host
 //!    only, because the UUID goes along when a host's disk is copied;
-//! 3. else `dev.MAJOR:MINOR`, its device number: this host only, and *not stable*: it may be another one after a restart of
-//!    the host or a new mount. So are NFS, CIFS, FUSE, overlay file systems, tmpfs, and XFS on a disk without identity.
+//! 3. else, for those of 1. and for file systems that are on no block device: `dev.MAJOR:MINOR`, its device number. This host
+//!    only, and *not stable*: it may be another one after a restart of the host or a new mount. So are NFS, CIFS, FUSE,
+//!    overlay file systems, tmpfs, and XFS on a disk without identity.
+//!
+//! Files of any other file system on a block device are refused: FAT, for one, makes inode numbers up when a file is opened.
 //!
 //! A store that several hosts share takes only what is known everywhere: an identifier that two hosts may understand
 //! differently would give one disk two truths, or two disks one. A file that is replaced (`mv new.img disk.img`) is another

@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::*;
 use scsi_pr::{Command, Completion, Key, PrManager, Reservations, SenseCode, Status};
 use shared_reservations::{
-    Fault, Loaded, MemoryStore, SharedReservations, Store, StoreError, Swap, UnitId, Units, Version,
+    Fault, Loaded, MemoryStore, SharedReservations, Store, StoreError, Swap, UnitId, Units, Version, open,
 };
 
 /// A store that fails when it is told to, and counts what is written to it.
@@ -84,25 +84,28 @@ fn two_initiators_share_a_disk() {
     assert_eq!(disk.registered(&one), [Key(2)]);
 }
 
+/// Another process, or one on another host, has its own everything but the store's place and the name.
 #[test]
 fn an_initiator_that_moves_stays_itself() {
-    let disk = Disk::new();
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let (here, other) = (disk.manager(&store, "vm"), disk.manager(&store, "other"));
-    assert_eq!(disk.run(&here, &register(7)), GOOD);
-    assert_eq!(disk.run(&here, &reserve_out(RESERVE, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, keys(7, 0))), GOOD);
-    // Another process on another host has its own everything but the store and the name.
-    let there = SharedReservations::new(Arc::clone(&store), Units::default(), "vm".parse().unwrap());
-    assert_eq!(there.nexus(), here.nexus());
-    assert_eq!(disk.run(&other, &register(8)), GOOD);
-    let release = reserve_out(2, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, keys(7, 0));
-    // The host that it left forgets it; that is not to take its registration away.
-    assert_eq!(here.execute(disk.image.as_file().as_fd(), Command::cleanup()).unwrap(), GOOD);
-    assert_eq!(disk.run(&there, &release), GOOD);
-    let told = Completion::check(SenseCode::RESERVATIONS_RELEASED);
-    assert_eq!(disk.run(&other, &register(8)), told);
-    // The other disk of the same initiator is another matter.
-    assert_eq!(Disk::new().registered(&there), []);
+    for kind in ["sqlite", "dir"] {
+        let (disk, place) = (Disk::new(), tempfile::tempdir().unwrap());
+        let open = || open(&format!("{kind}:{}", place.path().join("store").display())).unwrap();
+        let (source, destination) = (open(), open());
+        let (here, other) = (disk.manager(&source, "vm"), disk.manager(&destination, "other"));
+        assert_eq!(disk.run(&here, &register(7)), GOOD);
+        assert_eq!(disk.run(&here, &reserve_out(RESERVE, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, keys(7, 0))), GOOD);
+        let there = SharedReservations::new(destination, Units::default(), "vm".parse().unwrap());
+        assert_eq!(there.nexus(), here.nexus());
+        assert_eq!(disk.run(&other, &register(8)), GOOD);
+        // The host that it left forgets it; that is not to take its registration away.
+        assert_eq!(here.execute(disk.image.as_file().as_fd(), Command::cleanup()).unwrap(), GOOD);
+        let release = reserve_out(RELEASE, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, keys(7, 0));
+        assert_eq!(disk.run(&there, &release), GOOD);
+        let told = Completion::check(SenseCode::RESERVATIONS_RELEASED);
+        assert_eq!(disk.run(&other, &register(8)), told);
+        // What it has registered with one disk, it has not with another.
+        assert_eq!(Disk::new().registered(&there), []);
+    }
 }
 
 #[test]

@@ -40,10 +40,10 @@ impl Sysfs {
     /// The SCSI generic device with this number: the same as the disk. `None` when it is another character device.
     pub(super) fn generic(&self, number: Number) -> Option<Told> {
         let directory = Directory::at(&self.root.join("dev/char").join(number.to_string()));
-        if let Ok(directory) = &directory
-            && !directory.is_of_class("scsi_generic")
-        {
-            return None;
+        match &directory {
+            Ok(directory) if directory.is_of_class("scsi_generic") => {}
+            Err(Untold::ForNow(_)) => {}
+            _ => return None,
         }
         Some(Self::told(number, directory, scsi))
     }

@@ -58,6 +58,10 @@ fn on(stat: &Statx) -> Number {
 }
 
 // From Linux `include/uapi/linux/magic.h`, and of OpenZFS.
+const OVERLAY: u64 = 0x794c_7630;
+const F2FS: u64 = 0xf2f5_2010;
+const GFS2: u64 = 0x0116_1970;
+const OCFS2: u64 = 0x7461_636f;
 const EXT: u64 = 0xef53;
 const BTRFS: u64 = 0x9123_683e;
 const XFS: u64 = 0x5846_5342;
@@ -68,10 +72,12 @@ impl FileSystem {
     /// The one that the file is on.
     pub(super) fn of(walk: Walk<'_>, descriptor: BorrowedFd<'_>, stat: &Statx) -> Result<Self, Untold> {
         let number = on(stat);
-        let device = match number.major {
-            // The file systems that are on no block device.
-            0 => None,
-            _ => match walk.block(number) {
+        // The widths of the type differ between architectures; magic numbers have 32 bits.
+        let magic = fstatfs(descriptor).map_err(failed)?.f_type as u64 & 0xffff_ffff;
+        let device = match (number.major, magic) {
+            // On no block device; or on whatever the layers are on.
+            (0, _) | (_, OVERLAY) => None,
+            (_, EXT | XFS | F2FS | GFS2 | OCFS2) => match walk.block(number) {
                 Ok(unit) => Some(unit),
                 // It will never have one.
                 Err(Untold::Nothing(_)) => None,
@@ -81,9 +87,13 @@ impl FileSystem {
                 }
                 Err(for_now) => return Err(for_now),
             },
+            // FAT, for one, makes numbers up when a file is opened.
+            _ => {
+                let reason =
+                    format!("the inode numbers of its file system (type {magic:#x}) may not be those of its disk");
+                return Err(Untold::Because(reason));
+            }
         };
-        // The widths of the type differ between architectures; magic numbers have 32 bits.
-        let magic = fstatfs(descriptor).map_err(failed)?.f_type as u64 & 0xffff_ffff;
         let births = matches!(magic, EXT | BTRFS | XFS);
         if let Some(unit) = device {
             return Ok(Self { unit, births });

@@ -1,19 +1,23 @@
 //! Names that an administrator gives to units.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, open, statx};
 
-use super::UnitId;
 use super::file::{device, file_type};
 use super::sysfs::Number;
+use super::{UnitId, is_plain};
 
-/// A name for a unit, and where the unit is found on this host: `NAME=PATH`, or `NAME=MAJOR:MINOR` of a block device.
+/// A name for a unit, and what has it: `NAME=PATH` of a device or a regular file, `NAME=MAJOR:MINOR` of a block device, or
+/// `NAME=IDENTIFIER`, the [`UnitId`] that it has without a name.
 ///
-/// A path is followed anew for every command: the name belongs to what is there now, a device or a regular file. One unit may
-/// be found in several places.
+/// Whatever leads to a unit that identifies itself has its name, be it only one way to it that is named here: another path
+/// to a disk, a map over it, a loop device over a file. Paths are followed anew for every command, to what is there then; a
+/// path that leads nowhere names nothing, so a disk with several paths is better named by its identifier. A path that does
+/// not answer, on a server that is dead, holds up every command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Naming {
     unit: UnitId,
@@ -24,6 +28,19 @@ pub struct Naming {
 enum Place {
     Path(PathBuf),
     Block(Number),
+    Identifier(String),
+}
+
+/// What is at the place of a name.
+pub(super) enum Followed<'a> {
+    /// The unit with this identifier.
+    Unit(&'a str),
+    /// This block device.
+    Block(Number),
+    /// A device or a file, by a descriptor that is good for nothing but looking.
+    Open(OwnedFd),
+    /// Nothing, now.
+    Nowhere,
 }
 
 impl Naming {
@@ -49,17 +66,26 @@ impl Naming {
         Ok(Self { unit: UnitId::named(name)?, place: Place::Block(Number { major, minor }) })
     }
 
+    /// The unit that would be `identifier` without a name is called `name`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`UnitId::named`], and [`InvalidNaming::Place`] unless it may be an identifier that is no name itself.
+    pub fn identifier(name: &str, identifier: &str) -> Result<Self, InvalidNaming> {
+        let shaped = identifier.len() <= UnitId::MAX_LENGTH
+            && identifier.starts_with(|first: char| first.is_ascii_lowercase())
+            && identifier.contains('.')
+            && !identifier.starts_with("name.")
+            && identifier.bytes().all(|byte| is_plain(byte) || byte == b'%');
+        match shaped {
+            true => Ok(Self { unit: UnitId::named(name)?, place: Place::Identifier(identifier.to_owned()) }),
+            false => Err(InvalidNaming::Place(identifier.to_owned())),
+        }
+    }
+
     /// The unit that has the name.
     pub fn unit(&self) -> &UnitId {
         &self.unit
-    }
-
-    /// The path of the unit, unless it is given by its number.
-    pub fn place(&self) -> Option<&Path> {
-        match &self.place {
-            Place::Path(path) => Some(path),
-            Place::Block(_) => None,
-        }
     }
 
     /// Whether the name is that of an open file.
@@ -69,6 +95,19 @@ impl Naming {
             Place::Path(path) => {
                 let mask = StatxFlags::TYPE | StatxFlags::INO;
                 statx(CWD, path, AtFlags::STATX_DONT_SYNC, mask).is_ok_and(|there| same(&there, stat))
+            }
+            Place::Identifier(_) => false,
+        }
+    }
+
+    /// What the name leads to.
+    pub(super) fn followed(&self) -> Followed<'_> {
+        match &self.place {
+            Place::Identifier(identifier) => Followed::Unit(identifier),
+            Place::Block(number) => Followed::Block(*number),
+            Place::Path(path) => {
+                let opened = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+                opened.map_or(Followed::Nowhere, Followed::Open)
             }
         }
     }
@@ -93,8 +132,10 @@ impl FromStr for Naming {
             return Self::path(name, place);
         }
         let number = place.split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-        let (major, minor) = number.ok_or_else(|| InvalidNaming::Place(place.to_owned()))?;
-        Self::block(name, major, minor)
+        match number {
+            Some((major, minor)) => Self::block(name, major, minor),
+            None => Self::identifier(name, place),
+        }
     }
 }
 
@@ -106,7 +147,7 @@ pub enum InvalidNaming {
     Shape(String),
     /// The name has characters that are not allowed, or too many or too few.
     Name(String),
-    /// What should be the path of the unit is neither an absolute path nor the number of a device.
+    /// What should be the path of the unit is neither an absolute path nor the number of a device nor an identifier.
     Place(String),
 }
 
@@ -119,7 +160,8 @@ impl fmt::Display for InvalidNaming {
             }
             Self::Place(place) => write!(
                 f,
-                "a unit is found by an absolute path or by the MAJOR:MINOR number of its block device, not by {place:?}"
+                "a unit is found by an absolute path, by the MAJOR:MINOR number of its block device or by its \
+                 identifier (naa.…), not by {place:?}"
             ),
         }
     }

@@ -464,6 +464,41 @@ fn a_file_is_known_as_far_as_its_disk_is() {
     assert!(refused.contains("no path"), "{refused}");
 }
 
+/// A file that is named has one truth also by a loop device over it, and the other way round.
+#[test]
+fn a_name_is_that_of_every_way_to_the_unit() {
+    let file = NamedTempFile::new().unwrap();
+    let on = file::look(file.as_file().as_fd()).unwrap();
+    if on.stx_dev_major == 0 {
+        return;
+    }
+    let tree = Tree::new();
+    tree.scsi(DISK, &format!("{}:{}", on.stx_dev_major, on.stx_dev_minor), &[(1, 0x3, &NAA)]);
+    let looped = "devices/virtual/block/loop0";
+    tree.block(looped, "7:0", &[]);
+    for (name, value) in [
+        ("loop/backing_file", file.path().to_str().unwrap()),
+        ("loop/offset", "0"),
+        ("loop/sizelimit", "0"),
+        ("size", "0"),
+    ] {
+        tree.write(&format!("{looped}/{name}"), format!("{value}\n"));
+    }
+    let units = |naming: Naming| Units::with_sysfs(tree.0.path().to_str().unwrap(), [naming]);
+    let identify = |units: &Units| units.identify(file.as_file().as_fd()).unwrap().to_string();
+    let own = identify(&Units::with_sysfs(tree.0.path().to_str().unwrap(), []));
+    for naming in [
+        Naming::block("disk", 7, 0).unwrap(),
+        Naming::path("disk", file.path()).unwrap(),
+        Naming::identifier("disk", &own).unwrap(),
+    ] {
+        assert_eq!(identify(&units(naming)), "name.disk");
+    }
+    for naming in [Naming::block("disk", 7, 1).unwrap(), Naming::path("disk", "/nowhere/at/all").unwrap()] {
+        assert_eq!(identify(&units(naming)), own);
+    }
+}
+
 #[test]
 fn a_name_makes_no_disk_of_what_is_none() {
     let units = Units::new([Naming::path("null", "/dev/null").unwrap(), Naming::path("root", "/").unwrap()]);
@@ -492,12 +527,15 @@ fn block_devices_of_this_machine_are_named_by_number() {
 fn namings_are_read() {
     let path: Naming = "disk=/dev/disk/by-id/x=y".parse().unwrap();
     assert_eq!(path, Naming::path("disk", "/dev/disk/by-id/x=y").unwrap());
-    assert_eq!((path.unit().as_str(), path.place()), ("name.disk", Some(Path::new("/dev/disk/by-id/x=y"))));
+    assert_eq!(path.unit().as_str(), "name.disk");
+    assert_eq!("disk=naa.6001".parse(), Naming::identifier("disk", "naa.6001"));
     assert_eq!("disk=8:16".parse(), Naming::block("disk", 8, 16));
     for (text, error) in [
         ("disk", InvalidNaming::Shape("disk".to_owned())),
         ("disk=image", InvalidNaming::Place("image".to_owned())),
         ("disk=8:", InvalidNaming::Place("8:".to_owned())),
+        ("disk=image/a.b", InvalidNaming::Place("image/a.b".to_owned())),
+        ("disk=name.other", InvalidNaming::Place("name.other".to_owned())),
         ("=/dev/sda", InvalidNaming::Name(String::new())),
         ("a/b=/dev/sda", InvalidNaming::Name("a/b".to_owned())),
     ] {

@@ -1,7 +1,7 @@
 //! [`Units`]: how a descriptor becomes a [`UnitId`].
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FileType, OFlags, Statx, fcntl_getfl};
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::block::{Sysfs, Told, Walk};
 use super::file::{self, FileSystem, Mount};
-use super::names::Naming;
+use super::names::{Followed, Naming};
 use super::sysfs::Untold;
 use super::{Unidentified, UnitId, Why};
 
@@ -60,26 +60,11 @@ impl Units {
         }
         let stat =
             file::look(descriptor).map_err(|error| Unidentified::new(describe(descriptor), Why::ForNow(error)))?;
-        match file::file_type(&stat) {
-            FileType::RegularFile => self.named(&stat).map_or_else(|| self.file(descriptor, &stat), Ok),
-            FileType::BlockDevice => self.named(&stat).map_or_else(
-                || {
-                    let number = file::device(&stat);
-                    settle("block device", number, self.0.sysfs.block(number))
-                },
-                Ok,
-            ),
-            FileType::CharacterDevice => {
-                let number = file::device(&stat);
-                let told = self.0.sysfs.generic(number);
-                let told = told.ok_or_else(|| not_a_disk(&format!("the character device {number}")))?;
-                self.named(&stat).map_or_else(|| settle("SCSI generic device", number, told), Ok)
-            }
-            FileType::Directory => Err(not_a_disk("a directory")),
-            FileType::Fifo => Err(not_a_disk("a pipe")),
-            FileType::Socket => Err(not_a_disk("a socket")),
-            _ => Err(not_a_disk("what is neither a device nor a file")),
+        if let Some(unit) = self.named_at(&stat) {
+            return Ok(unit);
         }
+        let unit = self.own(descriptor, &stat)?;
+        Ok(self.named_as(&unit, &stat).unwrap_or(unit))
     }
 
     /// The unit that `descriptor` is of, for a store that several hosts share.
@@ -94,8 +79,53 @@ impl Units {
         }
     }
 
-    fn named(&self, stat: &Statx) -> Option<UnitId> {
+    /// The name of the disk that is open, by where it is found. A name makes no disk of what is none.
+    fn named_at(&self, stat: &Statx) -> Option<UnitId> {
+        let is_disk = match file::file_type(stat) {
+            _ if self.0.names.is_empty() => false,
+            FileType::RegularFile => !file::is_deleted(stat),
+            FileType::BlockDevice => true,
+            FileType::CharacterDevice => self.0.sysfs.generic(file::device(stat)).is_some(),
+            _ => false,
+        };
+        if !is_disk {
+            return None;
+        }
         self.0.names.iter().find(|naming| naming.is_of(stat)).map(|naming| naming.unit().clone())
+    }
+
+    /// The name of a unit that identifies itself, when it is another way to it that was named: another path to a disk, or a
+    /// loop device over a file.
+    fn named_as(&self, unit: &UnitId, stat: &Statx) -> Option<UnitId> {
+        let is_file = |stat: &Statx| file::file_type(stat) == FileType::RegularFile;
+        let leads_to = |naming: &&Naming| match naming.followed() {
+            Followed::Unit(text) => text == unit.as_str(),
+            Followed::Block(number) => self.0.sysfs.block(number).unit.is_ok_and(|there| there == *unit),
+            Followed::Open(opened) => file::look(opened.as_fd()).is_ok_and(|there| {
+                // Two files are one if they are the same file, which has been looked for.
+                !(is_file(&there) && is_file(stat))
+                    && self.own(opened.as_fd(), &there).is_ok_and(|there| there == *unit)
+            }),
+            Followed::Nowhere => false,
+        };
+        self.0.names.iter().find(leads_to).map(|naming| naming.unit().clone())
+    }
+
+    /// What is open, by what it tells of itself.
+    fn own(&self, descriptor: BorrowedFd<'_>, stat: &Statx) -> Result<UnitId, Unidentified> {
+        let number = file::device(stat);
+        match file::file_type(stat) {
+            FileType::RegularFile => self.file(descriptor, stat),
+            FileType::BlockDevice => settle("block device", number, self.0.sysfs.block(number)),
+            FileType::CharacterDevice => match self.0.sysfs.generic(number) {
+                Some(told) => settle("SCSI generic device", number, told),
+                None => Err(not_a_disk(&format!("the character device {number}"))),
+            },
+            FileType::Directory => Err(not_a_disk("a directory")),
+            FileType::Fifo => Err(not_a_disk("a pipe")),
+            FileType::Socket => Err(not_a_disk("a socket")),
+            _ => Err(not_a_disk("what is neither a device nor a file")),
+        }
     }
 
     fn file(&self, descriptor: BorrowedFd<'_>, stat: &Statx) -> Result<UnitId, Unidentified> {

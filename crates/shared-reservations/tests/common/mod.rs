@@ -15,6 +15,7 @@ pub(crate) const READ_KEYS: u8 = 0;
 pub(crate) const READ_RESERVATION: u8 = 1;
 pub(crate) const REGISTER: u8 = 0;
 pub(crate) const RESERVE: u8 = 1;
+pub(crate) const RELEASE: u8 = 2;
 pub(crate) const CLEAR: u8 = 3;
 pub(crate) const PREEMPT: u8 = 4;
 pub(crate) const REGISTER_AND_IGNORE: u8 = 6;
