@@ -41,7 +41,7 @@ impl Patience {
         beginning: Duration::from_secs(10),
         answer: Duration::from_secs(60),
         ending: Duration::from_secs(2),
-        mending: Duration::from_secs(5),
+        mending: Duration::from_secs(8),
     };
 }
 
