@@ -178,6 +178,18 @@ impl Scene {
     }
 }
 
+impl Drop for Scene {
+    /// A worker that waits for its library would wait for ever, and its keeper for it.
+    fn drop(&mut self) {
+        for process in processes_with(&self.running.socket).into_iter().flat_map(children) {
+            let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+            if let (true, Ok(pid)) = (line.starts_with(b"qemu-pr-helper-worker\0"), process.try_into()) {
+                let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+            }
+        }
+    }
+}
+
 fn read(log: ChildStderr) -> Receiver<String> {
     let (send, lines) = channel();
     thread::spawn(move || BufReader::new(log).lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
