@@ -1,7 +1,7 @@
 //! PERSISTENT RESERVE IN, malformed commands, unit attentions, events, SPC-2, records.
 
 use super::*;
-use crate::{Cdb, CommandBuf};
+use crate::{Cdb, CommandBuf, Parsed};
 
 fn read(unit: &mut Unit, n: u64, action: ReserveInAction, allocation_length: usize) -> Completion {
     unit.0.execute(&nexus(n), ReserveIn::new(action, allocation_length).encode().command()).completion
@@ -46,6 +46,25 @@ fn lengths_tell_of_what_was_cut() {
     let Completion::Good(data) = read(&mut unit, 1, ReserveInAction::ReadFullStatus, 8) else { panic!() };
     assert_eq!(data, [0, 0, 0, 3, 0, 0, 0, 144]);
     assert_eq!(read(&mut unit, 1, ReserveInAction::ReadReservation, 0), GOOD);
+}
+
+#[test]
+fn ten_thousand_are_registered_and_read() {
+    let mut unit = Unit::new();
+    let ignore =
+        |n| ReserveOut::RegisterAndIgnoreExistingKey { service_action_key: key(n), all_tg_pt: false, aptpl: false };
+    for n in 1..=10_000 {
+        assert_eq!(unit.outcome(&nexus(n), &ignore(n)).completion, GOOD);
+    }
+    assert_eq!(unit.outcome(&nexus(10_001), &ignore(1)).completion, check(0x55, 0x04));
+    let Completion::Good(data) = read(&mut unit, 1, ReserveInAction::ReadKeys, 8192) else { panic!() };
+    assert_eq!(data.len(), 8192);
+    let Parsed { value, length, truncated } = Keys::parse(&data).unwrap();
+    assert_eq!((value.generation, length, truncated), (Generation(10_000), 8 + 8 * 10_000, true));
+    assert!(value.keys.into_iter().eq((1..=1023).map(key)));
+    let Completion::Good(data) = read(&mut unit, 1, ReserveInAction::ReadFullStatus, 8192) else { panic!() };
+    let Parsed { value, length, truncated } = FullStatus::parse(&data).unwrap();
+    assert_eq!((value.descriptors.len(), length, truncated), ((8192 - 8) / 48, 8 + 48 * 10_000, true));
 }
 
 /// A basic list with `flags`, of any service action.
