@@ -3,7 +3,7 @@
 //! ```text
 //! PATH/scsi-pr-store            what this is: format, and an identifier by chance
 //! PATH/units/UNIT/VERSION       the record of a unit as of a version; the highest version counts
-//! PATH/locks/UNIT               who wants to change the unit locks this file; it is never replaced, written or removed
+//! PATH/locks/UNIT               those who want to change the unit queue here, by locks; never replaced, written or removed
 //! PATH/new/NAME                 what is being written; of no meaning to anybody else
 //! ```
 //!
@@ -28,25 +28,20 @@
 mod root;
 mod versions;
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Mode, OFlags, fsync, linkat, openat, unlinkat};
 use rustix::io::Errno;
 
-use crate::contention::pause;
+use crate::order::Place;
 use crate::records::Records;
 use crate::unique::unique;
 use crate::{StoreError, Swap, UnitId, Version};
 use root::{Root, Store, is_same, refresh};
 use versions::Verdict;
-
-/// How long to wait for the lock of a unit. After that a change is tried without: whoever has it may never give it back.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often to look again when the file that was the newest has been removed.
 const LOOKS: u32 = 100;
@@ -186,20 +181,13 @@ impl Records for Directory {
         Ok(Swap::Done(version))
     }
 
-    fn order(&self, unit: &UnitId) -> Option<File> {
+    type Turn<'a> = Option<Place<Box<File>>>;
+
+    fn turn(&self, unit: &UnitId) -> Self::Turn<'_> {
         let root = self.store.root(&|| String::new()).ok()?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let path = format!("locks/{unit}");
-        let file = File::from(openat(root.directory(), path, flags, Mode::from_raw_mode(0o666)).ok()?);
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        for attempt in 1.. {
-            match file.try_lock() {
-                Ok(()) => return Some(file),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(pause(attempt)),
-                Err(_) => break,
-            }
-        }
-        None
+        let file = openat(root.directory(), format!("locks/{unit}"), flags, Mode::from_raw_mode(0o666));
+        Place::take(Box::new(file.ok()?.into()))
     }
 
     fn is_shared_between_hosts(&self) -> bool {

@@ -21,6 +21,7 @@ mod lock;
 mod log;
 mod manager;
 mod memory;
+mod order;
 mod queue;
 mod records;
 mod sqlite;

@@ -1,7 +1,6 @@
 //! What SQLite and a directory have in common: they keep bytes. [`Kept`] makes a [`Store`] of them.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,12 +22,13 @@ pub(crate) trait Records: Send + Sync {
     /// Compare-and-swap, as [`Store::replace`].
     fn replace(&self, unit: &UnitId, expected: Version, record: &[u8]) -> Result<Swap, StoreError>;
 
-    /// Waits for those of other processes who are changing the unit, where there is a way to: it saves attempts that
-    /// somebody has to lose. Nothing rests on it.
-    /// The lock ends when the file is closed.
-    fn order(&self, _unit: &UnitId) -> Option<File> {
-        None
-    }
+    /// The turn of a process to change a unit; it ends when this is dropped.
+    type Turn<'a>
+    where
+        Self: 'a;
+
+    /// Waits for those of other processes who are changing the unit, where there is a way to. Nothing rests on it.
+    fn turn(&self, unit: &UnitId) -> Self::Turn<'_>;
 
     fn is_shared_between_hosts(&self) -> bool;
 
@@ -142,7 +142,7 @@ impl<R: Records> Store for Kept<R> {
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
         let entry = self.unit(unit);
         let _turn = entry.changers.take(PATIENCE).ok_or_else(|| contention::too_long(unit))?;
-        let _lock = self.records.order(unit);
+        let _order = self.records.turn(unit);
         contention::update(self, unit, change)
     }
 

@@ -5,6 +5,9 @@
 //! Locks and the index of the log lie in memory that the processes share, which is why all of them must be on one host: a
 //! file system that other hosts may reach is refused.
 //!
+//! The processes queue for a change by locks on a file of its own (`-queue`), of no other meaning: SQLite's own lock goes to
+//! whoever happens to look when it becomes free.
+//!
 //! SQLite goes on with files that are no longer at their path, and a new log at the path of an old one would be a second
 //! truth. So each look and each change makes sure that the database, its log (`-wal`) and the log's index (`-shm`) are still
 //! the files that were opened, and opens them anew when they are not; only the database that this process began with is
@@ -17,6 +20,7 @@ mod connection;
 mod database;
 mod file;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -25,6 +29,8 @@ use rusqlite::OptionalExtension;
 use crate::contention::{self, PATIENCE};
 use crate::file_system::{FileSystem, Reach};
 use crate::lock::lock;
+use crate::order::Place;
+use crate::queue::{Queue, Turn};
 use crate::records::Records;
 use crate::{StoreError, Swap, UnitId, Version};
 use database::Database;
@@ -43,6 +49,8 @@ pub(crate) struct Sqlite {
     path: PathBuf,
     /// The text that tells the database of this process from others that may come to its place.
     id: String,
+    /// By whose locks the processes queue; `None` if it cannot be had.
+    changers: Option<Queue<File>>,
     /// None after something failed that opening anew may mend.
     database: Mutex<Option<Arc<Database>>>,
 }
@@ -78,7 +86,9 @@ impl Sqlite {
         }
         let database = Database::open(&path, None)?;
         database.check_whole()?;
-        Ok(Self { path, id: database.id().to_owned(), database: Mutex::new(Some(Arc::new(database))) })
+        let id = database.id().to_owned();
+        let changers = file::open_queue(&path).map(Queue::new).ok();
+        Ok(Self { path, id, changers, database: Mutex::new(Some(Arc::new(database))) })
     }
 
     /// The database, opened anew if what is at the path is not what was opened.
@@ -171,6 +181,13 @@ impl Records for Sqlite {
             return Err(replaced(StoreError::outcome_unknown(attempted())));
         }
         Ok(if changed == 1 { Swap::Done(expected.next()) } else { Swap::Lost })
+    }
+
+    type Turn<'a> = Option<Place<Turn<'a, File>>>;
+
+    /// Of the whole database, which has one writer at a time. Within this process the file goes from one to the next.
+    fn turn(&self, _: &UnitId) -> Self::Turn<'_> {
+        self.changers.as_ref()?.take(PATIENCE).and_then(Place::take)
     }
 
     fn is_shared_between_hosts(&self) -> bool {

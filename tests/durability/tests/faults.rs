@@ -25,8 +25,10 @@ fn failures(call: &Call) -> &'static [i32] {
         libc::SYS_unlink | libc::SYS_unlinkat | libc::SYS_statx | libc::SYS_newfstatat | libc::SYS_fstat => {
             &[libc::EIO]
         }
-        // SQLite's locks (fcntl) are left alone: it tries for ten seconds what no kernel refuses on a local disk.
-        libc::SYS_flock => &[libc::ENOLCK],
+        // Those by which processes queue. SQLite's own are left alone: it tries for ten seconds what no kernel refuses.
+        libc::SYS_fcntl if [libc::F_OFD_SETLK, libc::F_OFD_GETLK].contains(&(call.arguments[1] as i32)) => {
+            &[libc::ENOLCK]
+        }
         libc::SYS_mmap => &[libc::ENOMEM],
         _ => &[],
     }

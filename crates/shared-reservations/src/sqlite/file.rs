@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -98,6 +98,15 @@ pub(super) fn directory(path: &Path) -> &Path {
 /// What was put into a directory outlasts a power cut from now on.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(directory(path))?.sync_all()
+}
+
+/// The file by whose locks processes queue, for everyone who may write the database.
+pub(super) fn open_queue(path: &Path) -> io::Result<File> {
+    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(mode).custom_flags(flags);
+    options.open(beside(path, "-queue"))
 }
 
 /// Makes a database at `path` if nothing is there.
