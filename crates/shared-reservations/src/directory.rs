@@ -58,7 +58,8 @@ impl Directory {
         Ok(Self { store: Store::open(path, create, shared)? })
     }
 
-    /// Runs `look` on the unit's directory, until what it looks at stays for long enough. `None` where there is none yet.
+    /// Runs `look` on the unit's directory, again when what it found there was removed before it was read. `None` where there
+    /// is nothing yet.
     fn look<T>(
         &self,
         unit: &UnitId,
@@ -66,14 +67,18 @@ impl Directory {
     ) -> Result<Option<T>, StoreError> {
         let attempted = || format!("read the reservations of {unit} in {}", self.store.path().display());
         let root = self.store.root(&attempted)?;
-        let found = (1..).find_map(|attempt| match root.unit(unit).and_then(|directory| look(&directory)) {
-            // The directory of the unit is not there.
-            Err(error) if error.kind() == ErrorKind::NotFound && root.has_no(unit) => Some(Ok(None)),
-            // The file was the newest, and has been removed since: there are many newer ones.
-            Err(error) if attempt < LOOKS && is_gone(&error) => None,
-            found => Some(found),
-        });
-        found.unwrap_or(Ok(None)).map_err(|error| failed(StoreError::unavailable(attempted()), error))
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            match root.unit(unit).and_then(|directory| look(&directory)) {
+                Ok(found) => return Ok(found),
+                // The directory of the unit is not there.
+                Err(error) if error.kind() == ErrorKind::NotFound && root.has_no(unit) => return Ok(None),
+                // The file was the newest, and has been removed since: there are many newer ones.
+                Err(error) if looks < LOOKS && is_gone(&error) => {}
+                Err(error) => return Err(unchanged(attempted(), error)),
+            }
+        }
     }
 
     /// Gives `file`, which is `new`, the name of version `version`. Whether it has it: an error of a network file system may
@@ -94,7 +99,14 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::STALE.raw_os_error())
 }
 
-/// An I/O error of the directory.
+/// An error that kept something from being done. What is foreign there waits for somebody to act.
+fn unchanged(attempted: String, error: io::Error) -> StoreError {
+    match error.kind() {
+        ErrorKind::InvalidData => failed(StoreError::refused(attempted), error),
+        _ => failed(StoreError::unavailable(attempted), error),
+    }
+}
+
 fn failed(store_error: StoreError, error: io::Error) -> StoreError {
     let remedy = match error.kind() {
         ErrorKind::InvalidData => "move what does not belong there to another place",
@@ -127,7 +139,7 @@ impl Records for Directory {
 
     fn replace(&self, unit: &UnitId, expected: Version, record: &[u8]) -> Result<Swap, StoreError> {
         let attempted = || format!("store the reservations of {unit} in {}", self.store.path().display());
-        let unchanged = |error: io::Error| failed(StoreError::unavailable(attempted()), error);
+        let unchanged = |error: io::Error| unchanged(attempted(), error);
         let unknown = |error: io::Error| failed(StoreError::outcome_unknown(attempted()), error);
 
         let root = self.store.root(&attempted)?;

@@ -89,6 +89,23 @@ fn waiting_ends_with_a_change_or_in_time() {
 }
 
 #[test]
+fn what_somebody_else_changes_is_seen() {
+    for kind in ["sqlite", "dir"] {
+        let place = tempfile::tempdir().expect("a place for a store");
+        let address = format!("{kind}:{}", place.path().join("store").display());
+        let (one, other) = (open(&address).expect("a store"), open(&address).expect("a store"));
+        for version in 0..3 {
+            thread::scope(|scope| {
+                let waiting = scope.spawn(|| one.wait(&unit("a"), Version(version), LONG));
+                change(&*other, &unit("a")).expect("kept");
+                assert_eq!(waiting.join().expect("no panic").expect("a version"), Version(version + 1));
+            });
+            assert_eq!(u64::from(changes(&*one, &unit("a"))), version + 1);
+        }
+    }
+}
+
+#[test]
 fn contenders_all_have_their_way() {
     on_each(|store| {
         const EACH: u32 = 5;

@@ -429,11 +429,8 @@ fn a_file_that_is_no_version_is_refused_by_its_name() {
     change(&*store, &unit("a")).expect("kept");
     fs::write(place.path("store/units/name.a/2.bak"), b"").expect("written");
     let error = store.load(&unit("a")).expect_err("foreign");
-    assert!(
-        error.to_string().contains("\"2.bak\" is not the name of a version; move what does not belong there"),
-        "{error}"
-    );
-    assert!(change(&*store, &unit("a")).is_err());
+    refused(&error, &place.path("store"), "\"2.bak\" is not the name of a version; move what does not belong there");
+    refused(&change(&*store, &unit("a")).expect_err("foreign"), &place.path("store"), "2.bak");
     fs::remove_file(place.path("store/units/name.a/2.bak")).expect("removed");
     change(&*store, &unit("a")).expect("kept");
 }

@@ -195,7 +195,7 @@ impl Invalid {
 impl Store {
     pub(super) fn open(path: &Path, create: bool, shared: Option<bool>) -> Result<Self, StoreError> {
         let attempted = || format!("open the store in {}", path.display());
-        let unavailable = |error: io::Error| super::failed(StoreError::unavailable(attempted()), error);
+        let unavailable = |error: io::Error| super::unchanged(attempted(), error);
         if create {
             match fs::DirBuilder::new().create(path) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(unavailable(error)),
@@ -255,7 +255,7 @@ impl Store {
 
     /// The directory at the path, which must be the store that was opened.
     pub(super) fn root(&self, attempted: &dyn Fn() -> String) -> Result<Root, StoreError> {
-        let unavailable = |error: io::Error| super::failed(StoreError::unavailable(attempted()), error);
+        let unavailable = |error: io::Error| super::unchanged(attempted(), error);
         let root = Root { directory: open_directory(CWD, &self.path).map_err(unavailable)? };
         let found = root.marker().map_err(unavailable)?;
         let mut known = lock(&self.marker);
