@@ -13,7 +13,7 @@ use pr_helper::descriptor::{self, Passed};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
 use rustix::thread::CapabilitySet;
 
 use crate::link::{BUSY, DIRECTORY, LOG, NO_SOCKET, REMOVE, ROOM, SOCKET, TOO_MANY, Task, WORKER};
@@ -44,11 +44,24 @@ pub(crate) fn run() -> Result<()> {
     close_inherited(&helper).map_err(failed)?;
     std::env::set_current_dir("/").map_err(failed)?;
     let held = rustix::thread::capabilities(None).map_err(|error| failed(error.into()))?.permitted;
+    raise_limit();
     // A program that user 0 executes has what is in the bounding set.
     privileges::drop_to(PRIVILEGES & held, PRIVILEGES & held, None, None).map_err(failed)?;
     let file = socket_to_keep(&helper).map_err(failed)?;
     Keeping { helper: Some(helper), file, log: None, workers: Vec::new() }.run();
     Ok(())
+}
+
+/// Raises the limit on open files to the kernel's own, for workers to inherit: libmpathpersist asks for that many, and logs
+/// with each command that it may not have them.
+fn raise_limit() {
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|most| most.trim().parse().ok());
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raise_to = |most: Option<u64>| setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most });
+    // Not every container permits more than its own limit (CAP_SYS_RESOURCE); it goes without.
+    if most.is_none() || maximum.is_none_or(|maximum| Some(maximum) >= most) || raise_to(most).is_err() {
+        let _ = raise_to(maximum);
+    }
 }
 
 /// Closes what this process has been given besides its input: libvirt and systemd wait for the ends of pipes and files

@@ -36,7 +36,7 @@ impl Log {
     pub(super) fn say(&mut self, number: Number, told: &Told, patience: Duration) -> bool {
         self.read(patience, &mut |line| {
             let mut hasher = DefaultHasher::new();
-            line.hash(&mut hasher);
+            without_time(line).hash(&mut hasher);
             if told.permits(number, Event::Line(hasher.finish())) {
                 warn!("worker for {number}: {line}");
             }
@@ -93,6 +93,14 @@ impl Log {
         if !line.is_empty() {
             say(&printable(&line));
         }
+    }
+}
+
+/// A line without the time at which libmultipath wrote it, as in `68.418265 | `: it is the same line at any time.
+fn without_time(line: &str) -> &str {
+    match line.split_once(" | ") {
+        Some((time, text)) if time.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => text,
+        _ => line,
     }
 }
 
@@ -182,6 +190,15 @@ mod tests {
         assert!(!log.read(Duration::from_millis(10), &mut |_| {}));
         drop(log);
         writing.join().unwrap();
+    }
+
+    #[test]
+    fn the_same_line_is_told_once_whatever_the_time() {
+        assert_eq!(without_time("68.418265 | can't set"), "can't set");
+        for line in ["a | b", "| b", "1.5", "1.5|b", ""] {
+            assert!(line.ends_with(without_time(line)), "{line}");
+            assert_eq!(without_time(line).contains('|'), line.contains('|'), "{line}");
+        }
     }
 
     #[test]
