@@ -57,7 +57,7 @@ use translate::Request;
 /// | command | what is done |
 /// | --- | --- |
 /// | IN | sent to the first path that works, byte for byte |
-/// | REGISTER, REGISTER AND IGNORE EXISTING KEY | libmpathpersist, on every path; with a new key only if multipathd answers and multipath.conf allows that key; for a REGISTER that names the present key, paths that lack it get it first |
+/// | REGISTER, REGISTER AND IGNORE EXISTING KEY | libmpathpersist, on every path; with a new key only if multipathd answers and multipath.conf allows that key; for a REGISTER that names the present key, paths that lack it get it first, and a reservation is given up before that is unregistered; what a path that dies meanwhile has left half done is completed by the others |
 /// | RESERVE, CLEAR, PREEMPT, PREEMPT AND ABORT | libmpathpersist, on one path; again when that path lacked its registration; registrations of the other paths that this took away are made again |
 /// | RELEASE | by every path; by libmpathpersist where it may be trusted with it (0.13 and later, this host's own reservation) |
 /// | REGISTER AND MOVE, REPLACE LOST RESERVATION | refused: 05/24/00 |
@@ -198,7 +198,8 @@ impl Task<'_> {
         }
         if request.action == ReserveOutAction::Register && !request.key.is_zero() && self.map.paths.len() > 1 {
             self.make_whole(request.key)?;
-            if request.service_action_key.is_zero() && self.map.paths.iter().any(|path| !path.usable) {
+            // Its path may be dead, or die while the others are unregistered.
+            if request.service_action_key.is_zero() {
                 let released = native::release_before_unregistering(&self.routes()?, request.key);
                 match self.released(released) {
                     Completion::Good(_) => {}
@@ -208,7 +209,12 @@ impl Task<'_> {
         }
         // The library makes registrations again without APTPL, which would then be off for all.
         let aptpl = self.loses_registrations(&request) && native::is_persistent(&self.manager.host.routes(self.map));
+        // Whose it would be, when it is there afterwards, could not be told.
+        let key_was_there = request.registers() && self.is_registered_by_anybody(request.service_action_key);
         let mut code = self.run_library(&request)?;
+        if !key_was_there && self.may_be_done_in_part(code, &request) {
+            code = self.run_library(&request.ignoring_existing_keys())?;
+        }
         if self.may_be_for_want_of_a_registration(code, &request) {
             code = self.run_library(&request)?;
         }
@@ -232,6 +238,23 @@ impl Task<'_> {
             Restored::Whole { .. } => Ok(()),
             Restored::NotRegistered | Restored::Preempted => Err(Completion::Status(Status::RESERVATION_CONFLICT)),
         }
+    }
+
+    /// Whether the library (0.9.4) has failed because a path died under it that was to be registered, or unregistered, when
+    /// another one already was. The host would stay with half of it: its REGISTER is refused from then on, and a path that
+    /// comes back is not registered. To go on is no more than the unit has accepted.
+    fn may_be_done_in_part(&self, code: i32, request: &Request) -> bool {
+        use ReserveOutAction::{Register, RegisterAndIgnoreExistingKey};
+        matches!(request.action, Register | RegisterAndIgnoreExistingKey)
+            && !translate::is_of_the_unit(code)
+            && code != translate::SYNTAX_ERROR
+            && self.map.paths.len() > 1
+            && (!request.registers()
+                || native::is_registered(&self.manager.host.routes(self.map), request.service_action_key))
+    }
+
+    fn is_registered_by_anybody(&self, key: Key) -> bool {
+        self.map.paths.len() > 1 && native::count(&self.manager.host.routes(self.map), key) != Some(0)
     }
 
     /// Whether a command that the unit has refused may be refused because the path that the library chose was not

@@ -97,8 +97,9 @@ pub(super) fn release<R: Route>(
     }
 }
 
-/// Gives up what `key` holds, if it holds anything, before the host unregisters with a path that is dead: the unit would
-/// leave the reservation with that path's registration, where nobody but another host's PREEMPT gets it from.
+/// Gives up what `key` holds, if it holds anything, before the host unregisters: with a path that is dead, or dies
+/// meanwhile, the unit would leave the reservation with that path's registration, where nobody but another host's PREEMPT
+/// gets it from.
 pub(super) fn release_before_unregistering<R: Route>(routes: &[R], key: Key) -> Released {
     match held(routes) {
         Ok(Some(Held { key: holder, reservation_type })) if holder == key && !reservation_type.is_all_registrants() => {
@@ -144,10 +145,7 @@ pub(super) fn restore<R: Route>(routes: &[R], key: Key, aptpl: bool) -> Restored
     if count(routes, key).is_some_and(|count| count >= routes.len()) && is_persistent(routes) == aptpl {
         return Restored::Whole { registered: 0, failed: 0 };
     }
-    let register = |route: &R, key, service_action_key| {
-        let out = ReserveOut::Register { key, service_action_key, initiator_ports: None, all_tg_pt: false, aptpl };
-        route.insist(encode(&out).command()).0
-    };
+    let register = |route: &R, key, service_action_key| register(route, key, service_action_key, aptpl);
     // Who changes his key to the same changes nothing, and is refused if it is not his.
     let is_registered = |route: &R| is_good(&register(route, key, key));
     let Some(anchor) = routes.iter().position(is_registered) else { return Restored::NotRegistered };
@@ -167,6 +165,17 @@ pub(super) fn restore<R: Route>(routes: &[R], key: Key, aptpl: bool) -> Restored
         register(route, key, Key::ZERO);
     }
     Restored::Preempted
+}
+
+/// Whether `key` is registered by one of the paths.
+pub(super) fn is_registered<R: Route>(routes: &[R], key: Key) -> bool {
+    let aptpl = is_persistent(routes);
+    routes.iter().any(|route| is_good(&register(route, key, key, aptpl)))
+}
+
+fn register<R: Route>(route: &R, key: Key, service_action_key: Key, aptpl: bool) -> Completion {
+    let out = ReserveOut::Register { key, service_action_key, initiator_ports: None, all_tg_pt: false, aptpl };
+    route.insist(encode(&out).command()).0
 }
 
 fn is_good(completion: &Completion) -> bool {
@@ -193,7 +202,7 @@ pub(super) fn is_persistent<R: Route>(routes: &[R]) -> bool {
 }
 
 /// How many registrations have this key; `None` when that cannot be read.
-fn count<R: Route>(routes: &[R], key: Key) -> Option<usize> {
+pub(super) fn count<R: Route>(routes: &[R], key: Key) -> Option<usize> {
     let keys = Keys::parse(&read(routes, ReserveInAction::ReadKeys).ok()?).ok()?;
     (!keys.truncated).then(|| keys.value.keys.iter().filter(|registered| **registered == key).count())
 }

@@ -23,6 +23,8 @@ struct Fake {
     /// What a path answers to PERSISTENT RESERVE IN and OUT; `None`: no path can be opened.
     answers: Option<[(Completion, Reached); 2]>,
     library: Result<i32, Unavailable>,
+    /// What the library returns when it is called again, if that is something else.
+    library_again: Option<i32>,
     /// `None`: multipathd is down.
     configuration: Option<&'static str>,
     registers_paths: Option<bool>,
@@ -37,6 +39,7 @@ impl Default for Fake {
             paths: [vec![true, true], vec![true, true]],
             answers: Some([(Completion::Good(vec![0; 8]), Reached::Unit), (GOOD, Reached::Unit)]),
             library: Ok(0),
+            library_again: None,
             configuration: Some(FILE),
             registers_paths: Some(true),
             knows_holders: false,
@@ -159,8 +162,9 @@ struct FakeLibrary(Fake, i32);
 
 impl Library for FakeLibrary {
     fn reserve_out(&self, _: BorrowedFd<'_>, request: &Request) -> i32 {
+        let again = self.0.asked.lock().unwrap().iter().any(|what| what.starts_with("library"));
         self.0.note(format!("library: {}", request.action));
-        self.1
+        self.0.library_again.filter(|_| again).unwrap_or(self.1)
     }
 }
 
@@ -225,20 +229,64 @@ fn who_is_not_registered_changes_no_key() {
 }
 
 #[test]
-fn who_unregisters_with_a_dead_path_gives_up_his_reservation_first() {
-    let dead_path = vec![true, false];
-    let ours = Some([(reserved_by(1), Reached::Unit), (GOOD, Reached::Unit)]);
-    let fake = Fake { paths: [dead_path.clone(), dead_path], answers: ours, ..Fake::default() };
-    // The reservation of the fake unit stays whatever is sent, and is taken over.
-    assert_eq!(fake.quiet(out(0, &list(1, 0))), GOOD);
-    let asked = fake.asked();
-    assert!(asked.iter().any(|what| what.contains("RESERVE OUT, RELEASE")), "{asked:?}");
-    assert_eq!(asked.last().unwrap(), REGISTERED);
-    // With another key, or all paths alive, nothing is given up.
-    fake.quiet(out(0, &list(1, 2)));
-    let alive = Fake { paths: [vec![true; 2], vec![true; 2]], ..fake.clone() };
-    alive.quiet(out(0, &list(1, 0)));
-    assert!(!fake.asked().iter().any(|what| what.contains("RESERVE OUT, RELEASE")));
+fn who_unregisters_gives_up_his_reservation_first() {
+    // A path is dead, or none is yet.
+    for paths in [vec![true, false], vec![true, true]] {
+        let ours = Some([(reserved_by(1), Reached::Unit), (GOOD, Reached::Unit)]);
+        let fake = Fake { paths: [paths.clone(), paths], answers: ours, ..Fake::default() };
+        // The reservation of the fake unit stays whatever is sent, and is taken over.
+        assert_eq!(fake.quiet(out(0, &list(1, 0))), GOOD);
+        let asked = fake.asked();
+        assert!(asked.iter().any(|what| what.contains("RESERVE OUT, RELEASE")), "{asked:?}");
+        assert_eq!(asked.last().unwrap(), REGISTERED);
+        // With another key, or for another reservation, nothing is given up.
+        fake.quiet(out(0, &list(1, 2)));
+        let theirs = Some([(reserved_by(2), Reached::Unit), (GOOD, Reached::Unit)]);
+        Fake { answers: theirs, ..fake.clone() }.quiet(out(0, &list(1, 0)));
+        assert!(!fake.asked().iter().any(|what| what.contains("RESERVE OUT, RELEASE")));
+    }
+}
+
+#[test]
+fn a_registration_that_a_dying_path_has_left_half_done_is_completed() {
+    let conflict = Completion::Status(Status::RESERVATION_CONFLICT);
+    let calls = |fake: &Fake| -> Vec<String> {
+        fake.asked().into_iter().filter(|what| what.starts_with("library: ")).collect()
+    };
+    let dying =
+        Fake { library: Ok(-1), library_again: Some(0), paths: [vec![true; 2], vec![true, false]], ..Fake::default() };
+    for (action, list) in [(0, list(0, 1)), (0, list(1, 2)), (0, list(1, 0)), (6, list(0, 1)), (6, list(0, 0))] {
+        assert_eq!(dying.quiet(out(action, &list)), GOOD, "{list:?}");
+        let asked = calls(&dying);
+        assert_eq!(asked.len(), 2, "{asked:?}");
+        assert_eq!(asked[1], "library: REGISTER AND IGNORE EXISTING KEY");
+        // It is not done if it is not.
+        let dead = Fake { library_again: Some(-1), ..dying.clone() };
+        assert_eq!(dead.told(out(action, &list)).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+        assert_eq!(calls(&dead).len(), 2);
+        // What the unit has said is the answer, and so is what the library does not allow.
+        for code in [translate::RESERVATION_CONFLICT, translate::NOT_READY, translate::SYNTAX_ERROR] {
+            let refused = Fake { library: Ok(code), ..dying.clone() };
+            refused.run(out(action, &list));
+            assert_eq!(calls(&refused).len(), 1, "{code}");
+        }
+        // There is no half of one path.
+        let alone = Fake { paths: [vec![true], vec![true]], ..dying.clone() };
+        alone.run(out(action, &list));
+        assert_eq!(calls(&alone).len(), 1);
+    }
+    // Nothing that the unit has not accepted, or that may be of before.
+    let keys = scsi_pr::Keys { keys: vec![Key(1)], ..Default::default() }.encode();
+    for answers in [
+        [(Completion::Good(vec![0; 8]), Reached::Unit), (conflict, Reached::Unit)],
+        [(Completion::Good(keys), Reached::Unit), (GOOD, Reached::Unit)],
+    ] {
+        let fake = Fake { answers: Some(answers), ..dying.clone() };
+        for action in [0, 6] {
+            assert_eq!(fake.told(out(action, &REGISTER)).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+            assert_eq!(calls(&fake).len(), 1);
+        }
+    }
 }
 
 /// The library sends most commands by one path, which may be the one that lacks its registration.

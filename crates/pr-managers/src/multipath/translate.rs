@@ -129,6 +129,17 @@ impl Request {
         matches!(self.action, Register | RegisterAndIgnoreExistingKey) && !self.service_action_key.is_zero()
     }
 
+    /// The REGISTER AND IGNORE EXISTING KEY that does by every path what this REGISTER does by those that have its key.
+    pub(super) fn ignoring_existing_keys(&self) -> Self {
+        Self {
+            action: ReserveOutAction::RegisterAndIgnoreExistingKey,
+            key: Key::ZERO,
+            flags: self.flags & !SPEC_I_PT,
+            transport_ids: Vec::new(),
+            ..self.clone()
+        }
+    }
+
     /// Whether this may take away the registrations of the sender's other paths: a PREEMPT of its own key, or of every
     /// registrant but the nexus that sends it.
     pub(super) fn preempts_itself(&self) -> bool {
