@@ -1,5 +1,6 @@
 //! Helpers as an administrator starts them.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,10 @@ use crate::system::wait_for;
 /// A running helper; killed when dropped.
 pub(crate) struct Helper {
     process: Child,
+    name: String,
     socket: PathBuf,
+    /// How much of its log was asked for.
+    heard: Cell<usize>,
 }
 
 impl Helper {
@@ -25,7 +29,7 @@ impl Helper {
         let mut command = Command::new(program);
         command.arg("-k").arg(&socket).args(options).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = command.spawn().with_context(|| format!("start {}", program.display()))?;
-        let mut helper = Self { process, socket };
+        let mut helper = Self { process, name: name.to_owned(), socket, heard: Cell::new(0) };
         let ended =
             wait_for(&format!("helper at {}", helper.socket.display()), || match helper.process.try_wait()? {
                 None => UnixStream::connect(&helper.socket).map(|_| None),
@@ -43,6 +47,19 @@ impl Helper {
         HelperClient::new(&self.socket)
     }
 
+    /// The lines that it has logged since this was last asked.
+    pub(crate) fn logged(&self) -> Vec<String> {
+        let log = log_of(&self.name);
+        let lines = log.get(self.heard.get()..).unwrap_or_default().lines().map(str::to_owned).collect();
+        self.heard.set(log.len());
+        lines
+    }
+
+    /// Its process.
+    pub(crate) fn process(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Where it listens.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
@@ -55,6 +72,11 @@ impl Helper {
             let words = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
             words.split_whitespace().collect::<Vec<_>>().join(" ")
         })
+    }
+
+    /// Leaves it to the end of the guest: a process in the middle of a call that the kernel does not end cannot be killed.
+    pub(crate) fn abandon(self) {
+        std::mem::forget(self);
     }
 
     /// Kills it as a crash would: nothing is tidied up.

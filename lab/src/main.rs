@@ -24,7 +24,7 @@ mod sg_raw;
 mod stage;
 mod system;
 mod target;
-mod worker;
+mod tracer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -14,7 +14,7 @@ use crate::target::{Target, name_of};
 const OTHER_HOST: &str = "other";
 
 /// How many units there are for maps. The other host has them from the start: multipathd is told by name what to leave
-/// alone.
+/// alone, which is every disk that is there when it starts.
 const UNITS: usize = 5;
 
 /// The part of multipathd's configuration that stays.
@@ -78,7 +78,13 @@ impl Multipath {
             free.push((unit, disk(&target, OTHER_HOST, unit)?));
         }
         make("/etc/multipath/conf.d")?;
-        let names: Vec<_> = free.iter().map(|(_, disk)| disk.name.as_str()).collect();
+        let mut names = Vec::new();
+        for entry in fs::read_dir("/sys/block")? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name.starts_with("sd") {
+                names.push(name);
+            }
+        }
         write(BLACKLIST, &format!("blacklist {{\n devnode \"^(loop|ram|vd|sr|({})$)\"\n}}\n", names.join("|")))?;
         write_configuration("reservation_key file")?;
         start_multipathd()?;
@@ -92,6 +98,11 @@ impl Multipath {
             self.maps.push(Map::new(Rc::clone(&self.target), paths, unit, other_host)?);
         }
         self.maps.iter().filter(|map| map.paths.len() == paths).nth(number).context("it was just made")
+    }
+
+    /// A disk that is no path of any map, of a unit that nobody has used yet.
+    pub(crate) fn disk(&mut self) -> Result<Disk> {
+        Ok(self.free.pop().context("all units have maps")?.1)
     }
 }
 
@@ -189,6 +200,12 @@ pub(crate) fn start_multipathd() -> Result<()> {
 /// The process of multipathd.
 pub(crate) fn multipathd() -> Result<String> {
     Ok(fs::read_to_string("/run/multipathd.pid").context("read /run/multipathd.pid")?.trim().to_owned())
+}
+
+/// Whether the kernel holds the disk for alive.
+pub(crate) fn is_alive(disk: &Disk) -> bool {
+    let state = fs::read_to_string(format!("/sys/block/{}/device/state", disk.name));
+    state.is_ok_and(|state| state.trim() == "running")
 }
 
 /// The disk by which an initiator sees a unit.

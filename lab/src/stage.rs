@@ -1,21 +1,24 @@
-//! [`Stage`]: a multipath map, a manager for it, and another host of the same unit.
+//! [`Stage`]: a multipath map, our helper, and another host of the same unit.
 
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::os::unix::net::UnixStream;
 
 use anyhow::{Result, bail};
-use pr_managers::MapIn;
-use pr_managers::device::Sysfs;
-use scsi_pr::{Command, Completion, FullStatus, InitiatorPort, Key, PrManager, SenseKey, Status, Type};
+use pr_helper::{HelperClient, descriptor};
+use pr_managers::SgIo;
+use rustix::net::SendFlags;
+use scsi_pr::{Command, Completion, FullStatus, InitiatorPort, Key, PrManager, Sense, SenseKey, Status, Type};
 
-use crate::commands::{Request, clear, read_full_status, register_ignoring};
+use crate::commands::{Request, clear, read_full_status, read_keys, register, register_ignoring, reserve};
 use crate::disk::{self, is_conflict};
+use crate::helper::Helper;
 use crate::map::{Disk, Map};
 use crate::report::Report;
 use crate::scenarios::Lab;
 use crate::sg_raw::SgRaw;
 use crate::system::{run, wait_for};
-use crate::worker::Worker;
 
 pub(crate) const OURS: Key = Key(0xaaa);
 pub(crate) const OTHER: Key = Key(0xbbb);
@@ -30,9 +33,9 @@ pub(crate) const CONFLICT: Completion = Completion::Status(Status::RESERVATION_C
 pub(crate) struct Stage<'a> {
     pub(crate) map: &'a Map,
     pub(crate) report: &'a mut Report,
-    manager: Box<dyn PrManager>,
-    /// What was logged since this was last asked.
-    log: Box<dyn Fn() -> Vec<String>>,
+    /// What serves the map.
+    pub(crate) helper: Helper,
+    client: HelperClient,
     pub(crate) device: disk::Disk,
     /// The other host's disk.
     pub(crate) theirs: disk::Disk,
@@ -42,24 +45,13 @@ pub(crate) struct Stage<'a> {
 pub(crate) type Registration = (String, Key, bool);
 
 impl<'a> Stage<'a> {
-    /// A map of so many paths.
+    /// A map of so many paths, and our helper as an ordinary user.
     pub(crate) fn new(lab: &'a mut Lab, report: &'a mut Report, paths: usize) -> Result<Self> {
-        let worker = Arc::new(Worker::new(lab.programs.join("lab-multipath")));
-        let manager = Box::new(MapIn::new(worker.clone(), Sysfs::default()));
-        Self::with(lab, report, paths, manager, Box::new(move || worker.log()))
-    }
-
-    fn with(
-        lab: &'a mut Lab,
-        report: &'a mut Report,
-        paths: usize,
-        manager: Box<dyn PrManager>,
-        log: Box<dyn Fn() -> Vec<String>>,
-    ) -> Result<Self> {
+        let helper = Helper::start(&lab.programs.join("qemu-pr-helper"), "stage", &["-u", "nobody"])?;
         let map = lab.multipath()?.map(paths, 0)?;
         let device = disk::Disk::open(&map.device)?;
         let theirs = disk::Disk::open(&map.other_host.path())?;
-        let mut stage = Self { map, report, manager, log, device, theirs };
+        let mut stage = Self { map, report, client: helper.client(), helper, device, theirs };
         stage.reset()?;
         Ok(stage)
     }
@@ -72,35 +64,35 @@ impl<'a> Stage<'a> {
         run("multipathd", &["unsetprkey", "map", &self.map.name()])?;
         run("multipathd", &["unsetprstatus", "map", &self.map.name()])?;
         for disk in self.map.paths.iter().chain([&self.map.other_host]) {
-            self.ready(disk)?;
+            past_the_helper(&File::open(disk.path())?, &read_keys())?;
         }
-        (self.log)();
+        self.logged();
         Ok(())
-    }
-
-    /// Hears what the unit has to tell a disk's initiator.
-    pub(crate) fn ready(&self, disk: &Disk) -> Result<()> {
-        wait_for(&format!("ready {}", disk.name), || run("sg_turs", &[&disk.path().to_string_lossy()])).map(drop)
     }
 
     /// What the map answers.
     pub(crate) fn answer(&self, request: &Request) -> Completion {
-        self.execute(request.command())
+        self.client.execute(self.device.file().as_fd(), request.command()).expect("there is always an answer")
     }
 
     /// What was logged since this was last asked.
     pub(crate) fn logged(&self) -> Vec<String> {
-        (self.log)()
+        self.helper.logged()
     }
 
-    pub(crate) fn execute(&self, command: Command<'_>) -> Completion {
-        self.manager.execute(self.device.file().as_fd(), command).expect("there is always an answer")
+    /// What the map answers to CLEANUP, sent as QEMU sends it: without having been offered it.
+    pub(crate) fn send_cleanup(&self) -> Result<Completion> {
+        let mut socket = UnixStream::connect(self.helper.socket())?;
+        let mut features = [0; 4];
+        socket.read_exact(&mut features)?;
+        socket.write_all(&[0; 4])?;
+        descriptor::send(&socket, Command::cleanup().cdb().bytes(), self.device.file().as_fd(), SendFlags::empty())?;
+        answer(&mut socket)
     }
 
-    /// What the other host's disk answers, without us; what the unit has to tell first is heard before.
+    /// What the other host's disk answers, past the helper; what the unit has to tell first is heard before.
     pub(crate) fn theirs(&self, request: &Request) -> Result<Completion> {
-        self.ready(&self.map.other_host)?;
-        Ok(SgRaw.execute(self.theirs.file().as_fd(), request.command())?)
+        past_the_helper(self.theirs.file(), request)
     }
 
     /// Does what the map should answer so; nothing is logged about it.
@@ -120,7 +112,7 @@ impl<'a> Stage<'a> {
         let answer = self.answer(request);
         let log = self.logged();
         let told = |line: &String| parts.iter().all(|part| line.contains(part));
-        let outcome = match answer == *expected && log.iter().any(told) && log.len() == 1 {
+        let outcome = match answer == *expected && log.iter().filter(|line| told(line)).count() == 1 {
             true => Ok(()),
             false => Err(format!("expected {expected} and {parts:?}, got {answer} and {log:#?}")),
         };
@@ -129,11 +121,9 @@ impl<'a> Stage<'a> {
 
     /// What the map returns is, byte for byte, what the unit returns to the other host.
     pub(crate) fn expect_same(&mut self, request: &Request) -> Result<()> {
-        let expected = self.theirs(request)?;
-        let is_attention = |answer: &Completion| {
-            matches!(answer, Completion::CheckCondition(sense)
-                if sense.code().is_some_and(|code| code.key == SenseKey::UNIT_ATTENTION))
-        };
+        self.theirs(&read_keys())?;
+        // With no code of ours in it.
+        let expected = SgRaw.execute(self.theirs.file().as_fd(), request.command())?;
         // Each path may have something to tell first.
         let mut answer = self.answer(request);
         for _ in 0..4 {
@@ -208,6 +198,62 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// Every path is registered with our key, and the other host with its own; multipathd knows. Nothing is reserved.
+    /// It is done past the helper, and quickly.
+    pub(crate) fn register_all(&mut self) -> Result<()> {
+        self.register_them()?;
+        run("multipathd", &["setprkey", "map", &self.map.name(), "key", &format!("{:x}", OURS.0)])?;
+        run("multipathd", &["setprstatus", "map", &self.map.name()])?;
+        for path in &self.map.paths {
+            by_path(path, &register_ignoring(OURS))?;
+        }
+        self.logged();
+        Ok(())
+    }
+
+    /// The other host is registered, and nobody else.
+    pub(crate) fn register_them(&mut self) -> Result<()> {
+        for path in &self.map.paths {
+            path.set_alive(true)?;
+        }
+        run("multipathd", &["unsetprstatus", "map", &self.map.name()])?;
+        run("multipathd", &["unsetprkey", "map", &self.map.name()])?;
+        self.theirs(&register_ignoring(THEIRS))?;
+        self.theirs(&clear(THEIRS))?;
+        self.theirs(&register(Key::ZERO, THEIRS))?;
+        for path in &self.map.paths {
+            wait_for(&path.name, || past_the_helper(&File::open(path.path())?, &read_keys()))?;
+        }
+        self.logged();
+        Ok(())
+    }
+
+    /// The same as [`register_all`](Self::register_all), and the first path holds a reservation.
+    pub(crate) fn hold(&mut self) -> Result<()> {
+        self.register_all()?;
+        by_path(&self.map.paths[0], &reserve(OURS, RO))
+    }
+
+    /// A line in the log since it was last looked at has all these parts.
+    pub(crate) fn expect_told_before(&mut self, parts: &[&str]) {
+        let log = self.logged();
+        let told = log.iter().any(|line| parts.iter().all(|part| line.contains(part)));
+        self.report.check(format!("the log says {parts:?}"), if told { Ok(()) } else { Err(format!("{log:#?}")) });
+    }
+
+    /// One of our paths holds the reservation, or nobody does.
+    pub(crate) fn expect_reserved(&mut self, reserved: bool) -> Result<()> {
+        let registrations = self.registrations()?;
+        let ours = registrations.iter().any(|(_, key, held)| *held && *key == OURS);
+        let outcome = match (reserved, ours) {
+            (true, true) => Ok(()),
+            (false, false) if registrations.iter().all(|(.., held)| !held) => Ok(()),
+            _ => Err(format!("{registrations:?}")),
+        };
+        self.report.check(if reserved { "we hold the reservation" } else { "nobody holds a reservation" }, outcome);
+        Ok(())
+    }
+
     /// A write of the other host passes or is refused.
     pub(crate) fn expect_their_write(&mut self, passes: bool) -> Result<()> {
         let outcome = match (self.theirs.write(1), passes) {
@@ -236,4 +282,34 @@ impl<'a> Stage<'a> {
         self.report.check(what, outcome.map_err(|error| format!("{error:#}")));
         Ok(())
     }
+}
+
+/// Reads an answer without data from a helper.
+pub(crate) fn answer(socket: &mut UnixStream) -> Result<Completion> {
+    let mut answer = [0; 8 + Sense::LENGTH];
+    socket.read_exact(&mut answer)?;
+    let status = u8::try_from(i32::from_be_bytes(answer[..4].try_into()?))?;
+    Ok(match (status, Status::from_byte(status)) {
+        (_, Some(status)) => Completion::Status(status),
+        (0, None) => GOOD,
+        (_, None) => Completion::CheckCondition(Sense::from_bytes(&answer[8..])),
+    })
+}
+
+/// Does what is GOOD by a path.
+fn by_path(path: &Disk, request: &Request) -> Result<()> {
+    let answer = past_the_helper(&File::open(path.path())?, request)?;
+    if answer == GOOD { Ok(()) } else { bail!("{request} by {}: {answer}", path.name) }
+}
+
+/// What a disk answers by SG_IO, once it has heard what the unit has to tell it first.
+fn past_the_helper(disk: &File, request: &Request) -> Result<Completion> {
+    let sg_io = SgIo::new();
+    while is_attention(&sg_io.execute(disk.as_fd(), read_keys().command())?) {}
+    Ok(sg_io.execute(disk.as_fd(), request.command())?)
+}
+
+fn is_attention(answer: &Completion) -> bool {
+    matches!(answer, Completion::CheckCondition(sense)
+        if sense.code().is_some_and(|code| code.key == SenseKey::UNIT_ATTENTION))
 }

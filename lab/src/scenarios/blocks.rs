@@ -12,6 +12,7 @@ use scsi_pr::{Command, Completion, Error, FullStatus, InitiatorPort, Key, Opcode
 
 use super::{Lab, Scenario};
 use crate::commands::*;
+use crate::helper::Helper;
 use crate::nvmet::{Controller, HOSTS, Nvmet};
 use crate::over::Over;
 use crate::report::Report;
@@ -35,7 +36,8 @@ pub(super) const SCSI: Scenario = Scenario {
     purpose: "by IOC_PR on a SCSI disk, without the ioctls that read",
     run: |lab, report| {
         let unit = lab.target()?.unit()?;
-        let mut run = Run::new(&ReadBySgRaw, &unit)?;
+        let manager = ReadBySgRaw(BlockIoctl::default());
+        let mut run = Run::new(&manager, &unit)?;
         scsi(&mut run)?;
         finish(run, report)?;
         refused_on(&BlockIoctl::default(), &unit, report, &[(&read_keys(), CDB), (&read_reservation(), CDB)])?;
@@ -82,6 +84,48 @@ pub(super) const NVME: Scenario = Scenario {
         privileges(&unit.disks[0], report, &Nvme::new(), &permissions)
     },
 };
+
+/// The same through our helper.
+pub(super) const NVME_BY_HELPER: Scenario = Scenario {
+    name: "nvme-helper",
+    boot: "nvme",
+    purpose: "a namespace with two hosts through our helper with -u nobody, also with --manager=nvme and =block",
+    run: |lab, report| {
+        type Script = fn(&mut Run<'_>) -> Result<()>;
+        let script: [(&str, Script); 3] = [("auto", nvme), ("nvme", nvme), ("block", nvme_by_ioctl)];
+        for (manager, script) in script {
+            let unit = lab.nvmet()?.namespace()?;
+            let helper = helper(lab, manager)?;
+            let client = helper.client();
+            let mut run = Run::new(&client, &unit)?;
+            script(&mut run)?;
+            finish(run, report)?;
+        }
+        Ok(())
+    },
+};
+
+/// The ioctls through our helper, on a kernel that permits them to CAP_SYS_ADMIN alone: by workers.
+pub(super) const SCSI_BY_HELPER: Scenario = Scenario {
+    name: "block-helper",
+    boot: "target",
+    purpose: "by IOC_PR on a SCSI disk through our helper with -u nobody --manager=block",
+    run: |lab, report| {
+        let unit = lab.target()?.unit()?;
+        let helper = helper(lab, "block")?;
+        let manager = ReadBySgRaw(helper.client());
+        let mut run = Run::new(&manager, &unit)?;
+        scsi(&mut run)?;
+        finish(run, report)?;
+        refused_on(&helper.client(), &unit, report, &[(&read_keys(), CDB), (&read_reservation(), CDB)])
+    },
+};
+
+/// Our helper as an ordinary user, with one manager for whatever comes.
+fn helper(lab: &Lab, manager: &str) -> Result<Helper> {
+    let options = ["-u", "nobody", &format!("--manager={manager}")];
+    Helper::start(&lab.programs.join("qemu-pr-helper"), &format!("by-{manager}"), &options)
+}
 
 /// The ioctls on NVMe.
 pub(super) const NVME_BY_IOCTL: Scenario = Scenario {
@@ -159,10 +203,10 @@ impl Lab {
     }
 }
 
-/// Changes by ioctl, and reads by `sg_raw`, which nothing of ours is in.
-struct ReadBySgRaw;
+/// Changes by a manager, and reads by `sg_raw`, which nothing of ours is in.
+struct ReadBySgRaw<M>(M);
 
-impl PrManager for ReadBySgRaw {
+impl<M: PrManager> PrManager for ReadBySgRaw<M> {
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
         match command.opcode() {
             Opcode::ReserveIn => {
@@ -170,7 +214,7 @@ impl PrManager for ReadBySgRaw {
                 SgRaw.execute(device, read_keys().command())?;
                 SgRaw.execute(device, command)
             }
-            _ => BlockIoctl::default().execute(device, command),
+            _ => self.0.execute(device, command),
         }
     }
 }

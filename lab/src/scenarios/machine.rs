@@ -32,6 +32,14 @@ pub(super) const RESTART: Scenario = Scenario {
     run: |lab, report| restart(lab.cluster()?, report),
 };
 
+/// A multipath map that is passed through.
+pub(super) const MAP: Scenario = Scenario {
+    name: "guest-map",
+    boot: "machine",
+    purpose: "sg_persist in a virtual machine on a multipath map, whose holder's path dies",
+    run: |lab, report| map(lab, report),
+};
+
 /// Our helper, and QEMU's object for it.
 const OURS: &str = "ours";
 
@@ -43,6 +51,8 @@ pub(super) struct Cluster {
     ours: Option<Helper>,
     program: std::path::PathBuf,
     _qemus: Helper,
+    /// The helper of /dev/sdc, which is a multipath map.
+    _map: Helper,
 }
 
 impl Cluster {
@@ -52,12 +62,15 @@ impl Cluster {
         let qemus = Helper::start(Path::new("/usr/bin/qemu-pr-helper"), "qemus", &[])?;
         let target = lab.target()?;
         let units = [target.unit()?, target.unit()?];
+        let map = Helper::start(&program, "map", &["-u", "nobody"])?;
+        let device = lab.multipath()?.map(2, 0)?.device.clone();
         let disks = [
             Disk { manager: OURS, socket: ours.socket(), device: &units[0].disks[0] },
             Disk { manager: "qemus", socket: qemus.socket(), device: &units[1].disks[0] },
+            Disk { manager: "map", socket: map.socket(), device: &device },
         ];
         let machine = Machine::resume(lab.machine()?, &disks)?;
-        Ok(Self { machine, units, ours: Some(ours), program, _qemus: qemus })
+        Ok(Self { machine, units, ours: Some(ours), program, _qemus: qemus, _map: map })
     }
 
     /// Kills our helper.
@@ -154,4 +167,41 @@ fn restart(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
     cluster.both(report, read_keys, 0, "0x77")?;
     report.equal("QEMU's events", "made", &cluster.changes());
     cluster.sg_persist(report, "--out --clear --param-rk=0x77", 0, "")
+}
+
+fn map(lab: &mut Lab, report: &mut Report) -> Result<()> {
+    lab.cluster()?;
+    let map = lab.multipath()?.map(2, 0)?;
+    let other_host = disk::Disk::open(&map.other_host.path())?;
+    let paths = map.pair().map(Clone::clone);
+    let refused = |report: &mut Report| {
+        let refused = other_host.write(1).is_err_and(|error| disk::is_conflict(&error));
+        report.check("a write of another host is refused", if refused { Ok(()) } else { Err("it passed".to_owned()) });
+    };
+    let run = |lab: &mut Lab, report: &mut Report, command: &str, containing: &str| -> Result<()> {
+        let ending = lab.cluster()?.machine.run(&format!("DISK=/dev/sdc; {command}"))?;
+        let outcome = match ending.status == 0 && ending.output.contains(containing) {
+            true => Ok(()),
+            false => Err(ending.to_string()),
+        };
+        report.check(format!("on a map: {command}: {containing:?}"), outcome);
+        Ok(())
+    };
+    let sg_persist = |options: &str| format!("sg_persist --no-inquiry {options} $DISK");
+    run(lab, report, &sg_persist("--out --register --param-sark=0xabc"), "")?;
+    run(lab, report, &sg_persist("--out --reserve --param-rk=0xabc --prout-type=5"), "")?;
+    run(lab, report, &sg_persist("--in --read-full-status"), "iqn.2026-11.lab:path2")?;
+    run(lab, report, WRITE, "")?;
+    refused(report);
+    for path in &paths {
+        path.set_alive(false)?;
+        run(lab, report, &sg_persist("--in --read-reservation"), "Write Exclusive, registrants only")?;
+        run(lab, report, WRITE, "")?;
+        refused(report);
+        path.set_alive(true)?;
+        lab.multipath()?.map(2, 0)?.wait_for_paths(2)?;
+    }
+    run(lab, report, &sg_persist("--out --release --param-rk=0xabc --prout-type=5"), "")?;
+    run(lab, report, &sg_persist("--out --clear --param-rk=0xabc"), "")?;
+    run(lab, report, &sg_persist("--in --read-keys"), "there are NO registered reservation keys")
 }

@@ -2,9 +2,13 @@
 
 mod answers;
 mod blocks;
+mod deadlock;
 mod identity;
+mod killed;
+mod lost;
 mod machine;
 mod multipath;
+mod neighbours;
 mod parts;
 mod routing;
 
@@ -93,12 +97,21 @@ pub(crate) const ALL: &[Scenario] = &[
     multipath::ACTIONS,
     multipath::FOUR,
     multipath::PATHS,
+    killed::KILLED,
+    lost::LOST,
+    lost::FAILOVER,
     multipath::DIAGNOSIS,
     multipath::PORTS,
+    neighbours::HANGING,
+    neighbours::SWAPPED,
     machine::GUEST,
     machine::RESTART,
+    machine::MAP,
+    deadlock::DEADLOCK,
     blocks::SCSI,
+    blocks::SCSI_BY_HELPER,
     blocks::NVME,
+    blocks::NVME_BY_HELPER,
     blocks::NVME_BY_IOCTL,
     identity::NVME,
     routing::DEVICES,

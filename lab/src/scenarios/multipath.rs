@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
-use scsi_pr::{
-    Command, Completion, FullStatus, InitiatorPort, Key, Opcode, Reservation, SenseCode, Status, TransportId, Type,
-};
+use scsi_pr::{Completion, FullStatus, InitiatorPort, Key, Opcode, Reservation, SenseCode, Status, TransportId, Type};
 
 use super::Scenario;
 use crate::commands::{
@@ -143,7 +141,7 @@ impl<'a> Stage<'a> {
     }
 
     fn cleanup(&mut self) -> Result<()> {
-        let answer = self.execute(Command::cleanup());
+        let answer = self.send_cleanup()?;
         let log = self.logged();
         let outcome = if answer == GOOD && log.is_empty() { Ok(()) } else { Err(format!("{answer}, {log:#?}")) };
         self.report.check("CLEANUP: GOOD", outcome);
@@ -374,7 +372,7 @@ impl<'a> Stage<'a> {
         })?;
         let down = ["multipathd does not listen", "systemctl start multipathd", &name];
         self.expect_told(&register(Key::ZERO, OURS), &failed, &down);
-        let cleanup = self.execute(Command::cleanup());
+        let cleanup = self.send_cleanup()?;
         let told = self.logged().iter().any(|line| line.contains("CLEANUP") && line.contains(down[0]));
         let outcome = if cleanup == failed && told { Ok(()) } else { Err(cleanup.to_string()) };
         self.report.check("CLEANUP without multipathd fails, and the log says why", outcome);

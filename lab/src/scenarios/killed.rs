@@ -1,0 +1,107 @@
+//! Workers that are killed in the middle of a command on a multipath map whose holder's path is dead.
+
+use anyhow::{Result, bail};
+use scsi_pr::{Completion, SenseCode, Status};
+
+use super::Scenario;
+use crate::commands::{Request, preempt, register, release};
+use crate::stage::{GOOD, OTHER, OURS, RO, Stage, THEIRS};
+use crate::system::{run, wait_for};
+use crate::tracer::{Act, Seen, Tracer, number};
+
+/// Before each step of what takes a reservation from a dead path.
+pub(super) const KILLED: Scenario = Scenario {
+    name: "multipath-killed",
+    boot: "multipath",
+    purpose: "a worker killed at any step, with the holder's path dead: 0B/08/01, no map suspended, no foreign key lost",
+    run: |lab, report| Stage::new(lab, report, 2)?.killed(),
+};
+
+/// More steps than a command has.
+const MOST_STEPS: usize = 100;
+
+impl Stage<'_> {
+    fn killed(mut self) -> Result<()> {
+        self.kill_at_each_step(&release(OURS, RO))?;
+        self.kill_at_each_step(&preempt(OURS, OURS, RO))?;
+        self.kill_at_each_step(&register(OURS, OTHER))?;
+        self.leave_suspended()
+    }
+
+    /// Has the worker killed before its first step, before its second one, and so on, until it is done before it is killed.
+    fn kill_at_each_step(&mut self, request: &Request) -> Result<()> {
+        let mut told = false;
+        for step in 1..MOST_STEPS {
+            self.hold_by_dead_path()?;
+            let tracer = Tracer::start(self.helper.process(), number(step), Act::Kill)?;
+            let answer = self.answer(request);
+            let seen = tracer.seen()?;
+            if !seen.hit {
+                let outcome = if answer == GOOD { Ok(()) } else { Err(answer.to_string()) };
+                self.report.check(format!("{request}: not killed in {} steps, it is GOOD", seen.steps.len()), outcome);
+                // The helper says no more than so many lines a minute.
+                let outcome = if told { Ok(()) } else { Err("it does not".to_owned()) };
+                self.report.check(format!("{request}: the log says what is registered after a kill"), outcome);
+                return self.map.pair()[0].set_alive(true);
+            }
+            told |= self.logged().iter().any(|line| line.contains("as it is now: registered: "));
+            let outcome = self.judge(&answer, &seen);
+            // Who tries again gets there, as far as the unit lets him.
+            let again = self.answer(request);
+            self.report.check(
+                format!("{request}, killed before {seen}: {answer}; again: {again}"),
+                outcome.map_err(|error| format!("{error:#}")),
+            );
+        }
+        bail!("{request} has more than {MOST_STEPS} steps")
+    }
+
+    /// What is left when a worker was killed.
+    fn judge(&self, answer: &Completion, seen: &Seen) -> Result<()> {
+        let unknown = Completion::check(SenseCode::LUN_COMMUNICATION_TIMEOUT);
+        // Before it has taken the command, nothing was done.
+        let untouched = seen.steps.len() <= 1 && *answer == Completion::Status(Status::BUSY);
+        if *answer != unknown && !untouched {
+            bail!("the answer is {answer}");
+        }
+        wait_for("map that is not suspended", || self.is_resumed())?;
+        let registrations = self.registrations()?;
+        let theirs = &self.map.other_host.initiator;
+        if !registrations.iter().any(|(initiator, key, _)| initiator == theirs && *key == THEIRS) {
+            bail!("the other host's key is lost: {registrations:?}");
+        }
+        if registrations.iter().any(|(initiator, _, held)| initiator == theirs && *held) {
+            bail!("the other host holds the reservation: {registrations:?}");
+        }
+        Ok(())
+    }
+
+    fn is_resumed(&self) -> Result<()> {
+        let state = run("dmsetup", &["info", "--columns", "--noheadings", "-o", "suspended", &self.map.name()])?;
+        if state.trim() == "Active" { Ok(()) } else { bail!("{state}") }
+    }
+
+    /// The first path holds the reservation and is dead, the second is registered, and so is the other host.
+    fn hold_by_dead_path(&mut self) -> Result<()> {
+        self.hold()?;
+        self.map.pair()[0].set_alive(false)
+    }
+
+    /// libmpathpersist of Debian 12 (0.9.4) suspends no map; later ones do. So it is done for it.
+    fn leave_suspended(&mut self) -> Result<()> {
+        self.hold_by_dead_path()?;
+        run("dmsetup", &["suspend", "--noflush", &self.map.name()])?;
+        let tracer = Tracer::start(self.helper.process(), number(3), Act::Kill)?;
+        let answer = self.answer(&release(OURS, RO));
+        let seen = tracer.seen()?;
+        let log = self.logged();
+        let told = log.iter().any(|line| line.contains("was left suspended, and is resumed"));
+        let outcome = match self.is_resumed() {
+            Ok(()) if told && seen.hit => Ok(()),
+            outcome => Err(format!("{answer}, {seen}, {outcome:?}, {log:#?}")),
+        };
+        self.report.check("a map that is suspended when its worker is killed is resumed, and the log says so", outcome);
+        self.map.pair()[0].set_alive(true)?;
+        self.map.wait_for_paths(2)
+    }
+}
