@@ -12,7 +12,7 @@ use crate::tracer::{Act, Seen, Tracer, number};
 /// Before each step of what takes a reservation from a dead path.
 pub(super) const KILLED: Scenario = Scenario {
     name: "multipath-killed",
-    boot: "multipath",
+    boot: "multipath-lost",
     purpose: "a worker killed at any step, with the holder's path dead: 0B/08/01, no map suspended, no foreign key lost",
     run: |lab, report| Stage::new(lab, report, 2)?.killed(),
 };

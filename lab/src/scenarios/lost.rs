@@ -18,7 +18,7 @@ use crate::tracer::{Act, Tracer, first_out};
 /// Every service action.
 pub(super) const LOST: Scenario = Scenario {
     name: "multipath-lost",
-    boot: "multipath",
+    boot: "multipath-lost",
     purpose: "every service action with a path that is dead before it, or dies just when it is used for it",
     run: |lab, report| Stage::new(lab, report, 2)?.lost(),
 };
@@ -26,7 +26,7 @@ pub(super) const LOST: Scenario = Scenario {
 /// Writes of both hosts.
 pub(super) const FAILOVER: Scenario = Scenario {
     name: "multipath-failover",
-    boot: "multipath",
+    boot: "multipath-lost",
     purpose: "three of four paths die, the holder's first: our writes pass, and none of another host's ever does",
     run: |lab, report| Stage::new(lab, report, 4)?.failover(),
 };

@@ -85,6 +85,7 @@ impl<'a> Stage<'a> {
         self.theirs(&register(Key::ZERO, THEIRS))?;
         let (holder, _) = self.holder_and_rest()?;
         let reserved = [self.all_with_holder(OURS, holder), vec![(other_host, THEIRS, false)]].concat();
+        self.report.differs("multipath-release");
         // LIO has a conflict where the standard has 05/26/04.
         self.expect(&release(OURS, Type::WriteExclusive), &CONFLICT);
         self.expect_registered("a release of another type changes nothing", &reserved)?;
@@ -103,6 +104,7 @@ impl<'a> Stage<'a> {
         let taken = self.all_with_holder(OURS, holder);
         self.expect_registered("a preempt takes the reservation over", &taken)?;
 
+        self.report.differs("multipath-own-preempt");
         self.expect(&preempt(OURS, OURS, RO), &GOOD);
         let (holder, _) = self.holder_and_rest()?;
         let taken = self.all_with_holder(OURS, holder);
@@ -342,6 +344,7 @@ impl<'a> Stage<'a> {
         self.expect_told(&register_ignoring(OURS), &refused, &missing);
         self.expect_registered("nothing was registered", &[])?;
 
+        self.report.differs("multipath-configuration");
         self.map.configure("reservation_key 0xbbb")?;
         let another = ["allows it the reservation_key 0x0000000000000bbb alone", &name];
         self.expect_told(&register(Key::ZERO, OURS), &refused, &another);
