@@ -108,7 +108,13 @@ fn a_directory_that_removes_old_versions() {
 
 #[test]
 fn a_database_that_copies_its_log_back() {
-    survives(&Recording::new("sqlite", 244, 12));
+    let recording = Recording::new("sqlite", 244, 12);
+    let is_database = |effect: &&Effect| matches!(effect, Effect::Name(path, _) if path == Path::new("store"));
+    let Some(Effect::Name(_, database)) = recording.initial.iter().find(is_database) else { panic!("no database") };
+    let last = recording.effects.iter().rposition(|effect| matches!(effect, Effect::Said(text) if text == "kept\n"));
+    let copied = recording.effects.iter().position(|effect| *effect == Effect::Sync(*database));
+    assert!(copied.expect("the log is copied back") < last.expect("changes"), "only when the database was closed");
+    survives(&recording);
 }
 
 /// What shows that a power cut would be noticed.
