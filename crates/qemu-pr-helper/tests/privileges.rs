@@ -94,6 +94,8 @@ fn the_keeper_outlives_signals_to_the_group() {
     let socket = directory.path().join("s");
     let running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
     let keeper = running.keeper().expect("there is a keeper");
+    // It has its name a moment before it keeps signals away.
+    common::wait_for("the keeper to be ready", || (threads(keeper).first()?.get("NoNewPrivs")? == "1").then_some(()));
     let pid = rustix::process::Pid::from_raw(keeper.try_into().unwrap()).unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
         rustix::process::kill_process(pid, signal).unwrap();
