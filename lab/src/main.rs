@@ -4,6 +4,7 @@
 //! lab-guest --list                              the scenarios: boot, name and purpose of each
 //! lab-guest --programs DIRECTORY SCENARIO...    runs them; only ever in the guest, as root
 //!     --machine DIRECTORY                       where a virtual machine is that was put aside, booted
+//!     --seed NUMBER                             what the random histories begin with; 1 if nothing is said
 //! lab-guest --programs DIRECTORY --demo         tells the story of `cargo xtask demo`
 //! ```
 #![forbid(unsafe_code)]
@@ -12,14 +13,17 @@ mod commands;
 mod demo;
 mod disk;
 mod helper;
+mod lio;
 mod machine;
 mod map;
 mod nvmet;
+mod ours;
 mod over;
 mod report;
 mod scenarios;
 mod script;
 mod scripts;
+mod sg;
 mod sg_raw;
 mod stage;
 mod system;
@@ -33,7 +37,7 @@ use anyhow::{Context, Result, bail};
 use lexopt::{Arg, ValueExt};
 
 use report::{Report, line};
-use scenarios::{ALL, Lab, Scenario};
+use scenarios::{ALL, DEFAULT_SEED, Lab, Scenario};
 
 fn main() -> ExitCode {
     match run() {
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let mut programs: Option<PathBuf> = None;
     let mut machine: Option<PathBuf> = None;
+    let mut seed = DEFAULT_SEED;
     let mut demo = false;
     let mut chosen: Vec<&Scenario> = Vec::new();
     let mut arguments = lexopt::Parser::from_env();
@@ -62,6 +67,7 @@ fn run() -> Result<()> {
             }
             Arg::Long("demo") => demo = true,
             Arg::Long("machine") => machine = Some(arguments.value()?.into()),
+            Arg::Long("seed") => seed = arguments.value()?.parse()?,
             Arg::Long("programs") => programs = Some(arguments.value()?.into()),
             Arg::Value(name) => {
                 let name = name.string()?;
@@ -76,7 +82,7 @@ fn run() -> Result<()> {
     if demo && let Err(error) = demo::run(&programs.join("qemu-pr-helper")) {
         report.check("this step", Err(format!("{error:#}")));
     }
-    let mut lab = Lab::new(programs, machine);
+    let mut lab = Lab::new(programs, machine, seed);
     for scenario in chosen {
         report.scenario(scenario.name, scenario.purpose);
         let start = std::time::Instant::now();

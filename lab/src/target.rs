@@ -7,13 +7,14 @@ use std::cell::{Cell, RefCell};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 
 use crate::system::{make, run, wait_for, write};
 
 const CORE: &str = "/sys/kernel/config/target/core/fileio_0";
-const PORTAL_GROUP: &str = "/sys/kernel/config/target/iscsi/iqn.2026-11.lab:target/tpgt_1";
+const TARGETS: &str = "/sys/kernel/config/target/iscsi";
 const UNIT_BYTES: &str = "16777216";
 
 /// The initiators of a [`Unit`], by the last part of their names.
@@ -21,9 +22,11 @@ pub(crate) const INITIATORS: [&str; 2] = ["a", "b"];
 
 /// The target and the sessions of its initiators.
 pub(crate) struct Target {
+    /// What its units are called by, each with a number.
+    prefix: String,
     units: Cell<usize>,
     /// The initiators that iscsiadm has been told of.
-    known: RefCell<Vec<String>>,
+    known: Rc<RefCell<Vec<String>>>,
 }
 
 /// A logical unit that nobody has used yet, as each initiator sees it.
@@ -38,21 +41,40 @@ impl Target {
     /// Sets up the target and logs both initiators in.
     pub(crate) fn start() -> Result<Self> {
         run("modprobe", &["--all", "target_core_file", "iscsi_target_mod", "iscsi_tcp", "sd_mod", "sg"])?;
-        make(format!("{PORTAL_GROUP}/np/127.0.0.1:3260"))?;
+        let target = Self::new("lab".to_owned(), Rc::default())?;
+        start_iscsid()?;
+        Ok(target)
+    }
+
+    /// Sets up another target beside this one. To be made before anybody logs in: who does looks for targets once.
+    pub(crate) fn another(&self, name: &str) -> Result<Self> {
+        Self::new(format!("{name}-"), Rc::clone(&self.known))
+    }
+
+    fn new(prefix: String, known: Rc<RefCell<Vec<String>>>) -> Result<Self> {
+        let target = Self { prefix, units: Cell::new(0), known };
+        let group = target.portal_group();
+        make(format!("{group}/np/127.0.0.1:3260"))?;
         for (attribute, value) in [
             ("authentication", "0"),
             ("demo_mode_write_protect", "0"),
             ("generate_node_acls", "1"),
             ("cache_dynamic_acls", "1"),
         ] {
-            write(format!("{PORTAL_GROUP}/attrib/{attribute}"), value)?;
+            write(format!("{group}/attrib/{attribute}"), value)?;
         }
-        let target = Self { units: Cell::new(0), known: RefCell::default() };
         // Whoever logs in looks for unit 0.
         target.add_unit()?;
-        write(format!("{PORTAL_GROUP}/enable"), "1")?;
-        start_iscsid()?;
+        write(format!("{group}/enable"), "1")?;
         Ok(target)
+    }
+
+    fn name(&self) -> String {
+        format!("iqn.2026-11.{}:target", self.prefix.trim_end_matches('-'))
+    }
+
+    fn portal_group(&self) -> String {
+        format!("{TARGETS}/{}/tpgt_1", self.name())
     }
 
     /// Makes a unit without reservations, which no other scenario has touched.
@@ -78,7 +100,8 @@ impl Target {
 
     /// The session that `initiator` has, or gets.
     fn log_in(&self, initiator: &str) -> Result<PathBuf> {
-        if let Ok(session) = session_of(initiator) {
+        let target = self.name();
+        if let Ok(session) = session_of(initiator, &target) {
             return Ok(session);
         }
         if !self.known.borrow().iter().any(|known| known == initiator) {
@@ -90,20 +113,20 @@ impl Target {
             run("iscsiadm", &[&["-m", "discovery", "-I", initiator], &portal[..]].concat())?;
             self.known.borrow_mut().push(initiator.to_owned());
         }
-        run("iscsiadm", &["-m", "node", "-I", initiator, "--login"])?;
-        wait_for("session", || session_of(initiator))
+        run("iscsiadm", &["-m", "node", "-T", &target, "-I", initiator, "--login"])?;
+        wait_for("session", || session_of(initiator, &target))
     }
 
     /// A unit that nobody sees yet: its number and its serial number.
     pub(crate) fn add_unit(&self) -> Result<(usize, String)> {
         let number = self.units.get();
-        let serial = format!("lab{number}");
+        let serial = format!("{}{number}", self.prefix);
         let backstore = format!("{CORE}/{serial}");
         make(&backstore)?;
         write(format!("{backstore}/control"), &format!("fd_dev_name=/dev/shm/{serial},fd_dev_size={UNIT_BYTES}"))?;
         write(format!("{backstore}/wwn/vpd_unit_serial"), &serial)?;
         write(format!("{backstore}/enable"), "1")?;
-        let lun = format!("{PORTAL_GROUP}/lun/lun_{number}");
+        let lun = format!("{}/lun/lun_{number}", self.portal_group());
         make(&lun)?;
         symlink(&backstore, format!("{lun}/link")).with_context(|| format!("link {lun} to {backstore}"))?;
         self.units.set(number + 1);
@@ -137,15 +160,18 @@ fn start_iscsid() -> Result<()> {
     Ok(())
 }
 
-/// The directory of the session that `initiator` has.
-fn session_of(initiator: &str) -> Result<PathBuf> {
+/// The directory of the session that `initiator` has with `target`.
+fn session_of(initiator: &str, target: &str) -> Result<PathBuf> {
     for session in fs::read_dir("/sys/class/iscsi_session")? {
         let session = session?.path();
-        if fs::read_to_string(session.join("ifacename"))?.trim() == initiator {
+        let is = |attribute: &str, value: &str| -> Result<bool> {
+            Ok(fs::read_to_string(session.join(attribute))?.trim() == value)
+        };
+        if is("ifacename", initiator)? && is("targetname", target)? {
             return Ok(fs::canonicalize(session.join("device"))?);
         }
     }
-    bail!("initiator {initiator} has no session")
+    bail!("initiator {initiator} has no session with {target}")
 }
 
 /// The name of the SCSI host above `session`, as in host3.

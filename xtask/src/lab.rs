@@ -19,6 +19,9 @@ const DEADLINE: Duration = Duration::from_secs(20 * 60);
 /// The boots that take the kernel of Debian testing.
 const TESTING: &[&str] = &["nvme", "nvme-paths"];
 
+/// The environment variable with another seed for the random histories.
+const SEED: &str = "LAB_SEED";
+
 /// The boot whose scenarios want a virtual machine in the guest.
 const MACHINE: &str = "machine";
 
@@ -117,6 +120,9 @@ impl<'a> Lab<'a> {
         program.extend(["--programs".to_owned(), utf8(self.place.programs.clone())?]);
         if name == MACHINE {
             program.extend(["--machine".to_owned(), utf8(machine::boot(&self.kernel, &self.place.lab)?)?]);
+        }
+        if let Ok(seed) = std::env::var(SEED) {
+            program.extend(["--seed".to_owned(), seed]);
         }
         program.extend(arguments);
         let mut tally = Tally::default();

@@ -3,6 +3,7 @@
 mod answers;
 mod blocks;
 mod deadlock;
+mod histories;
 mod identity;
 mod killed;
 mod lost;
@@ -16,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
+
+pub(crate) use histories::DEFAULT_SEED;
 
 use crate::map::Multipath;
 use crate::nvmet::Nvmet;
@@ -33,13 +36,15 @@ pub(crate) struct Lab {
     nvmet: Option<Nvmet>,
     /// Where a virtual machine was put aside.
     machine: Option<PathBuf>,
+    /// What the random histories begin with.
+    seed: u64,
     cluster: Option<machine::Cluster>,
 }
 
 impl Lab {
     /// Nothing is set up until a scenario asks for it.
-    pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>) -> Self {
-        Self { programs, target: None, reference: None, multipath: None, nvmet: None, machine, cluster: None }
+    pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>, seed: u64) -> Self {
+        Self { programs, target: None, reference: None, multipath: None, nvmet: None, machine, seed, cluster: None }
     }
 
     /// The directory of the virtual machine to go on with.
@@ -117,4 +122,5 @@ pub(crate) const ALL: &[Scenario] = &[
     routing::DEVICES,
     blocks::SCSI_ON_A_NEWER_KERNEL,
     blocks::NVME_WITH_PATHS,
+    histories::HISTORIES,
 ];

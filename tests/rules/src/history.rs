@@ -319,7 +319,7 @@ fn outs() -> impl Strategy<Value = Out> {
         let listed = prop_oneof![1 => listed, 3 => any::<u8>().prop_map(|one| vec![one.into()])];
         let spoiled = prop_oneof![
             30 => Just(Spoiled::No),
-            1 => (0..80u16).prop_map(Spoiled::Length),
+            1 => prop_oneof![0..80u16, 22..30u16].prop_map(Spoiled::Length),
             1 => Just(Spoiled::Protocol),
             1 => Just(Spoiled::InnerLength),
             1 => Just(Spoiled::Node),
