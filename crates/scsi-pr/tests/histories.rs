@@ -177,7 +177,7 @@ fn histories_go_every_way_that_the_standard_has() {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[1; 32]);
     let mut runner = TestRunner::new_with_rng(Config { failure_persistence: None, ..Config::default() }, rng);
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    for _ in 0..150 {
+    for _ in 0..200 {
         let (initiators, ports) = worlds().new_tree(&mut runner).unwrap().current();
         let mut pair = Pair::new(initiators, &ports);
         for step in histories(MIX, 200).new_tree(&mut runner).unwrap().current() {

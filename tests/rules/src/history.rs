@@ -64,6 +64,8 @@ pub enum Spoiled {
 pub struct Out {
     /// Which nexus sends it.
     pub from: usize,
+    /// Rather the one that holds the reservation, if there is one.
+    pub by_holder: bool,
     /// The service action.
     pub action: u8,
     /// SCOPE and TYPE.
@@ -173,7 +175,8 @@ impl World {
     }
 
     fn out(&self, out: &Out, model: &Model) -> Act {
-        let from = out.from % self.nexuses.len();
+        let holder = self.nexuses.iter().position(|one| out.by_holder && model.is_holder(one));
+        let from = holder.unwrap_or(out.from % self.nexuses.len());
         let nexus = |index: usize| &self.nexuses[index % self.nexuses.len()];
         let key = |choice: KeyChoice| match choice {
             KeyChoice::Zero => 0,
@@ -287,6 +290,8 @@ fn outs() -> impl Strategy<Value = Out> {
         1 => 9..32u8,
     ];
     (any::<u8>(), action).prop_flat_map(|(from, action)| {
+        // Most of what these do, only the holder can have done.
+        let by_holder = prop::bool::weighted(if matches!(action, 2 | 7) { 0.6 } else { 0.05 });
         let kind = prop_oneof![
             4 => Just(Kind::Same),
             6 => select(vec![1, 3, 5, 6, 7, 8, 7, 8]).prop_map(Kind::Byte),
@@ -324,9 +329,10 @@ fn outs() -> impl Strategy<Value = Out> {
             1 => Just(Spoiled::InnerLength),
             1 => Just(Spoiled::Node),
         ];
-        (kind, key, service_action_key, flags, listed, spoiled).prop_map(
-            move |(kind, key, service_action_key, flags, listed, spoiled)| Out {
+        (by_holder, kind, key, service_action_key, flags, listed, spoiled).prop_map(
+            move |(by_holder, kind, key, service_action_key, flags, listed, spoiled)| Out {
                 from: from.into(),
+                by_holder,
                 action,
                 kind,
                 key,
