@@ -70,7 +70,8 @@ impl Host for Machine {
     }
 
     fn routes(&self, map: &Map) -> Vec<Box<dyn Route>> {
-        route::open_all(map, &self.devices).into_iter().map(|path| Box::new(path) as Box<dyn Route>).collect()
+        let paths = route::open_all(map, &self.sysfs, &self.devices);
+        paths.into_iter().map(|path| Box::new(path) as Box<dyn Route>).collect()
     }
 
     fn library(&self) -> Result<Box<dyn Library>, Unavailable> {

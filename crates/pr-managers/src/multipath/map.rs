@@ -78,6 +78,12 @@ impl Map {
         }))
     }
 
+    /// Whether `path` is beneath the map now.
+    pub(super) fn has(&self, sysfs: &Sysfs, path: &MapPath) -> bool {
+        let slave = sysfs.block_directory(self.number).join("slaves").join(path.name.replace('/', "!"));
+        number_of(&slave).is_ok_and(|number| number == path.number)
+    }
+
     /// Whether a command may get through by one of the paths.
     pub(super) fn has_usable_path(&self) -> bool {
         self.paths.iter().any(|path| path.usable)

@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(20);
 pub fn mend(number: Number, uuid: &str) {
     let sysfs = Sysfs::default();
     let resume = |map: &Map| sys::resume(&format!("mpath-{}", map.wwid));
-    let routes = |map: &Map| route::open_all(map, Path::new("/dev"));
+    let routes = |map: &Map| route::open_all(map, &sysfs, Path::new("/dev"));
     match find(&sysfs, number, uuid) {
         Ok(Some(map)) => {
             settle(&map, MOMENT, || is_suspended(&sysfs, number), || resume(&map));

@@ -10,7 +10,7 @@ use rustix::fs::{FileType, OFlags, fstat, major, minor};
 use scsi_pr::{Command, Completion, SenseKey};
 
 use super::map::{Map, MapPath};
-use crate::device::Number;
+use crate::device::{Number, Sysfs};
 use crate::sg_io::{Reached, SgIo};
 
 /// One way to the unit.
@@ -53,9 +53,12 @@ impl Route for OpenPath {
 }
 
 /// Those paths of `map` that may work, opened by their device files below `devices`. One that cannot be opened is left
-/// out: it may have gone just now.
-pub(super) fn open_all(map: &Map, devices: &Path) -> Vec<OpenPath> {
-    map.paths.iter().filter(|path| path.usable).filter_map(|path| open(path, devices).ok()).collect()
+/// out: it may have gone just now. So is one that `sysfs` does not have beneath the map any more: its name and number may
+/// be those of a disk of somebody else by now.
+pub(super) fn open_all(map: &Map, sysfs: &Sysfs, devices: &Path) -> Vec<OpenPath> {
+    let usable = map.paths.iter().filter(|path| path.usable);
+    // Asked once it is open. From then on nobody else gets its number, and the map keeps those of its paths.
+    usable.filter_map(|path| open(path, devices).ok().filter(|_| map.has(sysfs, path))).collect()
 }
 
 fn open(path: &MapPath, devices: &Path) -> io::Result<OpenPath> {
@@ -90,6 +93,7 @@ fn sense_key(completion: &Completion) -> Option<SenseKey> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::device::tests::Tree;
     use scsi_pr::{ReserveIn, ReserveInAction, SenseCode};
     use std::cell::RefCell;
     use std::os::unix::fs::symlink;
@@ -138,26 +142,32 @@ pub(super) mod tests {
             wwid: "3600".to_owned(),
             paths: vec![path("sda", 3, true), path("sdc", 0, true)],
         };
-        assert!(open_all(&map, devices.path()).is_empty());
+        assert!(open_all(&map, &Sysfs::default(), devices.path()).is_empty());
     }
 
     #[test]
-    fn a_path_that_is_known_to_be_dead_is_not_opened() {
+    fn only_a_path_that_works_and_is_the_maps_still_is_opened() {
         let Some((device, number)) = crate::device::tests::block_device() else { return };
-        let (major, minor) = number.split_once(':').unwrap();
-        let number = Number { major: major.parse().unwrap(), minor: minor.parse().unwrap() };
         let name = crate::device::Device::of(device.as_fd()).unwrap().name().unwrap().to_owned();
         let map = |usable| Map {
-            number,
-            kernel_name: "dm-0".to_owned(),
+            number: Number { major: 252, minor: 3 },
+            kernel_name: "dm-3".to_owned(),
             alias: "mpatha".to_owned(),
             wwid: "3600".to_owned(),
-            paths: vec![MapPath { name: name.clone(), number, usable }],
+            paths: vec![MapPath { name: name.clone(), number: number.parse().unwrap(), usable }],
         };
+        let tree = Tree::new();
+        let path = format!("devices/host0/block/{name}");
+        tree.block(&path, &number, &[]);
+        tree.device_mapper("devices/virtual/block/dm-3", "252:3", ["mpatha", "mpath-3600"], &[&path]);
+        let opened = |usable| open_all(&map(usable), &tree.sysfs(), Path::new("/dev")).len();
         // Not everybody may open it.
-        if File::open(Path::new("/dev").join(&name)).is_ok() {
-            assert_eq!(open_all(&map(true), Path::new("/dev")).len(), 1);
-        }
-        assert!(open_all(&map(false), Path::new("/dev")).is_empty());
+        let openable = File::open(Path::new("/dev").join(&name)).is_ok();
+        assert_eq!((opened(true), opened(false)), (usize::from(openable), 0));
+        // The map has another disk of that name now; or none.
+        tree.attribute(&format!("{path}/dev"), "8:240\n");
+        assert_eq!(opened(true), 0);
+        tree.remove(&path);
+        assert_eq!(opened(true), 0);
     }
 }
