@@ -8,19 +8,21 @@
 mod process;
 
 use std::env;
+use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
+use nix::sys::signal::{SigSet, Signal};
 use pr_daemon::socket::SocketFile;
 use pr_helper::descriptor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
 use crate::link::{DIRECTORY, Link, NO_SOCKET, SOCKET};
 use crate::message::{Message, invoked_as, reason};
@@ -36,7 +38,7 @@ const VARIABLES: [&str; 2] = ["LD_LIBRARY_PATH", "MULTIPATH_SOCKET_NAME"];
 /// The helper's side of a keeper.
 struct Keeper {
     link: Arc<Link>,
-    process: Child,
+    process: Pid,
 }
 
 impl Keeper {
@@ -44,24 +46,47 @@ impl Keeper {
     fn start(socket: Option<(&Path, &SocketFile)>) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (link, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0(NAME);
+        let mut arguments = vec![NAME.into()];
         match socket {
             Some((path, file)) => {
                 let (directory, name, file) = file.parts();
                 descriptor::send(&link, &[DIRECTORY], directory, SendFlags::empty())?;
                 descriptor::send(&link, &[&[SOCKET], name.as_bytes()].concat(), file, SendFlags::empty())?;
-                command.arg(path);
+                arguments.push(path.as_os_str().to_owned());
             }
             None => {
                 rustix::net::send(&link, &[NO_SOCKET], SendFlags::NOSIGNAL)?;
             }
         }
-        let inherited = VARIABLES.into_iter().filter_map(|name| Some((name, env::var_os(name)?)));
-        command.env_clear().envs(inherited);
-        let process = command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let process = spawn(arguments, theirs.as_fd())?;
         Ok(Self { link: Arc::new(Link::new(link)?), process })
     }
+}
+
+/// Starts this binary again, with these words and this input.
+///
+/// `std::process` does not reset SIGCHLD, which whoever started the helper may have had ignored: nobody would know how a
+/// worker ended.
+fn spawn(arguments: Vec<OsString>, input: BorrowedFd<'_>) -> io::Result<Pid> {
+    let mut actions = PosixSpawnFileActions::init()?;
+    actions.add_dup2(input.as_raw_fd(), 0)?;
+    let null = File::options().write(true).open("/dev/null")?;
+    for output in [1, 2] {
+        actions.add_dup2(null.as_raw_fd(), output)?;
+    }
+    let mut attributes = PosixSpawnAttr::init()?;
+    attributes.set_flags(PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF)?;
+    attributes.set_sigdefault(&SigSet::from(Signal::SIGCHLD))?;
+    let variables = VARIABLES.into_iter().filter_map(|name| {
+        let mut variable = OsString::from(format!("{name}="));
+        variable.push(env::var_os(name)?);
+        Some(variable)
+    });
+    let strings =
+        |all: Vec<OsString>| all.into_iter().map(|one| CString::new(one.into_vec())).collect::<Result<Vec<_>, _>>();
+    let (arguments, variables) = (strings(arguments)?, strings(variables.collect())?);
+    let process = posix_spawn("/proc/self/exe", &actions, &attributes, &arguments, &variables)?;
+    Ok(Pid::from_raw(process.as_raw()).expect("a process that was started has a number"))
 }
 
 impl Drop for Keeper {
@@ -70,10 +95,10 @@ impl Drop for Keeper {
     fn drop(&mut self) {
         self.link.close();
         let moment = Timespec { tv_sec: 1, tv_nsec: 0 };
-        if let Ok(end) = pidfd_open(Pid::from_child(&self.process), PidfdFlags::empty()) {
+        if let Ok(end) = pidfd_open(self.process, PidfdFlags::empty()) {
             let _ = rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&end.as_fd(), PollFlags::IN)], Some(&moment)));
         }
-        let _ = self.process.try_wait();
+        let _ = waitpid(Some(self.process), WaitOptions::NOHANG);
     }
 }
 

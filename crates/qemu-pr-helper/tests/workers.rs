@@ -217,6 +217,22 @@ fn a_worker_answers_logs_and_ends() {
     }
 }
 
+/// Whoever starts programs without caring for their ends may have the kernel forget these at once. How a worker ended is
+/// to be known all the same.
+#[test]
+fn a_starter_that_ignores_the_ends_of_children_has_no_worker_taken_for_dead() {
+    let Some(device) = loop_device(0) else { return };
+    let directory = directory();
+    let mut command = Process::new("env");
+    command.args(["--ignore-signal=CHLD", HELPER, "--manager=multipath", "-k"]).arg(directory.path().join("s"));
+    let scene = Scene::of(directory, &mut command);
+    assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::INVALID_OPCODE));
+    scene.says("it is no multipath map");
+    // All that there was to say was said before the answer.
+    assert_eq!(scene.lines.try_recv().ok(), None);
+    scene.end();
+}
+
 #[test]
 fn a_worker_that_is_killed_fails_its_command_alone() {
     let Some(scene) = Scene::start("--manager=multipath -u nobody") else { return };

@@ -147,7 +147,6 @@ impl Worker {
             Ok(None) => return Some(self),
             Ok(Some(status)) if status.success() => return None,
             Ok(Some(status)) => status.to_string(),
-            // Whoever started the helper has the ends of children ignored (SIGCHLD).
             Err(error) => format!("nobody knows how: {}", reason(error)),
         };
         say(&self.log, &format!("the process ended before it was done ({died})"));
