@@ -42,7 +42,7 @@ use host::{Host, Library, Machine};
 use keys::AllowedKeys;
 use map::Map;
 pub use map_in::MapIn;
-pub use mend::mend;
+pub use mend::{is_suspended, mend};
 use native::{Released, Restored};
 use route::Route;
 use sys::Unavailable;

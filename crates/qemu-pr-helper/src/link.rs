@@ -83,7 +83,8 @@ pub(crate) struct Task {
     pub(crate) duty: Duty,
     /// The device number, `252:0`. The keeper only compares it.
     pub(crate) device: String,
-    /// The DM UUID of a multipath map, by which it is known again; empty for what is none.
+    /// The DM UUID of a multipath map, by which it is known again when it is to be mended; empty for what is none, and for
+    /// one that is suspended already: it must not be resumed.
     pub(crate) uuid: String,
 }
 

@@ -12,6 +12,7 @@ use pr_helper::HelperClient;
 use pr_helper::client::Config;
 use pr_helper::turn::Turns;
 use pr_managers::device::{Device, Kind, Number};
+use pr_managers::multipath;
 use rustix::fs::{FileType, fstat, major, minor};
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, SenseCode, Status};
 use tracing::warn;
@@ -213,7 +214,8 @@ impl Worker<'_> {
     fn task(&self) -> Task {
         let uuid = match (self.duty, Device::of(self.device)) {
             (Duty::Multipath, Ok(device)) => match device.kind() {
-                Kind::Multipath { uuid, .. } => uuid.clone(),
+                // What somebody else has suspended is not for us to resume.
+                Kind::Multipath { uuid, .. } if !multipath::is_suspended(self.number) => uuid.clone(),
                 _ => String::new(),
             },
             _ => String::new(),

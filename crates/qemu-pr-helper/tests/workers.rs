@@ -139,6 +139,11 @@ impl Scene {
         scope.spawn(move || client.execute(device.as_fd(), reserve().command()))
     }
 
+    /// Has sysfs say that the map is suspended.
+    fn suspend(&self) {
+        fs::write(self.directory.path().join("tree/dm-9/dm/suspended"), "1\n").unwrap();
+    }
+
     fn workers(&self) -> Vec<u32> {
         let keeper = self.running.keeper().expect("there is a keeper");
         children(keeper)
@@ -237,11 +242,11 @@ fn a_starter_that_ignores_the_ends_of_children_has_no_worker_taken_for_dead() {
 fn a_worker_that_is_killed_fails_its_command_alone() {
     let Some(scene) = Scene::start("--manager=multipath -u nobody") else { return };
     let device = loop_device(0).unwrap();
-    fs::write(scene.directory.path().join("tree/dm-9/dm/suspended"), "1\n").unwrap();
     let library = scene.hold("libmpathpersist.so.0");
     thread::scope(|scope| {
         let first = scene.reserving(scope, &device);
         let worker = scene.held();
+        scene.suspend();
         let behind = scene.reserving(scope, &device);
         // Other devices have workers of their own meanwhile.
         if let Some(other) = loop_device(2) {
@@ -268,6 +273,29 @@ fn a_worker_that_is_killed_fails_its_command_alone() {
     fs::write(&library, "").unwrap();
     assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::INVALID_OPCODE));
     scene.says("libmpathpersist.so.0 cannot be opened");
+    scene.end();
+}
+
+/// An administrator may have his reasons.
+#[test]
+fn a_map_that_was_suspended_before_the_command_is_not_resumed_after_it() {
+    let Some(scene) = Scene::start("--manager=multipath") else { return };
+    let device = loop_device(0).unwrap();
+    let library = scene.hold("libmpathpersist.so.0");
+    scene.suspend();
+    thread::scope(|scope| {
+        let lost = scene.reserving(scope, &device);
+        kill_process(scene.held(), Signal::KILL).unwrap();
+        assert_eq!(lost.join().unwrap().unwrap(), check(SenseCode::LUN_COMMUNICATION_TIMEOUT));
+    });
+    fs::remove_file(&library).unwrap();
+    fs::write(&library, "").unwrap();
+    assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::INVALID_OPCODE));
+    let lines: Vec<_> = std::iter::from_fn(|| scene.lines.recv_timeout(PATIENCE).ok())
+        .take_while(|line| !line.contains("cannot be opened"))
+        .collect();
+    assert!(lines.iter().any(|line| line.contains("its worker ended without an answer")), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("suspended")), "{lines:#?}");
     scene.end();
 }
 

@@ -1,7 +1,12 @@
 //! Workers that are killed in the middle of a command on a multipath map whose holder's path is dead.
 
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::thread;
+
 use anyhow::{Result, bail};
-use scsi_pr::{Completion, SenseCode, Status};
+use nix::sys::signal::{Signal, kill};
+use scsi_pr::{Completion, PrManager, SenseCode, Status};
 
 use super::Scenario;
 use crate::commands::{Request, preempt, register, release};
@@ -87,13 +92,21 @@ impl Stage<'_> {
         self.map.pair()[0].set_alive(false)
     }
 
-    /// libmpathpersist of Debian 12 (0.9.4) suspends no map; later ones do. So it is done for it.
+    /// libmpathpersist of Debian 12 (0.9.4) suspends no map; later ones do, in the middle of a command. So it is done for it.
     fn leave_suspended(&mut self) -> Result<()> {
         self.hold_by_dead_path()?;
-        run("dmsetup", &["suspend", "--noflush", &self.map.name()])?;
-        let tracer = Tracer::start(self.helper.process(), number(3), Act::Kill)?;
-        let answer = self.answer(&release(OURS, RO));
-        let seen = tracer.seen()?;
+        let tracer = Tracer::start(self.helper.process(), number(3), Act::Stop)?;
+        let map = File::options().read(true).write(true).open(&self.map.device)?;
+        let (client, request) = (self.helper.client(), release(OURS, RO));
+        let (answer, seen) = thread::scope(|scope| {
+            let lost = scope.spawn(|| client.execute(map.as_fd(), request.command()));
+            let seen = tracer.seen_at_once()?;
+            run("dmsetup", &["suspend", "--noflush", &self.map.name()])?;
+            if let Some(worker) = seen.stopped {
+                kill(worker, Signal::SIGKILL)?;
+            }
+            anyhow::Ok((lost.join().expect("it does not panic")?, seen))
+        })?;
         let log = self.logged();
         let told = log.iter().any(|line| line.contains("was left suspended, and is resumed"));
         let outcome = match self.is_resumed() {

@@ -29,19 +29,25 @@ const LOOK: Duration = Duration::from_millis(20);
 /// if it was left suspended, and logs which keys are registered and who holds the reservation. Needs CAP_SYS_ADMIN,
 /// CAP_SYS_RAWIO and root's access to device files, and takes a little more than two seconds for a map that is suspended.
 ///
-/// The UUID tells that the map is still the same: numbers are used again. A map that is gone needs nothing.
+/// The UUID tells that the map is still the same: numbers are used again. A map that is gone needs nothing. One that
+/// [was suspended](is_suspended) before the command is not to be mended: whoever suspended it is to resume it.
 pub fn mend(number: Number, uuid: &str) {
     let sysfs = Sysfs::default();
     let resume = |map: &Map| sys::resume(&format!("mpath-{}", map.wwid));
     let routes = |map: &Map| route::open_all(map, &sysfs, Path::new("/dev"));
     match find(&sysfs, number, uuid) {
         Ok(Some(map)) => {
-            settle(&map, MOMENT, || is_suspended(&sysfs, number), || resume(&map));
+            settle(&map, MOMENT, || suspended(&sysfs, number), || resume(&map));
             report(&map, &routes(&map));
         }
         Ok(None) => warn!("{uuid} ({number}) is gone, and needs no mending"),
         Err(error) => warn!("{uuid} ({number}) may be left suspended, as sysfs does not tell: {error}: {LOOK_AFTER}"),
     }
+}
+
+/// Whether the device-mapper device with this number is suspended; not when sysfs does not tell.
+pub fn is_suspended(number: Number) -> bool {
+    suspended(&Sysfs::default(), number).unwrap_or(false)
 }
 
 /// What is left to the administrator.
@@ -54,7 +60,7 @@ fn find(sysfs: &Sysfs, number: Number, uuid: &str) -> io::Result<Option<Map>> {
 }
 
 /// Linux `Documentation/ABI/testing/sysfs-block-dm`.
-fn is_suspended(sysfs: &Sysfs, number: Number) -> io::Result<bool> {
+fn suspended(sysfs: &Sysfs, number: Number) -> io::Result<bool> {
     let text = fs::read_to_string(sysfs.block_directory(number).join("dm/suspended"))?;
     Ok(text.trim_end() == "1")
 }
@@ -143,9 +149,11 @@ mod tests {
         let tree = tree("252:3", &["running"]);
         for (text, suspended) in [("0\n", false), ("1\n", true)] {
             tree.attribute("devices/virtual/block/dm-3/dm/suspended", text);
-            assert_eq!(is_suspended(&tree.sysfs(), NUMBER).unwrap(), suspended);
+            assert_eq!(super::suspended(&tree.sysfs(), NUMBER).unwrap(), suspended);
         }
-        is_suspended(&tree.sysfs(), Number { minor: 4, ..NUMBER }).unwrap_err();
+        super::suspended(&tree.sysfs(), Number { minor: 4, ..NUMBER }).unwrap_err();
+        // No machine has this one.
+        assert!(!is_suspended(Number { major: 252, minor: 0xf_fff0 }));
     }
 
     #[test]
