@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, capabilities};
 use scsi_pr::{Command, Completion, Error, MAX_TRANSFER, Opcode, PrManager, Sense};
 use tracing::warn;
 
@@ -32,7 +33,8 @@ use sys::Transfer;
 #[derive(Debug)]
 pub struct SgIo {
     timeout: Duration,
-    privilege_missing: Throttle<()>,
+    /// By whether this process has the capability.
+    not_permitted: Throttle<bool>,
 }
 
 impl SgIo {
@@ -48,7 +50,7 @@ impl SgIo {
     /// With another time-out, in whole milliseconds from 1 to `i32::MAX` (24 days). On a block device the kernel makes
     /// at least 7 s of it.
     pub const fn with_timeout(timeout: Duration) -> Self {
-        Self { timeout, privilege_missing: Throttle::new(Duration::from_secs(60)) }
+        Self { timeout, not_permitted: Throttle::new(Duration::from_secs(60)) }
     }
 
     fn timeout_in_milliseconds(&self) -> u32 {
@@ -58,17 +60,19 @@ impl SgIo {
 
     /// The completion of `command`, and how far it got.
     pub(crate) fn send(&self, device: BorrowedFd<'_>, command: Command<'_>) -> (Completion, Reached) {
-        let (completion, reached, _) = self.exchange(device, command);
+        let (completion, reached, errno) = self.exchange(device, command);
+        self.explain(errno, command.opcode(), is_capable);
         (completion, reached)
     }
 
     /// The completion of `command`; `None` when the driver of the device takes no SCSI commands, and has got none.
     pub(crate) fn send_where_taken(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Option<Completion> {
-        match self.exchange(device, command) {
-            // The second is what some drivers say to any ioctl that they do not know, loop for one.
-            (_, _, Some(Errno::NOTTY | Errno::INVAL)) => None,
-            (completion, _, _) => Some(completion),
+        let (completion, _, errno) = self.exchange(device, command);
+        if errno.is_some_and(|errno| is_unknown(errno, is_capable)) {
+            return None;
         }
+        self.explain(errno, command.opcode(), is_capable);
+        Some(completion)
     }
 
     fn exchange(&self, device: BorrowedFd<'_>, command: Command<'_>) -> (Completion, Reached, Option<Errno>) {
@@ -93,18 +97,42 @@ impl SgIo {
         let mut sense = [0; Sense::LENGTH];
         let timeout = self.timeout_in_milliseconds();
         let report = sys::sg_io(device, command.cdb().bytes(), transfer, &mut sense, timeout);
-        if let Err(errno) = report {
-            self.explain(errno, command.opcode());
-        }
         Answer { report, sense }
     }
 
     /// Tells the administrator what the guest's sense data do not.
-    fn explain(&self, errno: Errno, opcode: Opcode) {
-        if errno == Errno::PERM && self.privilege_missing.permits(()) {
-            warn!("the kernel refused a {opcode} by SG_IO (EPERM): give this process the capability CAP_SYS_RAWIO");
+    fn explain(&self, errno: Option<Errno>, opcode: Opcode, is_capable: impl FnOnce() -> bool) {
+        if errno != Some(Errno::PERM) {
+            return;
+        }
+        let is_capable = is_capable();
+        if self.not_permitted.permits(is_capable) {
+            let remedy = match is_capable {
+                false => "give this process the capability CAP_SYS_RAWIO",
+                true => {
+                    "this process has CAP_SYS_RAWIO, so either it has it in a user namespace alone, where it does not \
+                     count, or the driver of the device wants more and takes no SCSI commands (nbd)"
+                }
+            };
+            warn!("the kernel refused a {opcode} by SG_IO (EPERM): {remedy}");
         }
     }
+}
+
+/// Whether this errno says that the driver does not know SG_IO, and has sent nothing. EINVAL is what some say to any ioctl
+/// that they do not know, loop for one; EPERM is what nbd says to who lacks CAP_SYS_ADMIN, before it looks which ioctl it
+/// is. To who may not send commands at all, the kernel says that too.
+fn is_unknown(errno: Errno, is_capable: impl FnOnce() -> bool) -> bool {
+    match errno {
+        Errno::NOTTY | Errno::INVAL => true,
+        Errno::PERM => is_capable(),
+        _ => false,
+    }
+}
+
+/// Whether this thread has the capability that SG_IO takes.
+fn is_capable() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RAWIO))
 }
 
 impl Default for SgIo {
@@ -211,12 +239,26 @@ mod tests {
         let log = Log::at(tracing::Level::WARN);
         let manager = SgIo::new();
         log.during(|| {
-            for errno in [Errno::NOTTY, Errno::PERM, Errno::PERM, Errno::ACCESS] {
-                manager.explain(errno, Opcode::ReserveOut);
+            for errno in [None, Some(Errno::NOTTY), Some(Errno::PERM), Some(Errno::PERM), Some(Errno::ACCESS)] {
+                for is_capable in [false, true] {
+                    manager.explain(errno, Opcode::ReserveOut, || is_capable);
+                }
             }
         });
-        let [event] = &log.events()[..] else { panic!("{:?}", log.events()) };
-        assert!(event.message.contains("PERSISTENT RESERVE OUT") && event.message.contains("CAP_SYS_RAWIO"));
+        let lines: Vec<_> = log.events().into_iter().map(|event| event.message).collect();
+        let [missing, held] = &lines[..] else { panic!("{lines:?}") };
+        assert!(missing.contains("PERSISTENT RESERVE OUT") && missing.contains("give this process"), "{missing}");
+        assert!(held.contains("user namespace") && !held.contains("give this process"), "{held}");
+    }
+
+    #[test]
+    fn who_may_send_and_is_not_permitted_has_met_a_driver_that_does_not_know_scsi() {
+        for raw in 1..=4095 {
+            let errno = Errno::from_raw_os_error(raw);
+            let always = matches!(errno, Errno::NOTTY | Errno::INVAL);
+            assert_eq!(is_unknown(errno, || false), always, "{errno:?}");
+            assert_eq!(is_unknown(errno, || true), always || errno == Errno::PERM, "{errno:?}");
+        }
     }
 
     proptest! {

@@ -12,8 +12,9 @@ use crate::SgIo;
 /// multipath drivers of storage makers above all, pass SCSI commands on, as QEMU's helper has them do; what a driver of
 /// Linux itself has for reservations, if anything, are the ioctls of [`BlockIoctl`](crate::BlockIoctl).
 ///
-/// A driver that does not know SG_IO says so (`ENOTTY`, and `EINVAL` by some), and has done nothing. Every other answer is
-/// the answer.
+/// A driver that does not know SG_IO says so (`ENOTTY`, and `EINVAL` by some; nbd has `EPERM` for who lacks CAP_SYS_ADMIN,
+/// which counts where this process has the CAP_SYS_RAWIO that SG_IO itself takes), and has done nothing. Every other
+/// answer is the answer.
 #[derive(Debug)]
 pub struct ScsiFirst<M> {
     sg_io: SgIo,
@@ -71,7 +72,7 @@ mod tests {
     #[test]
     fn a_disk_without_reservations_says_so_whatever_its_driver_says() {
         let manager = ScsiFirst::new(BlockIoctl::default());
-        for name in ["loop0", "zram0", "vda"] {
+        for name in ["loop0", "zram0", "vda", "nbd0"] {
             // Not every machine has them, and not everybody may open them.
             let Ok(device) = File::options().read(true).write(true).open(format!("/dev/{name}")) else { continue };
             let none = || Completion::check(SenseCode::INVALID_OPCODE);
