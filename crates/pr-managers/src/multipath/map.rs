@@ -4,11 +4,13 @@
 //! layer thinks of each path. Which of them device mapper has given up, only its own ioctl tells, for which one has to be
 //! root.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, fstat, major, minor};
 use rustix::io::Errno;
@@ -97,48 +99,85 @@ impl fmt::Display for Map {
     }
 }
 
-/// Whether `descriptor` is a device over others of which none may work, or a map that has none. As few files are read as
-/// tell.
-///
-/// # Errors
-///
-/// Those of fstat(2) and of reading sysfs.
-pub(super) fn is_without_path(sysfs: &Sysfs, descriptor: BorrowedFd<'_>) -> io::Result<bool> {
-    let stat = fstat(descriptor)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
-        return Ok(false);
-    }
-    none_is_usable(sysfs, Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) })
+/// Tells which maps have no path. It looks first at the path that worked when it last looked, so that as few files are
+/// read as tell.
+#[derive(Debug)]
+pub(super) struct Watch {
+    sysfs: Sysfs,
+    /// Of each map, the link to that path in its own directory, which is there for as long as the map has the path.
+    worked: Mutex<BTreeMap<Number, PathBuf>>,
 }
 
-fn none_is_usable(sysfs: &Sysfs, number: Number) -> io::Result<bool> {
-    let directory = sysfs.block_directory(number);
-    let slaves = match fs::read_dir(directory.join("slaves")) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        slaves => slaves?,
-    };
-    let mut has_slaves = false;
-    for slave in slaves {
-        has_slaves = true;
-        if is_usable(&slave?.path())? {
+impl Watch {
+    /// Of so many maps it is remembered which path worked. The rest is looked at each time.
+    const MOST: usize = 1024;
+
+    pub(super) const fn new(sysfs: Sysfs) -> Self {
+        Self { sysfs, worked: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Whether `descriptor` is a device over others of which none may work, or a map that has none.
+    ///
+    /// # Errors
+    ///
+    /// Those of fstat(2) and of reading sysfs.
+    pub(super) fn is_without_path(&self, descriptor: BorrowedFd<'_>) -> io::Result<bool> {
+        let stat = fstat(descriptor)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
             return Ok(false);
         }
+        self.none_is_usable(Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) })
     }
-    // A disk has nothing beneath it, and needs nothing.
-    Ok(has_slaves || directory.join("dm").exists())
+
+    fn none_is_usable(&self, number: Number) -> io::Result<bool> {
+        let worked = self.worked().get(&number).cloned();
+        if worked.is_some_and(|slave| matches!(is_usable(&slave), Ok(true))) {
+            return Ok(false);
+        }
+        let directory = self.sysfs.block_directory(number);
+        let slaves = match fs::read_dir(directory.join("slaves")) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            slaves => slaves?,
+        };
+        let mut has_slaves = false;
+        for slave in slaves {
+            has_slaves = true;
+            let slave = slave?.path();
+            if is_usable(&slave)? {
+                let mut worked = self.worked();
+                if worked.len() < Self::MOST || worked.contains_key(&number) {
+                    worked.insert(number, slave);
+                }
+                return Ok(false);
+            }
+        }
+        // A disk has nothing beneath it, and needs nothing.
+        Ok(has_slaves || directory.join("dm").exists())
+    }
+
+    fn worked(&self) -> MutexGuard<'_, BTreeMap<Number, PathBuf>> {
+        self.worked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Whether the device of this directory may carry a command. A SCSI device must be `running` (Linux
 /// `Documentation/ABI/testing/sysfs-block`, `drivers/scsi/scsi_sysfs.c`): in its other states a command fails at once or
 /// waits for a transport that is away. What has no state is taken to work.
 fn is_usable(slave: &Path) -> io::Result<bool> {
-    match fs::read_to_string(slave.join("device/state")) {
+    match read_attribute(&slave.join("device/state")) {
         // The second is an NVMe controller's.
-        Ok(state) => Ok(matches!(state.trim_end(), "running" | "live")),
+        Ok(state) => Ok(matches!(state.trim_ascii_end(), b"running" | b"live")),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(slave.exists()),
         Err(error) if is_gone(&error) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// An attribute of one word, which sysfs gives whole to whoever asks for more.
+fn read_attribute(path: &Path) -> io::Result<Vec<u8>> {
+    let mut room = [0; 64];
+    let length = File::open(path)?.read(&mut room)?;
+    Ok(room[..length].to_vec())
 }
 
 /// `ENODEV` or `ENXIO`: the device is being removed while its file is read.
@@ -158,7 +197,6 @@ pub(super) mod tests {
     use super::*;
     use crate::device::tests::Tree;
     use proptest::prelude::*;
-    use std::fs::File;
     use std::os::fd::AsFd;
 
     /// The states that Linux knows (`enum scsi_device_state`), and what a file may hold besides.
@@ -195,7 +233,7 @@ pub(super) mod tests {
     }
 
     fn without_path(tree: &Tree) -> bool {
-        none_is_usable(&tree.sysfs(), Number { major: 252, minor: 3 }).unwrap()
+        Watch::new(tree.sysfs()).none_is_usable(Number { major: 252, minor: 3 }).unwrap()
     }
 
     #[test]
@@ -238,9 +276,44 @@ pub(super) mod tests {
         tree.remove("devices/block/vda");
         assert!(without_path(&tree));
         // Nothing beneath it is known, or needed.
-        assert!(!none_is_usable(&tree.sysfs(), Number { major: 8, minor: 0 }).unwrap());
+        assert!(!Watch::new(tree.sysfs()).none_is_usable(Number { major: 8, minor: 0 }).unwrap());
         tree.block("devices/block/sda", "8:0", &[]);
-        assert!(!none_is_usable(&tree.sysfs(), Number { major: 8, minor: 0 }).unwrap());
+        assert!(!Watch::new(tree.sysfs()).none_is_usable(Number { major: 8, minor: 0 }).unwrap());
+    }
+
+    #[test]
+    fn a_path_that_worked_is_not_taken_to_work_for_good() {
+        let tree = tree("252:3", &["running", "running"]);
+        let [first, second] = ["devices/host0/block/sd0", "devices/host1/block/sd1"];
+        let watch = Watch::new(tree.sysfs());
+        let without_path = || watch.none_is_usable(Number { major: 252, minor: 3 }).unwrap();
+        for states in [["offline", "running"], ["running", "offline"]] {
+            for (path, state) in [first, second].into_iter().zip(states) {
+                tree.state(path, state);
+            }
+            assert!(!without_path(), "{states:?}");
+        }
+        tree.state(first, "offline");
+        assert!(without_path());
+        tree.state(first, "running");
+        assert!(!without_path());
+        // It works, and the map does not have it any more.
+        std::fs::remove_file(tree.sysfs().block_directory(Number { major: 252, minor: 3 }).join("slaves/sd0")).unwrap();
+        assert!(without_path());
+        tree.state(second, "running");
+        assert!(!without_path());
+    }
+
+    #[test]
+    fn more_maps_than_are_remembered_are_looked_at_all_the_same() {
+        let tree = tree("252:3", &["running"]);
+        let watch = Watch::new(tree.sysfs());
+        *watch.worked() =
+            (0..Watch::MOST).map(|minor| (Number { major: 8, minor: minor as u32 }, PathBuf::new())).collect();
+        assert!(!watch.none_is_usable(Number { major: 252, minor: 3 }).unwrap());
+        assert_eq!(watch.worked().len(), Watch::MOST);
+        tree.state("devices/host0/block/sd0", "offline");
+        assert!(watch.none_is_usable(Number { major: 252, minor: 3 }).unwrap());
     }
 
     #[test]
@@ -248,8 +321,9 @@ pub(super) mod tests {
         // /dev/null is 1:3: with that number, a block device would be a RAM disk.
         let tree = tree("1:3", &["offline"]);
         let null = File::open("/dev/null").unwrap();
-        assert!(!is_without_path(&tree.sysfs(), null.as_fd()).unwrap());
-        assert!(none_is_usable(&tree.sysfs(), Number { major: 1, minor: 3 }).unwrap());
+        let watch = Watch::new(tree.sysfs());
+        assert!(!watch.is_without_path(null.as_fd()).unwrap());
+        assert!(watch.none_is_usable(Number { major: 1, minor: 3 }).unwrap());
         assert!(Map::of(&tree.sysfs(), null.as_fd()).unwrap().is_err());
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, SenseCode, Status};
 
-use super::map::is_without_path;
+use super::map::Watch;
 use crate::device::Sysfs;
 use crate::sg_io::{Reached, SgIo};
 
@@ -29,7 +29,7 @@ use crate::sg_io::{Reached, SgIo};
 pub struct MapIn<M> {
     inner: M,
     sg_io: SgIo,
-    sysfs: Sysfs,
+    paths: Watch,
     patience: Duration,
 }
 
@@ -42,7 +42,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 impl<M> MapIn<M> {
     /// Around `inner`; `sysfs` tells the paths.
     pub const fn new(inner: M, sysfs: Sysfs) -> Self {
-        Self { inner, sg_io: SgIo::new(), sysfs, patience: PATIENCE }
+        Self { inner, sg_io: SgIo::new(), paths: Watch::new(sysfs), patience: PATIENCE }
     }
 }
 
@@ -51,7 +51,7 @@ impl<M: PrManager> PrManager for MapIn<M> {
         if command.opcode() != Opcode::ReserveIn {
             return self.inner.execute(device, command);
         }
-        let send = || match is_without_path(&self.sysfs, device) {
+        let send = || match self.paths.is_without_path(device) {
             Ok(false) => Some(self.sg_io.send(device, command)),
             Ok(true) => Some((Completion::check(SenseCode::NOT_READY), Reached::Unit)),
             // No room for another open file: it may be told later.
