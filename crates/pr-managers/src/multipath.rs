@@ -26,7 +26,9 @@ mod translate;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::panic::resume_unwind;
 use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
 use scsi_pr::{
@@ -37,6 +39,7 @@ use tracing::warn;
 use crate::device::{Device, Kind, Number};
 use crate::sg_io::SgIo;
 use crate::throttle::Throttle;
+use daemon::Unanswered;
 use diagnosis::Cause;
 use host::{Host, Library, Machine};
 use keys::AllowedKeys;
@@ -299,8 +302,6 @@ impl Task<'_> {
     /// the paths of now. The library alone does not see to it (0.9.4).
     fn may_register(&self, key: Key) -> Result<(), Completion> {
         let configuration = self
-            .manager
-            .host
             .configuration()
             .map_err(|why| self.refuse(SenseCode::LUN_COMMUNICATION_FAILURE, &Cause::Daemon(&why)))?;
         let cause = match AllowedKeys::of(&configuration, &self.map.wwid) {
@@ -309,6 +310,20 @@ impl Task<'_> {
             AllowedKeys::Only(_) | AllowedKeys::All => return Ok(()),
         };
         Err(self.refuse(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST, &cause))
+    }
+
+    /// multipathd's configuration. While multipathd writes it down, the library is opened, which takes as long. It is
+    /// not opened by the other thread: it may keep in mind which one started it.
+    fn configuration(&self) -> Result<String, Unanswered> {
+        let host = &*self.manager.host;
+        thread::scope(|scope| {
+            let Ok(asking) = thread::Builder::new().spawn_scoped(scope, || host.configuration()) else {
+                return host.configuration();
+            };
+            // That it cannot be opened is told when it is to do something.
+            let _ = self.manager.library();
+            asking.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
     }
 
     fn run_library(&self, request: &Request) -> Result<i32, Completion> {
