@@ -6,12 +6,14 @@
 //!     --machine DIRECTORY                       where a virtual machine is that was put aside, booted
 //!     --seed NUMBER                             what the random histories begin with; 1 if nothing is said
 //! lab-guest --programs DIRECTORY --demo         tells the story of `cargo xtask demo`
+//! lab-guest --programs DIRECTORY --figures      measures for `cargo xtask bench`
 //! ```
 #![forbid(unsafe_code)]
 
 mod commands;
 mod demo;
 mod disk;
+mod figures;
 mod helper;
 mod lio;
 mod machine;
@@ -54,7 +56,7 @@ fn run() -> Result<()> {
     let mut programs: Option<PathBuf> = None;
     let mut machine: Option<PathBuf> = None;
     let mut seed = DEFAULT_SEED;
-    let mut demo = false;
+    let (mut demo, mut figures) = (false, false);
     let mut chosen: Vec<&Scenario> = Vec::new();
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
@@ -66,6 +68,7 @@ fn run() -> Result<()> {
                 return Ok(());
             }
             Arg::Long("demo") => demo = true,
+            Arg::Long("figures") => figures = true,
             Arg::Long("machine") => machine = Some(arguments.value()?.into()),
             Arg::Long("seed") => seed = arguments.value()?.parse()?,
             Arg::Long("programs") => programs = Some(arguments.value()?.into()),
@@ -81,6 +84,9 @@ fn run() -> Result<()> {
     let mut report = Report;
     if demo && let Err(error) = demo::run(&programs.join("qemu-pr-helper")) {
         report.check("this step", Err(format!("{error:#}")));
+    }
+    if figures && let Err(error) = figures::run(&programs.join("qemu-pr-helper")) {
+        report.check("the figures of multipath", Err(format!("{error:#}")));
     }
     let mut lab = Lab::new(programs, machine, seed);
     for scenario in chosen {

@@ -13,9 +13,9 @@ use crate::target::{Target, name_of};
 /// The initiator that is another host.
 const OTHER_HOST: &str = "other";
 
-/// How many units there are for maps. The other host has them from the start: multipathd is told by name what to leave
-/// alone, which is every disk that is there when it starts.
-const UNITS: usize = 5;
+/// How many units there are for the maps of scenarios. The other host has them from the start: multipathd is told by name
+/// what to leave alone, which is every disk that is there when it starts.
+pub(crate) const UNITS: usize = 5;
 
 /// The part of multipathd's configuration that stays.
 const BLACKLIST: &str = "/etc/multipath/conf.d/lab.conf";
@@ -63,8 +63,8 @@ impl Disk {
 }
 
 impl Multipath {
-    /// Starts udev and multipathd, with `reservation_key file`.
-    pub(crate) fn start(target: Rc<Target>) -> Result<Self> {
+    /// Starts udev and multipathd, with `reservation_key file`, for so many maps.
+    pub(crate) fn start(target: Rc<Target>, units: usize) -> Result<Self> {
         run("modprobe", &["dm-multipath"])?;
         // Without udev, nobody tells multipathd of new disks, and nobody makes /dev/mapper.
         for program in
@@ -73,7 +73,7 @@ impl Multipath {
             run("env", &[&["SYSTEMD_IGNORE_CHROOT=1"], program].concat())?;
         }
         let mut free = Vec::new();
-        for _ in 0..UNITS {
+        for _ in 0..units {
             let (unit, _) = target.add_unit()?;
             free.push((unit, disk(&target, OTHER_HOST, unit)?));
         }

@@ -52,13 +52,22 @@ pub(crate) struct Lab<'a> {
 impl<'a> Lab<'a> {
     /// Fetches and builds what is missing.
     pub(crate) fn prepare(place: &'a Place) -> Result<Self> {
+        Self::prepare_with(place, &["lab", "qemu-pr-helper"])
+    }
+
+    /// For programs of our own that are there already.
+    pub(crate) fn prepare_without_programs(place: &'a Place) -> Result<Self> {
+        Self::prepare_with(place, &["lab"])
+    }
+
+    fn prepare_with(place: &'a Place, packages: &[&str]) -> Result<Self> {
         if std::env::consts::ARCH != "x86_64" {
             bail!("the lab's guests are x86-64 machines, with programs of this machine: it must be one too");
         }
         packages::ensure_lab()?;
         let lock = lock(&place.lab)?;
         let kernel = Kernel::fetch(&place.lab)?;
-        cargo::build(place, &["lab", "qemu-pr-helper"])?;
+        cargo::build(place, packages)?;
         Ok(Self { place, kernel, _lock: lock })
     }
 
@@ -109,15 +118,31 @@ impl<'a> Lab<'a> {
         Ok(tally)
     }
 
-    /// Boots once. A guest that does not come to the end of its report is an error, not a pass.
+    /// Has the figures of multipath taken, of the programs in that directory.
+    pub(crate) fn measure(&self, programs: &Path, line: impl FnMut(&str)) -> Result<Tally> {
+        self.boot_with(programs, "figures", ["--figures".to_owned()], line)
+    }
+
+    /// Boots once, with the programs that were built with this one.
     pub(crate) fn boot(
         &self,
+        name: &str,
+        arguments: impl IntoIterator<Item = String>,
+        line: impl FnMut(&str),
+    ) -> Result<Tally> {
+        self.boot_with(&self.place.programs, name, arguments, line)
+    }
+
+    /// Boots once. A guest that does not come to the end of its report is an error, not a pass.
+    fn boot_with(
+        &self,
+        programs: &Path,
         name: &str,
         arguments: impl IntoIterator<Item = String>,
         mut line: impl FnMut(&str),
     ) -> Result<Tally> {
         let mut program = vec![utf8(self.place.program("lab-guest"))?];
-        program.extend(["--programs".to_owned(), utf8(self.place.programs.clone())?]);
+        program.extend(["--programs".to_owned(), utf8(programs.to_path_buf())?]);
         if name == MACHINE {
             program.extend(["--machine".to_owned(), utf8(machine::boot(&self.kernel, &self.place.lab)?)?]);
         }

@@ -97,15 +97,22 @@ fn real_demo(place: &Place) -> Result<bool> {
     Ok(failed == 0)
 }
 
+/// `--figures=DIRECTORY` is for the bench: the programs there are measured, and nothing is built but the lab.
 fn lab(place: &Place, mut arguments: Parser) -> Result<bool> {
     let mut names = Vec::new();
     let mut list = false;
+    let mut measured = None;
     while let Some(argument) = arguments.next()? {
         match argument {
             Arg::Long("list") => list = true,
+            Arg::Long("figures") => measured = Some(PathBuf::from(arguments.value()?)),
             Arg::Value(name) => names.push(name.string()?),
             other => return Err(other.unexpected().into()),
         }
+    }
+    if let Some(programs) = measured {
+        let Tally { failed, .. } = Lab::prepare_without_programs(place)?.measure(&programs.canonicalize()?, say)?;
+        return Ok(failed == 0);
     }
     let lab = Lab::prepare(place)?;
     if list {

@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 
 pub(crate) use histories::DEFAULT_SEED;
 
-use crate::map::Multipath;
+use crate::map::{self, Multipath};
 use crate::nvmet::Nvmet;
 use crate::report::Report;
 use crate::script::Entry;
@@ -64,7 +64,7 @@ impl Lab {
     pub(crate) fn multipath(&mut self) -> Result<&mut Multipath> {
         let target = self.target()?;
         if self.multipath.is_none() {
-            self.multipath = Some(Multipath::start(target)?);
+            self.multipath = Some(Multipath::start(target, map::UNITS)?);
         }
         Ok(self.multipath.as_mut().expect("it was just started"))
     }

@@ -12,6 +12,7 @@ use crate::blocking_files::BlockingFiles;
 use crate::client::{Connection, null};
 use crate::crowd::Crowd;
 use crate::machine::Pinned;
+use crate::multipath;
 use crate::program::{Program, Running, option_and_socket};
 use crate::report::{Row, value};
 use crate::shared;
@@ -65,7 +66,7 @@ impl Programs {
 type Measure = fn(&Programs) -> Result<Vec<Row>>;
 
 /// All figures, by name.
-pub(crate) const ALL: [(&str, Measure); 7] = [
+pub(crate) const ALL: [(&str, Measure); 8] = [
     ("busy", busy),
     ("idle", idle),
     ("many", many),
@@ -73,6 +74,7 @@ pub(crate) const ALL: [(&str, Measure); 7] = [
     ("start", start),
     ("hang", hang),
     ("shared", shared::measure),
+    ("multipath", multipath::measure),
 ];
 
 /// The `percent`-th percentile of `count` round trips.

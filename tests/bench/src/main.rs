@@ -1,14 +1,15 @@
 //! The figures of the helper, side by side with those of QEMU's C helper in the same run: `cargo xtask bench`.
 //!
 //! Every figure of the helper is taken on a descriptor that refuses at once, so that what is measured is the helper and
-//! not a disk. Those of shared reservations are held against what a disk takes to keep a record.
+//! not a disk. Those of shared reservations are held against what a disk takes to keep a record; those of multipath are taken
+//! in the lab's guest.
 //! The programs take turns in many short rounds, so that what else the machine does meets all of them. A target that is
 //! missed is said, and is no failure; a figure that cannot be measured is.
 //!
 //! ```text
-//! bench [busy] [idle] [many] [memory] [start] [hang] [shared]      all figures, or those that are named
-//! bench floor SOCKET                                      the loop that the helpers are measured against
-//! bench crowd SOCKET COUNT                                idle connections
+//! bench [busy] [idle] [many] [memory] [start] [hang] [shared] [multipath]    all figures, or those that are named
+//! bench floor SOCKET                                                 the loop that the helpers are measured against
+//! bench crowd SOCKET COUNT                                           idle connections
 //! ```
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ mod crowd;
 mod figures;
 mod floor;
 mod machine;
+mod multipath;
 mod program;
 mod report;
 mod shared;
