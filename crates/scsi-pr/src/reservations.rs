@@ -178,8 +178,14 @@ impl Reservations {
     /// The same with room for `registrants`, at most 1,000,000; who registers when there is no more gets 05/55/04. Those
     /// who are registered already stay.
     #[must_use]
-    pub fn with_room_for(self, registrants: usize) -> Self {
-        Self { room: u32::try_from(registrants).map_or(MOST_ROOM, |room| room.min(MOST_ROOM)), ..self }
+    pub fn with_room_for(mut self, registrants: usize) -> Self {
+        self.set_room_for(registrants);
+        self
+    }
+
+    /// From now on there is room for `registrants`, as with [`with_room_for`](Self::with_room_for).
+    pub fn set_room_for(&mut self, registrants: usize) {
+        self.room = u32::try_from(registrants).map_or(MOST_ROOM, |room| room.min(MOST_ROOM));
     }
 
     /// PRGENERATION.

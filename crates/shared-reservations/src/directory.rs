@@ -197,8 +197,15 @@ impl Records for Directory {
 
     fn turn(&self, unit: &UnitId) -> Self::Turn<'_> {
         let root = self.store.root(&|| String::new()).ok()?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(root.directory(), format!("locks/{unit}"), flags, Mode::from_raw_mode(0o666));
+        let (name, flags) = (format!("locks/{unit}"), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC);
+        let file = match openat(root.directory(), &name, flags, Mode::empty()) {
+            // A file that is never removed is not made for a unit that was only asked for: whoever makes the unit may
+            // have to try again.
+            Err(Errno::NOENT) if root.unit(unit).is_ok() => {
+                openat(root.directory(), &name, flags | OFlags::CREATE, Mode::from_raw_mode(0o666))
+            }
+            file => file,
+        };
         Place::take(Box::new(file.ok()?.into()))
     }
 

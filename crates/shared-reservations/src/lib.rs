@@ -14,6 +14,7 @@
 mod address;
 mod contention;
 mod directory;
+mod entries;
 mod error;
 mod file_system;
 mod initiator;

@@ -2,9 +2,12 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use scsi_pr::{Command, Completion, Error, Nexus, Opcode, PrManager, SenseCode, SenseKey, Status};
+use scsi_pr::{
+    Command, Completion, Error, Generation, Nexus, Opcode, Outcome, PrManager, Reservations, SenseCode, SenseKey,
+    Status,
+};
 use tracing::{info, warn};
 
 use crate::log::Sparse;
@@ -12,6 +15,12 @@ use crate::{Fault, InitiatorName, Store, StoreError, Unidentified, UnitId, Units
 
 /// The RELATIVE TARGET PORT IDENTIFIER of the one target port that shared units have.
 const TARGET_PORT: u16 = 1;
+
+/// How many units an initiator may bring into a store.
+const MOST_NEW_UNITS: u32 = 1_024;
+
+/// How many registrants a unit has room for.
+const DEFAULT_ROOM: usize = 10_000;
 
 /// Runs the commands of one initiator on the reservations that a store keeps.
 ///
@@ -32,6 +41,10 @@ const TARGET_PORT: u16 = 1;
 /// | others kept changing the unit ([`Fault::Contended`]) | BUSY | nothing was changed, and it passes |
 /// | the store does not know whether the change is kept ([`Fault::OutcomeUnknown`]) | [`Error`] that [may have run](Error::may_have_run): over the helper protocol CHECK CONDITION 0B/08/00 | there is no answer |
 ///
+/// A record stays in the store for good, and a client may make as many files as it likes. So each of these brings at most
+/// 1,024 units into the store that were not in it, as long as it lives; the next one is refused as if it had no room for
+/// registrants (05/55/04), and units that are in the store are served as before.
+///
 /// PREEMPT AND ABORT is PREEMPT here: no reads and writes come this way that could be aborted.
 ///
 /// Failures of the store are logged once a minute, and refused descriptors once a minute for each initiator.
@@ -39,6 +52,10 @@ pub struct SharedReservations {
     nexus: Nexus,
     units: Units,
     store: Arc<dyn Store>,
+    /// How many registrants there may be.
+    room: usize,
+    /// How many units this has brought into the store.
+    new_units: AtomicU32,
     /// Told by all initiators of a store, once.
     failures: Arc<Sparse>,
     refusals: Sparse,
@@ -48,18 +65,32 @@ pub struct SharedReservations {
 impl SharedReservations {
     /// The reservations in `store`, as `initiator`.
     pub fn new(store: Arc<dyn Store>, units: Units, initiator: InitiatorName) -> Self {
-        Self::with(store, units, &initiator, Arc::default())
+        Self::with(store, units, &initiator, DEFAULT_ROOM, Arc::default())
+    }
+
+    /// The same with room for `registrants` of a unit instead of 10,000. Who is registered already stays, and others who
+    /// use the store may have other room.
+    #[must_use]
+    pub fn with_room_for(self, registrants: usize) -> Self {
+        Self { room: registrants, ..self }
     }
 
     /// The same store, as another initiator; failures of the store are logged once for both.
     #[must_use]
     pub fn for_initiator(&self, initiator: &InitiatorName) -> Self {
-        Self::with(Arc::clone(&self.store), self.units.clone(), initiator, Arc::clone(&self.failures))
+        Self::with(Arc::clone(&self.store), self.units.clone(), initiator, self.room, Arc::clone(&self.failures))
     }
 
-    fn with(store: Arc<dyn Store>, units: Units, initiator: &InitiatorName, failures: Arc<Sparse>) -> Self {
+    fn with(
+        store: Arc<dyn Store>,
+        units: Units,
+        initiator: &InitiatorName,
+        room: usize,
+        failures: Arc<Sparse>,
+    ) -> Self {
         let nexus = Nexus::new(initiator.transport_id().clone(), TARGET_PORT);
-        Self { nexus, units, store, failures, refusals: Sparse::default(), told_unstable: AtomicBool::new(false) }
+        let (new_units, told_unstable) = (AtomicU32::new(0), AtomicBool::new(false));
+        Self { nexus, units, store, room, new_units, failures, refusals: Sparse::default(), told_unstable }
     }
 
     /// The I_T nexus whose commands these are.
@@ -102,12 +133,40 @@ impl SharedReservations {
     /// it was not.
     fn change(&self, unit: &UnitId, command: Command<'_>) -> (Option<Completion>, Result<(), StoreError>) {
         let mut answer = None;
+        let mut adds_a_unit = false;
         let kept = self.store.update(unit, &mut |reservations| {
-            let outcome = reservations.execute(&self.nexus, command);
+            let is_new = is_new(reservations);
+            let outcome = if is_new && self.new_units.load(Ordering::Relaxed) >= MOST_NEW_UNITS {
+                self.refuse_new(unit, command, reservations)
+            } else {
+                reservations.set_room_for(self.room);
+                reservations.execute(&self.nexus, command)
+            };
+            adds_a_unit = is_new && outcome.changed;
             answer = Some(outcome.completion);
             outcome.changed
         });
+        if adds_a_unit {
+            // Also if it is not known whether it did.
+            self.new_units.fetch_add(1, Ordering::Relaxed);
+        }
         (answer, kept)
+    }
+
+    /// What a command on a unit that is not in the store is answered with when no more come into it.
+    fn refuse_new(&self, unit: &UnitId, command: Command<'_>, reservations: &Reservations) -> Outcome {
+        let outcome = reservations.clone().execute(&self.nexus, command);
+        if !outcome.changed {
+            return outcome;
+        }
+        let completion = Completion::check(SenseCode::INSUFFICIENT_REGISTRATION_RESOURCES);
+        self.refusals.say(|| {
+            warn!(
+                "{command} on {unit}, answered with {completion}: this initiator has brought {MOST_NEW_UNITS} units into \
+                 the store since this program was started; if all of them are disks of its own, restart this program"
+            );
+        });
+        Outcome { completion, changed: false, aborted: Vec::new() }
     }
 
     fn fail(&self, command: Command<'_>, unit: &UnitId, error: StoreError) -> Result<Completion, Error> {
@@ -150,6 +209,11 @@ impl PrManager for SharedReservations {
             }
         }
     }
+}
+
+/// Whether there is nothing of the unit in the store: whatever comes into it first counts the generation.
+fn is_new(reservations: &Reservations) -> bool {
+    reservations.generation() == Generation(0) && reservations.registrations().len() == 0
 }
 
 fn is_unit_attention(completion: &Completion) -> bool {

@@ -1,21 +1,20 @@
 //! `memory:`: a store that lives and dies with the process.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use scsi_pr::Reservations;
 
-use crate::lock::lock;
+use crate::entries::{Entries, Entry};
 use crate::{Loaded, Store, StoreError, Swap, UnitId, Version};
 
 /// Keeps reservations in the memory of this process. Nothing outlasts it.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    units: Mutex<HashMap<UnitId, Arc<Unit>>>,
+    units: Entries<Unit>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Unit {
     kept: Mutex<Loaded>,
     changed: Condvar,
@@ -26,16 +25,12 @@ impl MemoryStore {
     pub fn new() -> Self {
         Self::default()
     }
+}
 
-    fn unit(&self, unit: &UnitId) -> Arc<Unit> {
-        let mut units = lock(&self.units);
-        if let Some(known) = units.get(unit) {
-            return Arc::clone(known);
-        }
-        let fresh = Loaded { version: Version(0), reservations: Arc::new(Reservations::new()) };
-        let new = Arc::new(Unit { kept: Mutex::new(fresh), changed: Condvar::new() });
-        units.insert(unit.clone(), Arc::clone(&new));
-        new
+impl Entry for Unit {
+    /// Not after a change that panicked: that it did is to be remembered.
+    fn is_blank(&self) -> bool {
+        self.kept.lock().is_ok_and(|kept| kept.version == Version(0))
     }
 }
 
@@ -58,11 +53,11 @@ impl Unit {
 
 impl Store for MemoryStore {
     fn load(&self, unit: &UnitId) -> Result<Loaded, StoreError> {
-        Ok(self.unit(unit).kept(unit)?.clone())
+        Ok(self.units.enter(unit).kept(unit)?.clone())
     }
 
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError> {
-        let entry = self.unit(unit);
+        let entry = self.units.enter(unit);
         let mut kept = entry.kept(unit)?;
         if kept.version != expected {
             return Ok(Swap::Lost);
@@ -73,7 +68,7 @@ impl Store for MemoryStore {
 
     fn wait(&self, unit: &UnitId, seen: Version, timeout: Duration) -> Result<Version, StoreError> {
         let deadline = Instant::now() + timeout;
-        let entry = self.unit(unit);
+        let entry = self.units.enter(unit);
         let mut kept = entry.kept(unit)?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -89,7 +84,7 @@ impl Store for MemoryStore {
 
     /// In place, under the lock: nothing is copied unless somebody holds what [`load`](Store::load) gave out.
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
-        let entry = self.unit(unit);
+        let entry = self.units.enter(unit);
         let mut kept = entry.kept(unit)?;
         if change(Arc::make_mut(&mut kept.reservations)) {
             entry.count_change(&mut kept);
@@ -99,5 +94,22 @@ impl Store for MemoryStore {
 
     fn is_shared_between_hosts(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_units_that_have_changed_are_remembered() {
+        let store = MemoryStore::new();
+        let unit = |name| UnitId::named(name).expect("a name");
+        store.load(&unit("a")).expect("a fresh one");
+        store.update(&unit("a"), &mut |_| false).expect("nothing to do");
+        store.wait(&unit("a"), Version(0), Duration::ZERO).expect("a version");
+        assert_eq!(store.units.len(), 0);
+        store.update(&unit("a"), &mut |_| true).expect("kept");
+        assert_eq!((store.units.len(), store.load(&unit("a")).expect("what is kept").version), (1, Version(1)));
     }
 }

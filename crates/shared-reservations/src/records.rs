@@ -1,12 +1,12 @@
 //! What SQLite and a directory have in common: they keep bytes. [`Kept`] makes a [`Store`] of them.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use scsi_pr::Reservations;
 
 use crate::contention::{self, PATIENCE};
+use crate::entries::{Entries, Entry};
 use crate::lock::lock;
 use crate::queue::Queue;
 use crate::{Loaded, POLL_INTERVAL, Store, StoreError, Swap, UnitId, Version};
@@ -39,10 +39,11 @@ pub(crate) trait Records: Send + Sync {
 /// A [`Store`] over [`Records`]. Remembers what it has read: a record that has not changed is neither read nor parsed again.
 pub(crate) struct Kept<R> {
     records: R,
-    units: Mutex<HashMap<UnitId, Arc<Unit>>>,
+    units: Entries<Unit>,
 }
 
 /// What is known of a unit.
+#[derive(Default)]
 struct Unit {
     /// Those of this process who want to change it.
     changers: Queue<()>,
@@ -54,18 +55,7 @@ struct Unit {
 
 impl<R: Records> Kept<R> {
     pub(crate) fn new(records: R) -> Self {
-        Self { records, units: Mutex::default() }
-    }
-
-    fn unit(&self, unit: &UnitId) -> Arc<Unit> {
-        let mut units = lock(&self.units);
-        if let Some(known) = units.get(unit) {
-            return Arc::clone(known);
-        }
-        let fresh = Loaded { version: Version(0), reservations: Arc::new(Reservations::new()) };
-        let new = Arc::new(Unit { changers: Queue::default(), newest: Mutex::new(fresh), changed: Condvar::new() });
-        units.insert(unit.clone(), Arc::clone(&new));
-        new
+        Self { records, units: Entries::default() }
     }
 
     /// A store that forgets is not believed: `known` was read before `found` was asked for.
@@ -90,9 +80,15 @@ impl Unit {
     }
 }
 
+impl Entry for Unit {
+    fn is_blank(&self) -> bool {
+        lock(&self.newest).version == Version(0)
+    }
+}
+
 impl<R: Records> Store for Kept<R> {
     fn load(&self, unit: &UnitId) -> Result<Loaded, StoreError> {
-        let entry = self.unit(unit);
+        let entry = self.units.enter(unit);
         let known = lock(&entry.newest).clone();
         if self.records.version(unit)? == known.version {
             return Ok(known);
@@ -116,14 +112,14 @@ impl<R: Records> Store for Kept<R> {
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError> {
         let swap = self.records.replace(unit, expected, &new.to_record())?;
         if let Swap::Done(version) = swap {
-            self.unit(unit).learn(&Loaded { version, reservations: Arc::new(new.clone()) });
+            self.units.enter(unit).learn(&Loaded { version, reservations: Arc::new(new.clone()) });
         }
         Ok(swap)
     }
 
     fn wait(&self, unit: &UnitId, seen: Version, timeout: Duration) -> Result<Version, StoreError> {
         let deadline = Instant::now() + timeout;
-        let entry = self.unit(unit);
+        let entry = self.units.enter(unit);
         loop {
             let known = lock(&entry.newest).version;
             let version = self.records.version(unit)?;
@@ -140,7 +136,7 @@ impl<R: Records> Store for Kept<R> {
     }
 
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
-        let entry = self.unit(unit);
+        let entry = self.units.enter(unit);
         let _turn = entry.changers.take(PATIENCE).ok_or_else(|| contention::too_long(unit))?;
         let _order = self.records.turn(unit);
         contention::update(self, unit, change)

@@ -66,8 +66,8 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// What a store keeps of a unit.
-#[derive(Clone, Debug)]
+/// What a store keeps of a unit. Where nothing is kept: version 0, and fresh reservations.
+#[derive(Clone, Debug, Default)]
 pub struct Loaded {
     /// Which version it is.
     pub version: Version,

@@ -74,6 +74,21 @@ fn an_update_that_changes_nothing_is_not_kept() {
     });
 }
 
+/// Clients may ask for any number of units.
+#[test]
+fn what_was_only_asked_for_leaves_nothing_behind() {
+    let place = tempfile::tempdir().expect("a place for a store");
+    let path = place.path().join("store");
+    let store = open(&format!("dir:{}", path.display())).expect("a store");
+    store.load(&unit("a")).expect("a fresh one");
+    store.update(&unit("a"), &mut |_| false).expect("nothing to do");
+    let count = |part| std::fs::read_dir(path.join(part)).expect("a directory").count();
+    assert_eq!(["units", "locks", "new"].map(count), [0; 3]);
+    change(&*store, &unit("a")).expect("kept");
+    change(&*store, &unit("a")).expect("kept");
+    assert_eq!(["units", "locks", "new"].map(count), [1, 1, 0]);
+}
+
 #[test]
 fn waiting_ends_with_a_change_or_in_time() {
     on_each(|store| {
