@@ -73,19 +73,24 @@ impl Budget {
 
     /// `None` when an event may not pass now, else how many did not since the last one that did.
     pub(crate) fn spend(&self) -> Option<u64> {
-        self.spend_at(Instant::now())
+        self.spend_for(0)
     }
 
-    fn spend_at(&self, now: Instant) -> Option<u64> {
+    /// The same for an event that stands for so many besides, which another budget did not let pass.
+    pub(crate) fn spend_for(&self, besides: u64) -> Option<u64> {
+        self.spend_at(Instant::now(), besides)
+    }
+
+    fn spend_at(&self, now: Instant, besides: u64) -> Option<u64> {
         let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         if spent.since.is_none_or(|since| now.saturating_duration_since(since) >= self.period) {
             (spent.since, spent.passed) = (Some(now), 0);
         }
         if spent.passed < self.most {
             spent.passed += 1;
-            Some(std::mem::take(&mut spent.left_out))
+            Some(std::mem::take(&mut spent.left_out) + besides)
         } else {
-            spent.left_out += 1;
+            spent.left_out += 1 + besides;
             None
         }
     }
@@ -122,8 +127,10 @@ mod tests {
     fn what_is_over_the_budget_is_counted() {
         let budget = Budget::new(2, PERIOD);
         let start = Instant::now();
-        assert_eq!([start; 5].map(|now| budget.spend_at(now)), [Some(0), Some(0), None, None, None]);
+        assert_eq!([start; 5].map(|now| budget.spend_at(now, 0)), [Some(0), Some(0), None, None, None]);
         let next = start + PERIOD;
-        assert_eq!([next; 3].map(|now| budget.spend_at(now)), [Some(3), Some(0), None]);
+        assert_eq!([next; 3].map(|now| budget.spend_at(now, 0)), [Some(3), Some(0), None]);
+        assert_eq!(budget.spend_at(next, 7), None);
+        assert_eq!(budget.spend_at(next + PERIOD, 5), Some(1 + 8 + 5));
     }
 }

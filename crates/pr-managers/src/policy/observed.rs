@@ -49,8 +49,9 @@ impl fmt::Display for Client {
 /// binaries, with the arguments `fd`, `cmd`, `sa`; that of `pr_helper_completed` has the SCSI status as a fourth, -1 when
 /// there was no answer. A probe that nobody listens to is one `nop`.
 ///
-/// The INFO lines are at most 100 in ten seconds; the next one says how many were left out. A guest can send thousands
-/// of commands a second, and shall not fill the host's log.
+/// The INFO lines are at most 100 in ten seconds, and 1,000 of all that share their counters; the next one says how many
+/// were left out. A guest can send thousands of commands a second, connect as often as it likes, and shall not fill the
+/// host's log.
 #[derive(Debug)]
 pub struct Observed<M> {
     inner: M,
@@ -69,6 +70,7 @@ impl<M> Observed<M> {
     fn log(&self, device: BorrowedFd<'_>, command: Command<'_>, result: &Result<Completion, Error>, took: Took) {
         // Before the line is made, and counted only if there is somebody to read it.
         let Some(left_out) = self.lines.spend() else { return };
+        let Some(left_out) = self.counters.lines.spend_for(left_out) else { return };
         event!(
             name: "pr_helper_reserve_out",
             target: TARGET,

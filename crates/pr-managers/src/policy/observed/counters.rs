@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use scsi_pr::{Completion, Error, Opcode, Status};
 
+use crate::throttle::Budget;
+
 /// Counts commands, from any number of threads, since it was made.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     reserve_in: AtomicU64,
     reserve_out: AtomicU64,
@@ -17,6 +20,26 @@ pub struct Counters {
     busy: AtomicU64,
     other_status: AtomicU64,
     errors: AtomicU64,
+    /// The lines of all whose commands are counted here.
+    pub(super) lines: Budget,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        let counter = || AtomicU64::new(0);
+        Self {
+            reserve_in: counter(),
+            reserve_out: counter(),
+            cleanup: counter(),
+            good: counter(),
+            check_condition: counter(),
+            reservation_conflict: counter(),
+            busy: counter(),
+            other_status: counter(),
+            errors: counter(),
+            lines: Budget::new(1_000, Duration::from_secs(10)),
+        }
+    }
 }
 
 /// What [`Counters`] said at one moment. The first three count commands that came, the others those that ended.

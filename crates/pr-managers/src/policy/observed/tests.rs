@@ -114,6 +114,21 @@ fn a_guest_cannot_fill_the_log() {
 }
 
 #[test]
+fn nor_can_it_by_connecting_again_and_again() {
+    let (device, _) = std::io::pipe().unwrap();
+    let log = Log::at(Level::INFO);
+    log.during(|| {
+        let counters = Arc::new(Counters::new());
+        for _ in 0..100 {
+            let manager = Observed::new(Recorder::good(), CLIENT, Arc::clone(&counters));
+            (0..50).for_each(|_| drop(manager.execute(device.as_fd(), reserve_out(1, &[0; 24])).unwrap()));
+        }
+    });
+    // A machine so slow that this takes several periods writes more.
+    assert!((1000..5000).contains(&log.events().len()), "{}", log.events().len());
+}
+
+#[test]
 fn counters_tell_how_commands_ended() {
     let null = File::open("/dev/null").unwrap();
     let counters = Arc::new(Counters::new());
