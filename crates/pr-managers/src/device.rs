@@ -284,7 +284,7 @@ impl Sysfs {
     /// # Errors
     ///
     /// Those of open(2) that [`device`](Self::device) has.
-    pub(crate) fn block(&self, number: Number) -> io::Result<Device> {
+    pub fn block(&self, number: Number) -> io::Result<Device> {
         match self.explain(number) {
             Ok(device) => Ok(device),
             Err(Untold::Because(reason)) => {

@@ -3,10 +3,12 @@
 //! It is decided by what the device is and by what the administrator said, never by trying: a disk that fails for a moment
 //! would be kept here from then on, and be two disks to those who reserve it.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use pr_managers::device::{Device, Kind, Number, Sysfs};
@@ -16,6 +18,9 @@ use scsi_pr::{Command, Completion};
 
 const REMEDY: &str = "--pass=SOCKET sends what has its own reservations to a helper, --keep=PATH keeps them in this store, to \
                       which everybody must come then";
+
+/// How many loop devices may lie one over another; the kernel has no such limit, and the store identifies no deeper stack.
+const DEEPEST: usize = 32;
 
 /// Decides for each command anew: device numbers are reused, and paths lead elsewhere.
 #[derive(Debug)]
@@ -50,6 +55,11 @@ impl Devices {
             Ok(Found::Store) => Owner::Store,
             Ok(Found::ItsOwn(_)) if self.passes => Owner::Helper,
             Ok(Found::ItsOwn(device)) => self.refuse(command, &device, "others may use the reservations that it has"),
+            Ok(Found::OverItsOwn(device)) => self.refuse(
+                command,
+                &device,
+                "others may use the reservations that the disk behind this loop device has",
+            ),
             Ok(Found::Unexplained(device)) => self.refuse(command, &device, "it may have reservations of its own"),
             Err(error) => Owner::Nobody(self.refusals.put_off(command, &error)),
         }
@@ -64,13 +74,39 @@ impl Devices {
         if self.is_kept(node) {
             return Ok(Found::Store);
         }
-        let device = Sysfs::at(&self.sysfs).device(descriptor)?;
+        self.sort(node, Sysfs::at(&self.sysfs).device(descriptor)?, DEEPEST)
+    }
+
+    fn sort(&self, node: Node, device: Device, depth: usize) -> io::Result<Found> {
         Ok(match device.kind() {
             Kind::ScsiBlock | Kind::ScsiGeneric | Kind::Multipath { .. } | Kind::NvmeNamespace => Found::ItsOwn(device),
             Kind::Unexplained { .. } => Found::Unexplained(device),
+            Kind::OtherBlock => match self.behind_loop(node)? {
+                // The store knows both by one identifier, so that they must have one owner.
+                Some(disk) if depth > 0 && !self.is_kept(disk) => {
+                    match self.sort(disk, Sysfs::at(&self.sysfs).block(disk.number)?, depth - 1)? {
+                        Found::Store => Found::Store,
+                        _ => Found::OverItsOwn(device),
+                    }
+                }
+                _ => Found::Store,
+            },
             // What is no disk at all the store refuses by itself.
             _ => Found::Store,
         })
+    }
+
+    /// The block device behind a loop device. What is behind one cannot be told where its path leads elsewhere: the store
+    /// refuses that one.
+    fn behind_loop(&self, node: Node) -> io::Result<Option<Node>> {
+        let attribute = self.sysfs.join("dev").join(node.to_string()).join("loop/backing_file");
+        let mut path = match fs::read(&attribute) {
+            Ok(path) => path,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        path.pop_if(|byte| *byte == b'\n');
+        Ok(Node::at(Path::new(OsStr::from_bytes(&path))).ok().flatten().filter(|node| node.is_block))
     }
 
     /// Whether one of the paths to keep leads to the unit of this node.
@@ -94,6 +130,8 @@ enum Found {
     Store,
     /// A device that has its own.
     ItsOwn(Device),
+    /// A loop device over such a one.
+    OverItsOwn(Device),
     /// Nobody knows.
     Unexplained(Device),
 }
@@ -146,14 +184,24 @@ mod tests {
 
     /// A block device of this machine, whatever it is, and its number.
     fn block_device() -> Option<(OwnedFd, PathBuf, Number)> {
-        let paths = ["loop0", "vda", "sda", "nvme0n1", "zram0"].map(|name| Path::new("/dev").join(name));
-        let found = paths.into_iter().find_map(|path| {
+        nth_block_device(0)
+    }
+
+    fn another_block_device() -> Option<(OwnedFd, PathBuf, Number)> {
+        nth_block_device(1)
+    }
+
+    fn nth_block_device(index: usize) -> Option<(OwnedFd, PathBuf, Number)> {
+        let names = ["loop0", "vda", "sda", "nvme0n1", "zram0", "loop1", "vda1", "sda1"];
+        let paths = names.map(|name| Path::new("/dev").join(name));
+        let mut found = paths.into_iter().filter_map(|path| {
             let device = open(&path, OFlags::PATH, Mode::empty()).ok()?;
             let number = Node::of(device.as_fd()).ok()??.number;
             Some((device, path, number))
         });
+        let found = found.nth(index);
         if found.is_none() {
-            println!("skipped: there is no block device");
+            println!("skipped: there are not {} block devices", index + 1);
         }
         found
     }
@@ -165,7 +213,13 @@ mod tests {
 
         fn block(number: Number, attributes: &[(&str, &str)], subsystem: Option<&str>) -> Self {
             let tree = Self::new();
-            let disk = tree.0.path().join("devices/x/block/disk");
+            tree.add("x", number, attributes, subsystem);
+            tree
+        }
+
+        fn add(&self, name: &str, number: Number, attributes: &[(&str, &str)], subsystem: Option<&str>) {
+            let device = self.0.path().join("devices").join(name);
+            let disk = device.join("block/disk");
             fs::create_dir_all(disk.join("slaves")).unwrap();
             for (name, value) in [("dev", number.to_string().as_str())].iter().chain(attributes) {
                 let path = disk.join(name);
@@ -173,13 +227,12 @@ mod tests {
                 fs::write(path, format!("{value}\n")).unwrap();
             }
             if let Some(subsystem) = subsystem {
-                let unit = tree.0.path().join("devices/x/unit");
+                let unit = device.join("unit");
                 fs::create_dir_all(&unit).unwrap();
                 symlink(format!("../../../bus/{subsystem}"), unit.join("subsystem")).unwrap();
                 symlink("../../unit", disk.join("device")).unwrap();
             }
-            tree.number(&format!("block/{number}"), "../../devices/x/block/disk");
-            tree
+            self.number(&format!("block/{number}"), &format!("../../devices/{name}/block/disk"));
         }
 
         fn number(&self, place: &str, device: &str) {
@@ -236,6 +289,35 @@ mod tests {
         for passes in [false, true] {
             assert_eq!(Tree::new().owner(tempfile::tempfile().unwrap(), &[], passes), Owner::Store);
         }
+    }
+
+    /// The store would know it by the identifier of the disk, whose reservations are elsewhere.
+    #[test]
+    fn a_loop_device_has_the_owner_of_the_disk_behind_it() {
+        let (Some((device, path, number)), Some((_, disk, below))) = (block_device(), another_block_device()) else {
+            return;
+        };
+        let backing = [("loop/backing_file", disk.to_str().unwrap())];
+        for (subsystem, owner) in [("scsi", refused()), ("nvme", refused()), ("virtio", Owner::Store)] {
+            let tree = Tree::block(number, &backing, None);
+            tree.add("disk", below, &[], Some(subsystem));
+            for passes in [false, true] {
+                assert_eq!(tree.owner(&device, &[], passes), owner, "{subsystem}");
+                for kept in [&path, &disk] {
+                    assert_eq!(tree.owner(&device, &[kept], passes), Owner::Store, "{subsystem}");
+                }
+            }
+        }
+        // What is behind is not known, and may be anything.
+        assert_eq!(Tree::block(number, &backing, None).owner(&device, &[], true), refused());
+        // A file, one that has gone.
+        for file in ["/etc/passwd", "/nonexistent (deleted)"] {
+            let tree = Tree::block(number, &[("loop/backing_file", file)], None);
+            assert_eq!(tree.owner(&device, &[], true), Owner::Store);
+        }
+        // Over itself, as a path may say that leads elsewhere now.
+        let itself = [("loop/backing_file", path.to_str().unwrap())];
+        assert_eq!(Tree::block(number, &itself, None).owner(&device, &[], true), Owner::Store);
     }
 
     #[test]
