@@ -77,14 +77,23 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "PATH", value_parser = absolute)]
     pub(crate) keep: Vec<PathBuf>,
 
-    /// Call the device or file at PATH (or the block device MAJOR:MINOR) by NAME in the store; may be given any number of
-    /// times
+    /// Call the device or file at PATH, the block device MAJOR:MINOR, or the unit with this IDENTIFIER by NAME in the
+    /// store; may be given any number of times
     ///
     /// Units are told apart by what identifies them everywhere (a WWN, the UUID of a volume). One that has nothing of the
     /// kind is known to this host alone, and a store that several hosts share refuses it until it is named, the same on
-    /// every host. A different NAME for a unit is a different unit, with no reservations.
-    #[arg(long, value_name = "NAME=PATH")]
+    /// every host. IDENTIFIER is what the log calls the unit without a name (naa.600140500000001), and right for a disk
+    /// with several paths. A different NAME for a unit is a different unit, with no reservations.
+    #[arg(long, value_name = "NAME=PATH|MAJOR:MINOR|IDENTIFIER")]
     pub(crate) unit: Vec<Naming>,
+
+    /// How many registrants a unit has room for, 1 to 10000; more are refused with 05/55/04
+    ///
+    /// A virtual machine may register others than itself (SPEC_I_PT), and each change of a unit writes all that is known
+    /// of it. It bounds what one machine can have the store write with a command: some 250 bytes for each registrant, and
+    /// as much for each that has still to be told that it was preempted.
+    #[arg(long, value_name = "NUMBER", default_value = "1024", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) registrants: u16,
 
     /// Log more; may be repeated
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
@@ -175,6 +184,7 @@ mod tests {
     fn what_is_not_said_is_safe() {
         let serve = serve(&[]);
         assert_eq!((serve.socket_mode, serve.socket_group, serve.pass), (0o600, None, None));
+        assert_eq!(serve.registrants, 1_024);
         assert!(serve.keep.is_empty() && serve.listen.is_empty() && serve.unit.is_empty());
     }
 
@@ -190,12 +200,22 @@ mod tests {
             "--keep=/dev/sda",
             "--keep=/dev/sdb",
             "--unit=disk=/srv/disk.img",
+            "--unit=lun=naa.600140500000001",
+            "--registrants=10000",
         ]);
         let listen = |name: &str, socket: &str| Listen { initiator: name.parse().unwrap(), socket: socket.into() };
         assert_eq!(serve.listen, [listen("vm1", "/run/1"), listen("iqn.2001-04.com.example:vm2", "/run/a=/2")]);
         assert_eq!((serve.socket_mode, serve.socket_group), (0o660, Some(0)));
         assert_eq!(serve.pass, Some("/run/helper".into()));
-        assert_eq!((serve.keep.len(), serve.unit.len()), (2, 1));
+        assert_eq!((serve.keep.len(), serve.unit.len(), serve.registrants), (2, 2, 10_000));
+    }
+
+    #[test]
+    fn room_for_nobody_or_too_many_is_no_room() {
+        for number in ["0", "10001", "-1", "x"] {
+            let arguments = ["scsi-pr", "serve", "--store=memory:", &format!("--registrants={number}")];
+            assert!(Options::try_parse_from(arguments).is_err(), "{number}");
+        }
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     let counters = Arc::new(Counters::new());
     let units = Units::new(options.unit.iter().cloned());
     let common = Common {
-        kept: SharedReservations::new(store, units, doors[0].initiator.clone()),
+        kept: SharedReservations::new(store, units, doors[0].initiator.clone())
+            .with_room_for(usize::from(options.registrants)),
         devices: Arc::new(Devices::new(options.keep.clone(), options.pass.is_some())),
         pass: options.pass.clone(),
         counters: Arc::clone(&counters),

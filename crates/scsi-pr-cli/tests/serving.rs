@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Machine, Place, good, register, reserve};
 use rustix::process::Signal;
-use scsi_pr::{Completion, ReserveInAction, Status};
+use scsi_pr::{Completion, ReserveInAction, SenseCode, Status};
 
 /// Where it went wrong, and what to do.
 #[track_caller]
@@ -299,5 +299,20 @@ fn with_few_descriptors_no_command_is_lost() {
         }
     });
     assert!(!server.log().contains("WARN"), "{}", server.log());
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+/// The option arrives where registrations are made.
+#[test]
+fn a_unit_has_room_for_as_many_registrants_as_was_said() {
+    let place = Place::new();
+    let (one, two) = (place.path("1"), place.path("2"));
+    let server =
+        place.serve("memory:").arg("--registrants=1").listen("a", one.clone()).listen("b", two.clone()).start();
+    let [a, b] = [one, two].map(|socket| Machine::new(&place, &socket));
+    assert_eq!(a.out(&register(0, 1)), good());
+    let full = Completion::check(SenseCode::INSUFFICIENT_REGISTRATION_RESOURCES);
+    assert_eq!(b.out(&register(0, 2)), full);
+    assert_eq!(a.out(&register(1, 3)), good());
     assert_eq!(server.stop().code(), Some(0));
 }

@@ -1,5 +1,6 @@
 //! [`SharedReservations`]: a manager that runs commands on the reservations in a store.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -10,7 +11,9 @@ use scsi_pr::{
 };
 use tracing::{info, warn};
 
+use crate::contention::{self, PATIENCE};
 use crate::log::Sparse;
+use crate::queue::Queue;
 use crate::{Fault, InitiatorName, Store, StoreError, Unidentified, UnitId, Units};
 
 /// The RELATIVE TARGET PORT IDENTIFIER of the one target port that shared units have.
@@ -18,6 +21,10 @@ const TARGET_PORT: u16 = 1;
 
 /// How many units an initiator may bring into a store.
 const MOST_NEW_UNITS: u32 = 1_024;
+
+/// How many units an initiator may change at the same time. A store may have one writer, who takes those that wait in the
+/// order in which they came: hundreds of one initiator's are not to be before every one of another's.
+const MOST_CHANGES: usize = 4;
 
 /// How many registrants a unit has room for.
 const DEFAULT_ROOM: usize = 10_000;
@@ -54,6 +61,8 @@ pub struct SharedReservations {
     store: Arc<dyn Store>,
     /// How many registrants there may be.
     room: usize,
+    /// Those who want to change something; those of one unit are in one queue.
+    turns: [Queue<()>; MOST_CHANGES],
     /// How many units this has brought into the store.
     new_units: AtomicU32,
     /// Told by all initiators of a store, once.
@@ -89,8 +98,17 @@ impl SharedReservations {
         failures: Arc<Sparse>,
     ) -> Self {
         let nexus = Nexus::new(initiator.transport_id().clone(), TARGET_PORT);
-        let (new_units, told_unstable) = (AtomicU32::new(0), AtomicBool::new(false));
-        Self { nexus, units, store, room, new_units, failures, refusals: Sparse::default(), told_unstable }
+        Self {
+            nexus,
+            units,
+            store,
+            room,
+            turns: Default::default(),
+            new_units: AtomicU32::new(0),
+            failures,
+            refusals: Sparse::default(),
+            told_unstable: AtomicBool::new(false),
+        }
     }
 
     /// The I_T nexus whose commands these are.
@@ -132,6 +150,9 @@ impl SharedReservations {
     /// Any command, by a change that may turn out to be none. What is answered if the change is kept comes back also when
     /// it was not.
     fn change(&self, unit: &UnitId, command: Command<'_>) -> (Option<Completion>, Result<(), StoreError>) {
+        let Some(_turn) = self.turns[queue_of(unit)].take(PATIENCE) else {
+            return (None, Err(contention::too_long(unit)));
+        };
         let mut answer = None;
         let mut adds_a_unit = false;
         let kept = self.store.update(unit, &mut |reservations| {
@@ -209,6 +230,14 @@ impl PrManager for SharedReservations {
             }
         }
     }
+}
+
+/// Where those who want to change `unit` queue.
+fn queue_of(unit: &UnitId) -> usize {
+    let mut hasher = DefaultHasher::new();
+    unit.hash(&mut hasher);
+    // One of a few, whatever the width of the number.
+    hasher.finish() as usize % MOST_CHANGES
 }
 
 /// Whether there is nothing of the unit in the store: whatever comes into it first counts the generation.

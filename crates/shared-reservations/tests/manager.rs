@@ -273,3 +273,60 @@ fn a_server_has_the_room_that_it_is_given() {
     assert_eq!(disk.run(&three, &register(3)), full);
     assert_eq!(disk.run(&three.with_room_for(3), &register(3)), GOOD);
 }
+
+/// A store whose changes wait until they are let go, and are counted.
+#[derive(Default)]
+struct Held {
+    inner: MemoryStore,
+    gate: Mutex<()>,
+    waiting: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Store for Held {
+    fn load(&self, unit: &UnitId) -> Result<Loaded, StoreError> {
+        self.inner.load(unit)
+    }
+
+    fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError> {
+        let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(waiting, Ordering::SeqCst);
+        drop(self.gate.lock().unwrap());
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.inner.replace(unit, expected, new)
+    }
+
+    fn wait(&self, unit: &UnitId, seen: Version, timeout: Duration) -> Result<Version, StoreError> {
+        self.inner.wait(unit, seen, timeout)
+    }
+
+    fn is_shared_between_hosts(&self) -> bool {
+        false
+    }
+}
+
+/// Whoever sends hundreds of commands at a time has a few in the store; somebody else's is not behind all of them.
+#[test]
+fn one_initiator_has_a_few_changes_in_the_store_at_a_time() {
+    let disks: Vec<_> = (0..32).map(|_| Disk::new()).collect();
+    let held = Arc::new(Held::default());
+    let store: Arc<dyn Store> = Arc::clone(&held) as _;
+    let (many, other) = (disks[0].manager(&store, "many"), disks[0].manager(&store, "other"));
+    std::thread::scope(|scope| {
+        let closed = held.gate.lock().unwrap();
+        for disk in &disks {
+            let many = &many;
+            scope.spawn(move || assert_eq!(disk.run(many, &register(1)), GOOD));
+        }
+        while held.waiting.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        scope.spawn(|| assert_eq!(disks[0].run(&other, &register(2)), GOOD));
+        drop(closed);
+    });
+    assert!(held.most.load(Ordering::SeqCst) <= 4 + 1, "{}", held.most.load(Ordering::SeqCst));
+    for disk in &disks {
+        assert!(disk.registered(&many).contains(&Key(1)));
+    }
+    assert_eq!(disks[0].registered(&other).len(), 2);
+}

@@ -32,7 +32,12 @@ fn socket(node: usize) -> String {
 /// `scsi-pr serve` with a socket for each initiator.
 pub(crate) fn arguments(directory: &Path) -> Vec<OsString> {
     let place = |name: &str| directory.join(name).display().to_string();
-    let mut arguments = vec!["serve".into(), "--quiet".into(), format!("--store=sqlite:{}", place("reservations.db"))];
+    let mut arguments = vec![
+        "serve".into(),
+        "--quiet".into(),
+        "--registrants=10000".into(),
+        format!("--store=sqlite:{}", place("reservations.db")),
+    ];
     arguments.extend((0..NODES).map(|node| format!("--listen=node{node}={}", place(&socket(node)))));
     arguments.into_iter().map(OsString::from).collect()
 }
