@@ -6,6 +6,7 @@ mod told;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pr_helper::HelperClient;
@@ -52,8 +53,8 @@ pub(crate) struct Pool {
     keeper: Option<Arc<Link>>,
     /// Of devices that have a command.
     turns: Mutex<Vec<(Number, Arc<Turns>)>>,
-    /// The logs of workers that were not seen to end.
-    left: Mutex<Vec<(Number, Log)>>,
+    /// Of which devices a worker is left behind. A thread for each tells what it logs, until it ends.
+    left: Mutex<Vec<Number>>,
     told: Told,
     patience: Patience,
 }
@@ -142,25 +143,32 @@ impl Pool {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says what workers that were left behind have logged since, and forgets those that have ended. Whether there is one
-    /// of this device.
-    fn has_left(&self, number: Number) -> bool {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.retain_mut(|(number, log)| !log.say(*number, &self.told, Duration::ZERO));
-        left.iter().any(|(other, _)| *other == number)
+    fn left(&self) -> MutexGuard<'_, Vec<Number>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says what a worker has logged, until it ends, at most for `patience`; after that, later.
-    fn see_off(&self, number: Number, mut log: Log, patience: Duration) {
-        if !log.say(number, &self.told, patience) {
-            self.left.lock().unwrap_or_else(PoisonError::into_inner).push((number, log));
+    /// Says what a worker has logged, until it ends: at most for `patience`, and after that on another thread.
+    fn see_off(self: &Arc<Self>, number: Number, mut log: Log, patience: Duration) {
+        const AGAIN: Duration = Duration::from_secs(3600);
+        if log.say(number, &self.told, patience) {
+            return;
+        }
+        self.left().push(number);
+        let pool = Arc::clone(self);
+        let see_off = move || {
+            while !log.say(number, &pool.told, AGAIN) {}
+            pool.left().retain(|other| *other != number);
+        };
+        // Without a thread its lines are lost. That it still runs, the keeper knows too.
+        if thread::Builder::new().name("pr-worker-log".into()).spawn(see_off).is_err() {
+            self.left().retain(|other| *other != number);
         }
     }
 }
 
 /// One command, for a worker.
 struct Worker<'a> {
-    pool: &'a Pool,
+    pool: &'a Arc<Pool>,
     duty: Duty,
     number: Number,
     device: BorrowedFd<'a>,
@@ -171,7 +179,7 @@ impl Worker<'_> {
     #[cold]
     #[inline(never)]
     fn run(&self, keeper: &Link) -> Result<Completion, Error> {
-        if self.pool.has_left(self.number) {
+        if self.pool.left().contains(&self.number) {
             return Ok(self.busy(Event::Left, &NotStarted::Busy));
         }
         let Started { stream, log } = match keeper.start(&self.task()) {
