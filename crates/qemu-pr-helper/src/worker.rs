@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use nix::sys::signal::SigSet;
 use pr_helper::{Served, serve_one};
+use pr_managers::policy::RefuseReadOnly;
 use pr_managers::{BlockIoctl, Multipath, Nvme, multipath};
 use scsi_pr::PrManager;
 
@@ -50,10 +51,12 @@ pub(crate) fn run() -> Result<()> {
 fn serve(duty: Duty) -> Result<()> {
     let failed = |error: io::Error| Message::new(format!("cannot take a command: {}", reason(error)));
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+    // The helper has asked for this already. But of any device it could have a descriptor that is not for use (O_PATH), and
+    // one in the wrong hands must not reach more than what it was given for writing.
     let manager: Arc<dyn PrManager> = match duty {
-        Duty::Multipath => Arc::new(Multipath::new()),
-        Duty::Block => Arc::new(BlockIoctl::default()),
-        Duty::Nvme => Arc::new(Nvme::new()),
+        Duty::Multipath => Arc::new(RefuseReadOnly::new(Multipath::new())),
+        Duty::Block => Arc::new(RefuseReadOnly::new(BlockIoctl::default())),
+        Duty::Nvme => Arc::new(RefuseReadOnly::new(Nvme::new())),
     };
     let served = serve_one(socket, Arc::clone(&manager));
     // The process ends now, and with it all that the manager has. To tidy up first takes time that the map's next command

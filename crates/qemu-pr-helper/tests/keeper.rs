@@ -14,10 +14,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{HELPER, ended, threads, wait_for};
-use pr_helper::descriptor;
+use pr_helper::{HelperClient, descriptor};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, Signal, kill_process};
+use scsi_pr::{Completion, Key, PrManager, ReserveOut, SenseCode, Type};
 
 const BUSY: i32 = -1;
 const TOO_MANY: i32 = -2;
@@ -170,6 +171,28 @@ fn a_worker_has_what_its_commands_take_and_nothing_else() {
     keeper.end();
 }
 
+/// What a helper in the wrong hands could open by itself: anybody may have a descriptor of any file that is not open
+/// for use.
+#[test]
+fn a_worker_changes_nothing_by_a_descriptor_that_may_not_write() {
+    let release = ReserveOut::Release { key: Key(1), reservation_type: Type::WriteExclusive }.encode().unwrap();
+    let keeper = Keeper::start(None);
+    for (flags, looked_at) in [(OFlags::RDWR, true), (OFlags::RDONLY, false), (OFlags::PATH, false)] {
+        let Ok(device) = rustix::fs::open("/dev/loop0", flags | OFlags::CLOEXEC, Mode::empty()) else {
+            eprintln!("skipped: needs /dev/loop0");
+            return;
+        };
+        let Worker { answer, stream, mut log } = keeper.ask("multipath 7:0 ");
+        assert_eq!(answer, 0);
+        let answer = HelperClient::over(stream).execute(device.as_fd(), release.command()).unwrap();
+        assert_eq!(answer, Completion::check(SenseCode::INVALID_OPCODE), "{flags:?}");
+        let mut said = String::new();
+        log.read_to_string(&mut said).unwrap();
+        assert_eq!(said.contains("it is no multipath map"), looked_at, "{flags:?}: {said}");
+    }
+    keeper.end();
+}
+
 #[test]
 fn who_dies_is_told_and_a_map_is_seen_after() {
     let keeper = Keeper::start(None);
@@ -223,6 +246,12 @@ fn a_helper_that_says_what_none_says_is_left() {
     for message in [&b"X"[..], b"D", b"S", b"N", b"L", b"W"] {
         let mut keeper = Keeper::start(None);
         rustix::net::send(&keeper.link, message, SendFlags::empty()).unwrap();
+        assert!(ended(&mut keeper.process).success(), "{message:?}");
+    }
+    // What is no socket is no worker's input, and what is no pipe no log: it might be a file to write to.
+    for message in [&b"L"[..], b"Wblock 7:1 "] {
+        let mut keeper = Keeper::start(None);
+        keeper.send(message, fs::File::options().write(true).open("/dev/null").unwrap());
         assert!(ended(&mut keeper.process).success(), "{message:?}");
     }
     // At the start, too: it watches over what it was told to before, and nothing else.

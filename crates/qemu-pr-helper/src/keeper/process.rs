@@ -12,7 +12,9 @@ use pr_daemon::socket::SocketFile;
 use pr_helper::descriptor::{self, Passed};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::net::sockopt::socket_domain;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown};
+use rustix::pipe::fcntl_getpipe_size;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
 use rustix::thread::CapabilitySet;
 
@@ -159,6 +161,16 @@ fn say(log: &OwnedFd, line: &str) {
     let _ = rustix::io::write(log, format!("{line}\n").as_bytes());
 }
 
+/// Whether this is a pipe: no file to which root had better not write. Asks nobody but the kernel.
+fn is_pipe(log: &OwnedFd) -> bool {
+    fcntl_getpipe_size(log).is_ok()
+}
+
+/// Whether this is a socket of this machine, as the worker's end is. Asks nobody but the kernel.
+fn is_socket(socket: &OwnedFd) -> bool {
+    socket_domain(socket) == Ok(AddressFamily::UNIX)
+}
+
 /// What the keeper has.
 struct Keeping {
     /// The link to the helper, until it ends.
@@ -216,13 +228,17 @@ impl Keeping {
                 let errno = self.remove().err().map_or(0, Errno::raw_os_error);
                 let _ = rustix::net::send(helper, &errno.to_ne_bytes(), SendFlags::NOSIGNAL);
             }
-            (LOG, Passed::One(log)) => self.log = Some(log),
+            (LOG, Passed::One(log)) if is_pipe(&log) => self.log = Some(log),
             (LOG, Passed::Dropped) => self.log = None,
-            (WORKER, Passed::One(socket)) => self.start(&room[1..length], socket),
+            (WORKER, Passed::One(socket)) if is_socket(&socket) => self.start(&room[1..length], socket),
             // The helper sees its end closed.
             (WORKER, Passed::Dropped) => self.log = None,
-            // Nothing else is known, and a helper that says something else is not ours any more.
-            _ => return false,
+            // Nothing else is known, and a helper that says something else is not ours any more. To close what it has passed
+            // may take for ever.
+            (_, passed) => {
+                std::mem::forget(passed);
+                return false;
+            }
         }
         true
     }
