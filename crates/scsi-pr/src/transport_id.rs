@@ -153,7 +153,9 @@ impl TransportId {
         bytes.extend_from_slice(name.as_bytes());
         if let Some(isid) = isid {
             bytes.extend_from_slice(ISID_SEPARATOR.as_bytes());
-            isid.iter().for_each(|byte| bytes.extend_from_slice(format!("{byte:02x}").as_bytes()));
+            // No format!: this is most of the time that it takes to read a record.
+            let digit = |nibble: u8| char::from_digit(nibble.into(), 16).map_or(b'0', |digit| digit as u8);
+            isid.iter().for_each(|byte| bytes.extend([digit(byte >> 4), digit(byte & 0xf)]));
         }
         // With the NUL at its end.
         bytes.resize((bytes.len() + 1).next_multiple_of(4).max(LENGTH), 0);
