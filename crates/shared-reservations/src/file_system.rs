@@ -66,7 +66,6 @@ const TYPES: &[(u64, &str, Reach)] = &[
     (0x0102_1994, "tmpfs", Reach::Host),
     (0x8584_58f6, "ramfs", Reach::Host),
     (0x794c_7630, "overlayfs", Reach::Host),
-    (0xf15f, "ecryptfs", Reach::Host),
     (0x3153_464a, "jfs", Reach::Host),
     (0x5265_4973, "reiserfs", Reach::Host),
     (0x3434, "nilfs2", Reach::Host),
