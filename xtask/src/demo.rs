@@ -72,6 +72,7 @@ fn tell(program: &Path, directory: &Path) -> Result<()> {
         "\nOne holder at a time, and everybody who asks learns who. Reads and writes do not come this way: a node that has",
     );
     say("been preempted must stop by itself, as cluster software does when it sees that its registration is gone.");
+    say("README.md says how to serve virtual machines: disks with reservations of their own, and others.");
     Ok(())
 }
 

@@ -124,6 +124,11 @@ impl Devices {
     }
 }
 
+/// Whether a device is at `path`.
+pub(crate) fn is_device(path: &Path) -> bool {
+    matches!(Node::at(path), Ok(Some(_)))
+}
+
 /// What a descriptor is of.
 enum Found {
     /// Something without reservations of its own, or that is to be kept.

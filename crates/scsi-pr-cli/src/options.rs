@@ -54,11 +54,11 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "NAME=SOCKET")]
     pub(crate) listen: Vec<Listen>,
 
-    /// The permissions of the sockets, in octal. Who may write to a socket is its initiator
+    /// The permissions of the sockets that --listen makes, in octal. Who may write to a socket is its initiator
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode)]
     pub(crate) socket_mode: u32,
 
-    /// The group of the sockets, by name or number
+    /// The group of the sockets that --listen makes, by name or number
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub(crate) socket_group: Option<u32>,
 

@@ -10,9 +10,9 @@ use pr_helper::Limits;
 use pr_managers::policy::Counters;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use shared_reservations::{SharedReservations, Units};
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::devices::Devices;
+use crate::devices::{self, Devices};
 use crate::listen::{self, Door};
 use crate::managers::Common;
 use crate::options::Serve;
@@ -86,6 +86,18 @@ fn tell(options: &Serve, doors: &[Door]) {
     match &options.pass {
         Some(helper) => info!("devices that have reservations of their own go to the helper at {}", helper.display()),
         None => info!("devices that have reservations of their own are refused, unless --keep names them"),
+    }
+    for naming in &options.unit {
+        if let Some(path) = naming.missing() {
+            warn!(
+                "nothing is at {}, which is to be called {}: a unit that is found by another path is not called so",
+                path.display(),
+                naming.unit()
+            );
+        }
+    }
+    for path in options.keep.iter().filter(|path| !devices::is_device(path)) {
+        warn!("no device is at {}: what is to be kept there is not", path.display());
     }
     info!(
         "whoever asks here is told who may write; nobody is kept from writing: reads and writes do not come this way"

@@ -302,6 +302,24 @@ fn with_few_descriptors_no_command_is_lost() {
     assert_eq!(server.stop().code(), Some(0));
 }
 
+/// A slip in a path would have a disk kept by another name on this host than on others.
+#[test]
+fn options_that_lead_nowhere_are_told_at_the_start() {
+    let place = Place::new();
+    let there = place.path("disk.img").display().to_string();
+    let start = |arguments: [&str; 2]| {
+        let place_for = place.serve("memory:").arg("--quiet").arg(arguments[0]).arg(arguments[1]);
+        let server = place_for.listen("vm1", place.path("s")).start();
+        let log = server.log();
+        assert_eq!(server.stop().code(), Some(0));
+        log
+    };
+    let log = start(["--unit=disk=/nonexistent/disk", &format!("--keep={there}")]);
+    assert!(log.contains("nothing is at /nonexistent/disk") && log.contains("name.disk"), "{log}");
+    assert!(log.contains(&format!("no device is at {there}")), "{log}");
+    assert_eq!(start([&format!("--unit=disk={there}"), "--keep=/dev/null"]), "");
+}
+
 /// The option arrives where registrations are made.
 #[test]
 fn a_unit_has_room_for_as_many_registrants_as_was_said() {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, open, statx};
@@ -86,6 +86,15 @@ impl Naming {
     /// The unit that has the name.
     pub fn unit(&self) -> &UnitId {
         &self.unit
+    }
+
+    /// The path that is named, if nothing is there now: then this names nothing, and what comes there later has another
+    /// identifier from then on.
+    pub fn missing(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Path(path) if matches!(self.followed(), Followed::Nowhere) => Some(path),
+            _ => None,
+        }
     }
 
     /// Whether the name is that of an open file.

@@ -411,11 +411,15 @@ fn a_name_is_followed_to_what_is_there_now() {
     let [image, link] = ["image", "link"].map(|name| directory.path().join(name));
     fs::write(&image, "").unwrap();
     symlink(&image, &link).unwrap();
-    let units = Units::new([Naming::path("disk-1", &link).unwrap(), Naming::path("disk-2", &image).unwrap()]);
+    let names = [Naming::path("disk-1", &link).unwrap(), Naming::path("disk-2", &image).unwrap()];
+    let units = Units::new(names.clone());
+    assert_eq!(names.each_ref().map(Naming::missing), [None, None]);
     let first = File::open(&image).unwrap();
     let unit = units.identify(first.as_fd()).unwrap();
     assert_eq!((unit.as_str(), unit.is_global()), ("name.disk-1", true));
     fs::remove_file(&link).unwrap();
+    assert_eq!(names.each_ref().map(Naming::missing), [Some(&*link), None]);
+    assert_eq!(Naming::block("disk", 4095, 4095).unwrap().missing(), None);
     assert_eq!(units.identify(first.as_fd()).unwrap().as_str(), "name.disk-2");
     fs::rename(&image, directory.path().join("old")).unwrap();
     fs::write(&image, "").unwrap();
