@@ -310,7 +310,11 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Reception<F> {
             Door::Until(until) => until <= now,
         };
         if open {
-            self.door = if self.watch_listeners().is_ok() { Door::Open } else { Door::Until(now + BACK_OFF) };
+            self.door = Door::Open;
+            if self.watch_listeners().is_err() {
+                // Those that are watched already would wake this thread again and again.
+                self.close_door(Door::Until(now + BACK_OFF));
+            }
         }
     }
 
