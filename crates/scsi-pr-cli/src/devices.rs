@@ -15,9 +15,13 @@ use pr_managers::device::{Device, Kind, Number, Sysfs};
 use pr_managers::policy::Refusals;
 use rustix::fs::{FileType, fstat, major, minor};
 use scsi_pr::{Command, Completion};
+use shared_reservations::{Naming, UnitId, Units};
 
 const REMEDY: &str = "--pass=SOCKET sends what has its own reservations to a helper, --keep=PATH keeps them in this store, to \
                       which everybody must come then";
+
+/// What the units of the paths to keep are called among themselves.
+const KEPT: &str = "kept";
 
 /// How many loop devices may lie one over another; the kernel has no such limit, and the store identifies no deeper stack.
 const DEEPEST: usize = 32;
@@ -26,6 +30,8 @@ const DEEPEST: usize = 32;
 #[derive(Debug)]
 pub(crate) struct Devices {
     keep: Vec<PathBuf>,
+    /// By which the units of the paths to keep have names, whatever leads to them.
+    kept: Option<Units>,
     passes: bool,
     sysfs: PathBuf,
     refusals: Refusals,
@@ -46,7 +52,14 @@ impl Devices {
     /// `keep` are the paths of devices whose reservations are kept in the store whatever they are; `passes` says whether
     /// there is a helper.
     pub(crate) fn new(keep: Vec<PathBuf>, passes: bool) -> Self {
-        Self { keep, passes, sysfs: "/sys".into(), refusals: Refusals::new(REMEDY) }
+        Self::with_sysfs("/sys", keep, passes)
+    }
+
+    fn with_sysfs(root: impl Into<PathBuf>, keep: Vec<PathBuf>, passes: bool) -> Self {
+        let sysfs = root.into();
+        let name = |path: &PathBuf| Naming::path(KEPT, path).ok();
+        let kept = (!keep.is_empty()).then(|| Units::with_sysfs(&sysfs, keep.iter().filter_map(name)));
+        Self { keep, kept, passes, sysfs, refusals: Refusals::new(REMEDY) }
     }
 
     /// Who answers `command`, which came with this descriptor.
@@ -71,7 +84,7 @@ impl Devices {
 
     fn look_up(&self, descriptor: BorrowedFd<'_>) -> io::Result<Found> {
         let Some(node) = Node::of(descriptor)? else { return Ok(Found::Store) };
-        if self.is_kept(node) {
+        if self.is_kept(node) || self.is_kept_by_another_path(descriptor) {
             return Ok(Found::Store);
         }
         self.sort(node, Sysfs::at(&self.sysfs).device(descriptor)?, DEEPEST)
@@ -116,6 +129,13 @@ impl Devices {
             let Ok(Some(kept)) = Node::at(path) else { return false };
             kept == node || self.unit(kept).is_some_and(|unit| Some(unit) == self.unit(node))
         })
+    }
+
+    /// Whether this is another way to the unit of a path to keep, by what the unit tells of itself: another path to a disk, a
+    /// multipath map over it.
+    fn is_kept_by_another_path(&self, descriptor: BorrowedFd<'_>) -> bool {
+        let Some(kept) = &self.kept else { return false };
+        UnitId::named(KEPT).is_ok_and(|name| kept.identify(descriptor).is_ok_and(|unit| unit == name))
     }
 
     /// The SCSI device that a node is of: `sda` and `sg0` may have the same.
@@ -248,7 +268,7 @@ mod tests {
 
         fn owner(&self, descriptor: impl AsFd, keep: &[&Path], passes: bool) -> Owner {
             let keep = keep.iter().map(|path| path.to_path_buf()).collect();
-            let devices = Devices { sysfs: self.0.path().to_owned(), ..Devices::new(keep, passes) };
+            let devices = Devices::with_sysfs(self.0.path(), keep, passes);
             let command = ReserveIn::new(ReserveInAction::ReadKeys, 8).encode();
             devices.owner(descriptor.as_fd(), command.command())
         }
@@ -293,6 +313,29 @@ mod tests {
         }
         for passes in [false, true] {
             assert_eq!(Tree::new().owner(tempfile::tempfile().unwrap(), &[], passes), Owner::Store);
+        }
+    }
+
+    /// A disk with several paths, and the map over them: the store knows them by one identifier, so all have one owner.
+    #[test]
+    fn what_is_kept_by_one_path_is_kept_by_all() {
+        let (Some((_, map, number)), Some((_, path, below))) = (block_device(), another_block_device()) else { return };
+        let open = |path| open(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty());
+        let (Ok(map_device), Ok(path_device)) = (open(&map), open(&path)) else {
+            println!("skipped: block devices cannot be opened");
+            return;
+        };
+        let uuid = [("dm/uuid", "mpath-3600140500000001"), ("dm/name", "mpatha")];
+        let tree = Tree::block(number, &uuid, None);
+        tree.add("path", below, &[], Some("scsi"));
+        let directory = tree.0.path().join("devices");
+        symlink("../../../../path/block/disk", directory.join("x/block/disk/slaves/sda")).unwrap();
+        let page = [&[0, 0x83, 0, 20, 1, 3, 0, 16, 0x60][..], &[7; 15]].concat();
+        fs::write(directory.join("path/unit/vpd_pg83"), page).unwrap();
+        for device in [&map_device, &path_device] {
+            assert_eq!(tree.owner(device, &[], true), Owner::Helper);
+            assert_eq!(tree.owner(device, &[&path], true), Owner::Store);
+            assert_eq!(tree.owner(device, &[&map], true), Owner::Store);
         }
     }
 

@@ -73,7 +73,8 @@ pub(crate) struct Serve {
     ///
     /// For a SCSI target without persistent reservations, and for virtual machines that share a disk on one host, which
     /// are one initiator to the disk itself. Everybody who uses the disk must then come to this store. PATH is looked up
-    /// for each command. It stands for /dev/sdX and /dev/sgX alike; of a unit with several paths, name each.
+    /// for each command. It stands for /dev/sdX and /dev/sgX alike, and for all paths and maps of a unit that tells its
+    /// identity (VPD page 83h); of one that does not, name each.
     #[arg(long, value_name = "PATH", value_parser = absolute)]
     pub(crate) keep: Vec<PathBuf>,
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FileType, OFlags, Statx, fcntl_getfl};
@@ -41,7 +42,8 @@ impl Units {
         Self::with_sysfs("/sys", names)
     }
 
-    pub(super) fn with_sysfs(root: &str, names: impl IntoIterator<Item = Naming>) -> Self {
+    /// The same, with a sysfs that is mounted at `root`.
+    pub fn with_sysfs(root: impl Into<PathBuf>, names: impl IntoIterator<Item = Naming>) -> Self {
         let names = names.into_iter().collect();
         Self(Arc::new(Inner { sysfs: Sysfs::at(root), names, file_systems: Mutex::default() }))
     }
