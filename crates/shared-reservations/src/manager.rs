@@ -20,7 +20,7 @@ use crate::{Fault, InitiatorName, Store, StoreError, Unidentified, UnitId, Units
 const TARGET_PORT: u16 = 1;
 
 /// How many units an initiator may bring into a store.
-const MOST_NEW_UNITS: u32 = 1_024;
+const MOST_NEW_UNITS: u32 = 256;
 
 /// How many units an initiator may change at the same time. A store may have one writer, who takes those that wait in the
 /// order in which they came: hundreds of one initiator's are not to be before every one of another's.
@@ -49,7 +49,7 @@ const DEFAULT_ROOM: usize = 10_000;
 /// | the store does not know whether the change is kept ([`Fault::OutcomeUnknown`]) | [`Error`] that [may have run](Error::may_have_run): over the helper protocol CHECK CONDITION 0B/08/00 | there is no answer |
 ///
 /// A record stays in the store for good, and a client may make as many files as it likes. So each of these brings at most
-/// 1,024 units into the store that were not in it, as long as it lives; the next one is refused as if it had no room for
+/// 256 units into the store that were not in it, as long as it lives; the next one is refused as if it had no room for
 /// registrants (05/55/04), and units that are in the store are served as before.
 ///
 /// PREEMPT AND ABORT is PREEMPT here: no reads and writes come this way that could be aborted.

@@ -48,6 +48,9 @@
 //! **Copies.** Two disks with one identifier (clones of a LUKS header or of a volume group, targets whose vendor repeats
 //! T10 designators) have one truth: reservations of the one are reservations of the other. It errs on the side of refusing,
 //! and a name ends it.
+//!
+//! **Mounts.** A file on a file server is one file for each time that the server is mounted with options of its own, because
+//! the host makes another file system of it. It has two truths then, until it is given a name.
 
 use std::error::Error as StdError;
 use std::fmt;

@@ -238,19 +238,19 @@ fn sixty_four_contenders_all_get_on() {
 fn one_initiator_brings_so_many_units_into_a_store_and_no_more() {
     let directory = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
-    let files: Vec<_> = (0..1_026).map(|_| tempfile::NamedTempFile::new_in(directory.path()).unwrap()).collect();
+    let files: Vec<_> = (0..258).map(|_| tempfile::NamedTempFile::new_in(directory.path()).unwrap()).collect();
     let vm = SharedReservations::new(store, Units::default(), "vm".parse().unwrap());
     let run = |manager: &SharedReservations, file: &std::fs::File, command: &scsi_pr::CommandBuf| {
         manager.execute(file.as_fd(), command.command()).unwrap()
     };
-    for file in &files[..1_024] {
+    for file in &files[..256] {
         // What changes nothing brings nothing in.
         assert_eq!(run(&vm, file.as_file(), &reserve_out(RESERVE, 5, keys(1, 0))), CONFLICT);
         assert_eq!(run(&vm, file.as_file(), &register(1)), GOOD);
         assert_eq!(run(&vm, file.as_file(), &register(2)), GOOD);
     }
     let full = Completion::check(SenseCode::INSUFFICIENT_REGISTRATION_RESOURCES);
-    let last = files[1_024].as_file();
+    let last = files[256].as_file();
     assert_eq!(run(&vm, last, &register(1)), full);
     assert_eq!(run(&vm, last, &reserve_out(RESERVE, 5, keys(1, 0))), CONFLICT);
     // What is in the store is served, whoever brought it in; and others are not concerned.
@@ -258,7 +258,7 @@ fn one_initiator_brings_so_many_units_into_a_store_and_no_more() {
     let other = vm.for_initiator(&"other".parse().unwrap());
     assert_eq!(run(&other, last, &register(1)), GOOD);
     assert_eq!(run(&vm, last, &register(1)), GOOD);
-    assert_eq!(run(&vm, files[1_025].as_file(), &register(1)), full);
+    assert_eq!(run(&vm, files[257].as_file(), &register(1)), full);
 }
 
 #[test]
