@@ -128,7 +128,11 @@ impl ReserveIn {
     /// GOOD with `data`, cut to the allocation length. The length fields in the data stay as they are and tell how much
     /// there is (SPC-4 4.2.5.6).
     pub fn answer(&self, mut data: Vec<u8>) -> Completion {
-        data.truncate(self.allocation_length());
+        if data.len() > self.allocation_length() {
+            data.truncate(self.allocation_length());
+            // An answer waits for a client that takes its time to read; of many registrants, most of it is what was cut.
+            data.shrink_to_fit();
+        }
         Completion::Good(data)
     }
 }
