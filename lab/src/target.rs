@@ -120,7 +120,8 @@ impl Target {
     /// A unit that nobody sees yet: its number and its serial number.
     pub(crate) fn add_unit(&self) -> Result<(usize, String)> {
         let number = self.units.get();
-        let serial = format!("{}{number}", self.prefix);
+        // The unit's name is made of the hexadecimal digits in this, and filled up with zeros: 1 and 10 would have one name.
+        let serial = format!("{}{number:03}", self.prefix);
         let backstore = format!("{CORE}/{serial}");
         make(&backstore)?;
         write(format!("{backstore}/control"), &format!("fd_dev_name=/dev/shm/{serial},fd_dev_size={UNIT_BYTES}"))?;
