@@ -1,5 +1,6 @@
 //! What every store does alike.
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -72,6 +73,18 @@ fn an_update_that_changes_nothing_is_not_kept() {
         store.update(&unit("a"), &mut |_| false).expect("nothing to do");
         assert_eq!(store.load(&unit("a")).expect("what is kept").version, Version(1));
     });
+}
+
+/// Whoever may read a file of a store may lock it, and so hold up changes for a while.
+#[test]
+fn a_store_that_is_made_is_its_owner_s_alone() {
+    for (kind, mode) in [("sqlite", 0o600), ("dir", 0o700)] {
+        let place = tempfile::tempdir().expect("a place for a store");
+        let path = place.path().join("store");
+        let store = open(&format!("{kind}:{}", path.display())).expect("a store");
+        change(&*store, &unit("a")).expect("kept");
+        assert_eq!(path.metadata().expect("the store").mode() & 0o777, mode, "{kind}");
+    }
 }
 
 /// Clients may ask for any number of units.

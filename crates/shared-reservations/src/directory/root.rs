@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
@@ -197,7 +198,8 @@ impl Store {
         let attempted = || format!("open the store in {}", path.display());
         let unavailable = |error: io::Error| super::unchanged(attempted(), error);
         if create {
-            match fs::DirBuilder::new().create(path) {
+            // Whoever may read a file of it may lock it, and so hold up those who queue.
+            match fs::DirBuilder::new().mode(0o700).create(path) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(unavailable(error)),
                 _ => {}
             }
