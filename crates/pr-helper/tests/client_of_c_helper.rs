@@ -4,6 +4,7 @@ mod fake;
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::mpsc;
@@ -33,7 +34,8 @@ impl CHelper {
         let mut helper = Self { process, path: path.to_owned() };
         wait_until("the helper's socket", || {
             assert_eq!(helper.process.try_wait().unwrap(), None, "the helper ended");
-            helper.path.exists()
+            // The file is there before anybody listens.
+            UnixStream::connect(&helper.path).is_ok()
         });
         Some(helper)
     }

@@ -213,7 +213,7 @@ impl Worker<'_> {
                     false => "its worker ended without an answer",
                 };
                 self.tell(Event::Lost, &completion, &format_args!("{what}; it may have been run: {}", self.remedy()));
-                self.pool.see_off(self.number, log, if hangs { Duration::ZERO } else { mending });
+                self.pool.see_off(self.number, log.of_a_loss(), if hangs { Duration::ZERO } else { mending });
                 Ok(completion)
             }
         }

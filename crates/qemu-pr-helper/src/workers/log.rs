@@ -25,19 +25,27 @@ pub(super) struct Log {
     line: Vec<u8>,
     /// How many bytes have come.
     length: usize,
+    /// What a line with this hash is to be told as.
+    event: fn(u64) -> Event,
 }
 
 impl Log {
     pub(super) const fn new(pipe: OwnedFd) -> Self {
-        Self { pipe, line: Vec::new(), length: 0 }
+        Self { pipe, line: Vec::new(), length: 0, event: Event::Line }
+    }
+
+    /// The same, of a worker that ended without an answer.
+    pub(super) fn of_a_loss(self) -> Self {
+        Self { event: Event::LastLine, ..self }
     }
 
     /// Tells the log what there is, and waits for the worker's end, at most for `patience`. Whether it has ended.
     pub(super) fn say(&mut self, number: Number, told: &Told, patience: Duration) -> bool {
+        let event = self.event;
         self.read(patience, &mut |line| {
             let mut hasher = DefaultHasher::new();
             without_time(line).hash(&mut hasher);
-            if told.permits(number, Event::Line(hasher.finish())) {
+            if told.permits(number, event(hasher.finish())) {
                 warn!("worker for {number}: {line}");
             }
         })

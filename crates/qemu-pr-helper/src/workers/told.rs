@@ -22,12 +22,24 @@ pub(super) enum Event {
     Lost,
     /// A line of a worker's log, by its hash.
     Line(u64),
+    /// A line of the log of a worker that died, or of what was done for its map then, by its hash.
+    LastLine(u64),
+}
+
+impl Event {
+    /// How many different events of this kind are told of a device in a period.
+    const fn most(self) -> usize {
+        match self {
+            // The library is talkative.
+            Self::Line(_) => 16,
+            // A map that was left suspended, and what is registered, must not go under; workers seldom die.
+            Self::LastLine(_) => 64,
+            _ => 1,
+        }
+    }
 }
 
 const PERIOD: Duration = Duration::from_secs(60);
-
-/// How many different lines of workers are told of a device in a period.
-const MOST_LINES: usize = 16;
 
 /// How many devices are remembered. While so many had something to tell within one period, no other has.
 const MOST_DEVICES: usize = 256;
@@ -63,8 +75,8 @@ impl Told {
             devices.push(Device { number, since: now, told: Vec::new() });
         }
         let told = &mut devices[index].told;
-        let is_line = |event: &Event| matches!(event, Event::Line(_));
-        let full = is_line(&event) && told.iter().filter(|event| is_line(event)).count() >= MOST_LINES;
+        let kind = |event: &Event| std::mem::discriminant(event);
+        let full = told.iter().filter(|other| kind(other) == kind(&event)).count() >= event.most();
         let permitted = !full && !told.contains(&event);
         if permitted {
             told.push(event);
@@ -98,7 +110,9 @@ mod tests {
         let told = Told::new();
         let start = Instant::now();
         let lines = (0..1000).filter(|line| told.permits_at(device(0), Event::Line(*line), start)).count();
-        assert_eq!(lines, MOST_LINES);
+        assert_eq!(lines, 16);
+        let last_lines = (0..1000).filter(|line| told.permits_at(device(0), Event::LastLine(*line), start)).count();
+        assert_eq!(last_lines, 64);
         assert!(told.permits_at(device(0), Event::Lost, start));
         assert!(told.permits_at(device(1), Event::Line(0), start));
         assert!(told.permits_at(device(0), Event::Line(0), start + PERIOD));
