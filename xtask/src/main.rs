@@ -128,11 +128,27 @@ fn lab(place: &Place, mut arguments: Parser) -> Result<bool> {
     Ok(failed == 0)
 }
 
+/// What the figures of the rules are called. They take nanoseconds, so they are measured in a process of their own, without
+/// sockets (divan), and with the optimizations of a library.
+const RULES: &str = "rules";
+
 fn bench(place: &Place, mut arguments: Parser) -> Result<bool> {
-    packages::ensure_bench()?;
-    let mut run = cargo::command(place);
-    run.args(["run", "--release", "--quiet", "--package", "bench", "--"]).args(arguments.raw_args()?);
-    command::show(&mut run)?;
+    let mut names: Vec<_> = arguments.raw_args()?.collect();
+    let all = names.is_empty();
+    let rules = all || names.iter().any(|name| name == RULES);
+    names.retain(|name| name != RULES);
+    if all || !names.is_empty() {
+        packages::ensure_bench()?;
+        let mut run = cargo::command(place);
+        run.args(["run", "--release", "--quiet", "--package", "bench", "--"]).args(names);
+        command::show(&mut run)?;
+    }
+    if rules {
+        let mut run = cargo::command(place);
+        run.args(["bench", "--quiet", "--package", "scsi-pr", "--package", "shared-reservations"]);
+        run.args(["--bench", "reservations", "--bench", "manager"]);
+        command::show(&mut run)?;
+    }
     Ok(true)
 }
 
