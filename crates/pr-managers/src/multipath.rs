@@ -212,11 +212,8 @@ impl Task<'_> {
         }
         // The library makes registrations again without APTPL, which would then be off for all.
         let aptpl = self.loses_registrations(&request) && native::is_persistent(&self.manager.host.routes(self.map));
-        // Whose it would be, when it is there afterwards, could not be told. Who ignores keys asks for no more by the second
-        // command than by the first.
-        let key_was_there = request.action == ReserveOutAction::Register
-            && request.registers()
-            && self.is_registered_by_anybody(request.service_action_key);
+        // Whose it would be, when it is there afterwards, could not be told.
+        let key_was_there = request.registers() && self.is_registered_by_anybody(request.service_action_key);
         let mut code = self.run_library(&request)?;
         if !key_was_there && self.may_be_done_in_part(code, &request) {
             code = self.run_library(&request.ignoring_existing_keys())?;
