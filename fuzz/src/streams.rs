@@ -8,13 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use pr_helper::HelperClient;
-use pr_helper::client::Config;
-use pr_helper::wire::{
+use scsi_pr::{Cdb, Command, Completion, Error, MAX_TRANSFER, Opcode, PrManager, SenseCode};
+use scsi_pr_helper::HelperClient;
+use scsi_pr_helper::client::Config;
+use scsi_pr_helper::wire::{
     self, Event, FEATURE_CLEANUP, RESPONSE_HEADER_LENGTH, RequestDecoder, RequestViolation, ResponseDecoder,
     ResponseViolation,
 };
-use scsi_pr::{Cdb, Command, Completion, Error, MAX_TRANSFER, Opcode, PrManager, SenseCode};
 
 /// The ways in which a stream is cut, each as sizes of pieces that are used over and over.
 fn cuts(data: &[u8]) -> [Vec<usize>; 3] {

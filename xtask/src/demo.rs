@@ -14,8 +14,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use pr_helper::HelperClient;
 use scsi_pr::{Completion, PrManager};
+use scsi_pr_helper::HelperClient;
 
 use crate::place::Place;
 use crate::{cargo, say};

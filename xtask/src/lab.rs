@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: scenarios on real targets, in the lab guest. What they are is in `lab/`.
+//! `cargo xtask lab`: scenarios on real targets, in the lab guest. What they are is in `testing/lab/`.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};

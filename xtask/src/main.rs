@@ -145,7 +145,7 @@ fn bench(place: &Place, mut arguments: Parser) -> Result<bool> {
     }
     if rules {
         let mut run = cargo::command(place);
-        run.args(["bench", "--quiet", "--package", "scsi-pr", "--package", "shared-reservations"]);
+        run.args(["bench", "--quiet", "--package", "scsi-pr", "--package", "scsi-pr-store"]);
         run.args(["--bench", "reservations", "--bench", "manager"]);
         command::show(&mut run)?;
     }

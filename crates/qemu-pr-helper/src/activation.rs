@@ -5,9 +5,9 @@ use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, getsockname, sendmsg};
-use pr_helper::descriptor::{self, Passed};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair, sockopt};
+use scsi_pr_helper::descriptor::{self, Passed};
 
 use crate::message::{Message, Result, invoked_as, reason};
 use crate::number::decimal;

@@ -11,12 +11,12 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode};
 
-use pr_daemon::signals;
-use pr_helper::descriptor::{self, Passed};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, Signal, kill_process};
+use scsi_pr_daemon::signals;
+use scsi_pr_helper::descriptor::{self, Passed};
 
 use crate::activation;
 use crate::message::{Message, Result, invoked_as, reason};

@@ -1,6 +1,6 @@
 //! What `-h` and `-V` print.
 
-use pr_helper::Limits;
+use scsi_pr_helper::Limits;
 
 use crate::message::invoked_as;
 use crate::options::{DEFAULT_PID_FILE, DEFAULT_SOCKET};

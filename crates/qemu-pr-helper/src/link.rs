@@ -1,9 +1,9 @@
-//! The link between the helper and its keeper: a SOCK_SEQPACKET socket over which the helper gives orders.
+//! The link between the helper and its monitor: a SOCK_SEQPACKET socket over which the helper gives orders.
 //!
 //! Each message is a byte that says what it is, data, and at most one descriptor.
 //!
 //! ```text
-//! helper                                                    keeper
+//! helper                                                    monitor
 //!    ── 'D', descriptor of its directory ──▶                 before anything else, once: the socket to watch over;
 //!    ── 'S', name, descriptor of the file ──▶                or 'N', if there is none
 //!    ── 'R' ──▶                                              remove it
@@ -23,12 +23,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use pr_helper::descriptor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use rustix::pipe::{PipeFlags, pipe_with};
+use scsi_pr_helper::descriptor;
 
 pub(crate) const DIRECTORY: u8 = b'D';
 pub(crate) const SOCKET: u8 = b'S';
@@ -45,7 +45,7 @@ pub(crate) const BUSY: i32 = -1;
 /// In place of an errno: as many workers run as there may be.
 pub(crate) const TOO_MANY: i32 = -2;
 
-/// How long the helper waits for the keeper's answer.
+/// How long the helper waits for the monitor's answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which manager a worker has.
@@ -81,9 +81,9 @@ impl Duty {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Task {
     pub(crate) duty: Duty,
-    /// The device number, `252:0`. The keeper only compares it.
+    /// The device number, `252:0`. The monitor only compares it.
     pub(crate) device: String,
-    /// The DM UUID of a multipath map, by which it is known again when it is to be mended; empty for what is none, and for
+    /// The DM UUID of a multipath map, by which it is known again when it is to be recovered; empty for what is none, and for
     /// one that is suspended already: it must not be resumed.
     pub(crate) uuid: String,
 }
@@ -111,7 +111,7 @@ pub(crate) struct Link {
 /// Why there is no worker. No command has been handed over.
 #[derive(Debug)]
 pub(crate) enum NotStarted {
-    /// The keeper has ended.
+    /// The monitor has ended.
     Gone,
     /// A worker for the device runs.
     Busy,
@@ -124,7 +124,7 @@ pub(crate) enum NotStarted {
 impl fmt::Display for NotStarted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Gone => f.write_str("the keeper, which would start it, has ended: start the helper anew"),
+            Self::Gone => f.write_str("the monitor, which would start it, has ended: start the helper anew"),
             Self::Busy => f.write_str("the worker of an earlier command on the device still runs"),
             Self::TooMany => f.write_str("as many run as there may be: look at the devices that hang"),
             Self::Failed(error) => error.fmt(f),
@@ -155,14 +155,14 @@ impl Link {
         Ok(Self { socket, together: Mutex::new(()) })
     }
 
-    /// Whether the keeper is there.
+    /// Whether the monitor is there.
     pub(crate) fn is_alive(&self) -> bool {
         let mut polled = [PollFd::new(&self.socket, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::io::retry_on_intr(|| poll(&mut polled, Some(&now))).is_ok() && polled[0].revents().is_empty()
     }
 
-    /// Ends it, and the keeper with it.
+    /// Ends it, and the monitor with it.
     pub(crate) fn close(&self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
@@ -171,7 +171,7 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// The keeper's, or that it does not answer.
+    /// The monitor's, or that it does not answer.
     pub(crate) fn remove_socket(&self) -> io::Result<()> {
         rustix::net::send(&self.socket, &[REMOVE], SendFlags::NOSIGNAL)?;
         match answer(&self.socket)? {
@@ -203,7 +203,7 @@ impl Link {
     }
 }
 
-/// A number that the keeper answers with.
+/// A number that the monitor answers with.
 fn answer(socket: impl AsFd) -> io::Result<i32> {
     let mut answer = [0; 4];
     match rustix::io::retry_on_intr(|| rustix::net::recv(&socket, &mut answer, RecvFlags::WAITALL))? {
@@ -215,9 +215,9 @@ fn answer(socket: impl AsFd) -> io::Result<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pr_helper::descriptor::Passed;
     use proptest::prelude::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use scsi_pr_helper::descriptor::Passed;
 
     proptest! {
         #[test]
@@ -247,23 +247,23 @@ mod tests {
     }
 
     /// The next message: its bytes and its descriptor.
-    fn message(keeper: &OwnedFd) -> (Vec<u8>, OwnedFd) {
+    fn message(monitor: &OwnedFd) -> (Vec<u8>, OwnedFd) {
         let mut room = [0; ROOM];
-        match descriptor::receive(keeper, &mut room, RecvFlags::empty()).unwrap() {
+        match descriptor::receive(monitor, &mut room, RecvFlags::empty()).unwrap() {
             (length, Passed::One(descriptor)) => (room[..length].to_vec(), descriptor),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn whatever_order_the_keeper_answers_in_each_gets_its_own() {
-        let (link, keeper) = link();
+    fn whatever_order_the_monitor_answers_in_each_gets_its_own() {
+        let (link, monitor) = link();
         std::thread::scope(|scope| {
             let asked: Vec<_> = (0..8).map(|_| scope.spawn(|| link.start(&task()))).collect();
             let mut waiting: Vec<_> = (0..8)
                 .map(|_| {
-                    let (log, _) = message(&keeper);
-                    let (worker, socket) = message(&keeper);
+                    let (log, _) = message(&monitor);
+                    let (worker, socket) = message(&monitor);
                     assert_eq!((log, worker), (vec![LOG], task().encode()));
                     socket
                 })
@@ -286,17 +286,17 @@ mod tests {
     }
 
     #[test]
-    fn a_keeper_that_is_gone_is_told_from_one_that_drops_a_message() {
-        let (dropping, keeper) = link();
+    fn a_monitor_that_is_gone_is_told_from_one_that_drops_a_message() {
+        let (dropping, monitor) = link();
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| dropping.start(&task()));
-            drop((message(&keeper), message(&keeper)));
+            drop((message(&monitor), message(&monitor)));
             assert!(matches!(asked.join().unwrap(), Err(NotStarted::Failed(_))));
             assert!(dropping.is_alive());
             // It ends with both messages unread.
             let asked = scope.spawn(|| dropping.start(&task()));
             std::thread::sleep(Duration::from_millis(20));
-            drop(keeper);
+            drop(monitor);
             assert!(matches!(asked.join().unwrap(), Err(NotStarted::Gone)));
         });
         assert!(!dropping.is_alive());
@@ -304,8 +304,8 @@ mod tests {
     }
 
     #[test]
-    fn a_keeper_that_takes_nothing_keeps_nobody_waiting() {
-        let (link, _keeper) = link();
+    fn a_monitor_that_takes_nothing_keeps_nobody_waiting() {
+        let (link, _monitor) = link();
         // Nobody reads, so that the socket is full at some time.
         let full = (0..100_000)
             .find_map(|_| descriptor::send(&link.socket, &[LOG], std::io::stderr().as_fd(), SendFlags::DONTWAIT).err());

@@ -9,10 +9,10 @@ mod activation;
 mod background;
 mod help;
 mod identity;
-mod keeper;
 mod link;
 mod managers;
 mod message;
+mod monitor;
 mod number;
 mod options;
 mod pidfile;
@@ -27,19 +27,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use background::Launcher;
-use keeper::Kept;
 use message::{Message, Result, reason};
+use monitor::Kept;
 use options::{Options, Request};
 use pidfile::PidFile;
-use pr_daemon::notify::ServiceManager;
-use pr_daemon::socket::{self, Access};
-use pr_daemon::{limits, signals};
-use pr_managers::policy::Counters;
 use rustix::thread::CapabilitySet;
+use scsi_pr_daemon::notify::ServiceManager;
+use scsi_pr_daemon::socket::{self, Access};
+use scsi_pr_daemon::{limits, signals};
+use scsi_pr_linux::policy::Counters;
 
 fn main() -> ExitCode {
-    let result = if keeper::is_wanted() {
-        keeper::run().map(|()| ExitCode::SUCCESS)
+    let result = if monitor::is_wanted() {
+        monitor::run().map(|()| ExitCode::SUCCESS)
     } else if worker::is_wanted() {
         worker::run().map(|()| ExitCode::SUCCESS)
     } else {
@@ -94,7 +94,7 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     if let Some(pid_file) = &mut pid_file {
         pid_file.write()?;
     }
-    kept.start_keeper();
+    kept.start_monitor();
     // A client, and the device of its command.
     let room = limits::raise(2, 0);
     let service_manager = ServiceManager::from_environment();
@@ -109,7 +109,7 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     limits.connections = limits.connections.min(room);
     let counters = Arc::new(Counters::new());
     let manager_for = managers::manager_for(options.manager, Arc::clone(&counters), kept.link());
-    let running = pr_helper::serve(listener, manager_for, limits, stop.as_fd())
+    let running = scsi_pr_helper::serve(listener, manager_for, limits, stop.as_fd())
         .map_err(|error| Message::new(format!("Failed to serve: {}", reason(error))))?;
     // Nobody is to come to a socket that nobody listens on while commands still run, for minutes perhaps.
     kept.remove_socket();

@@ -2,24 +2,24 @@
 
 use std::sync::Arc;
 
-use pr_helper::Peer;
-use pr_managers::device::Sysfs;
-use pr_managers::policy::{ByDevice, Client, Counters, Escalate, Observed, RefuseReadOnly, Routes, ScsiFirst};
-use pr_managers::{BlockIoctl, MapIn, Nvme, SgIo};
 use scsi_pr::PrManager;
+use scsi_pr_helper::Peer;
+use scsi_pr_linux::device::Sysfs;
+use scsi_pr_linux::policy::{ByDevice, Client, Counters, Escalate, Observed, RefuseReadOnly, Routes, ScsiFirst};
+use scsi_pr_linux::{BlockIoctl, MapIn, Nvme, SgIo};
 
 use crate::link::{Duty, Link};
 use crate::options::Manager;
 use crate::workers::{Pool, Workers};
 
 /// What is made for each client: the wanted manager, which all share, and an observer of its own, which counts in
-/// `counters`. Workers are started by `keeper`.
+/// `counters`. Workers are started by `monitor`.
 pub(crate) fn manager_for(
     wanted: Manager,
     counters: Arc<Counters>,
-    keeper: Option<Arc<Link>>,
+    monitor: Option<Arc<Link>>,
 ) -> impl Fn(&Peer) -> Arc<dyn PrManager> {
-    let pool = Arc::new(Pool::new(keeper));
+    let pool = Arc::new(Pool::new(monitor));
     let workers = |duty| Workers::new(&pool, duty);
     let multipath = || Arc::new(MapIn::new(workers(Duty::Multipath), Sysfs::default()));
     let nvme = || Arc::new(Escalate::new(Nvme::new(), workers(Duty::Nvme)));

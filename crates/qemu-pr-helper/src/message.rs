@@ -4,8 +4,8 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::OnceLock;
 
-use pr_daemon::Failure;
-pub(crate) use pr_daemon::reason;
+use scsi_pr_daemon::Failure;
+pub(crate) use scsi_pr_daemon::reason;
 
 /// What a function that can end the program returns.
 pub(crate) type Result<T> = std::result::Result<T, Message>;

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use lexopt::{Arg, Parser};
-use pr_helper::Limits;
+use scsi_pr_helper::Limits;
 
 use crate::help;
 use crate::identity::{self, Id};

@@ -11,7 +11,7 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::sync::Mutex;
 
-use pr_daemon::log;
+use scsi_pr_daemon::log;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span;
@@ -234,7 +234,7 @@ mod tests {
             }
         }
         let mut found = BTreeSet::new();
-        for sources in ["../pr-helper/src", "../pr-managers/src"] {
+        for sources in ["../scsi-pr-helper/src", "../scsi-pr-linux/src"] {
             names(&Path::new(env!("CARGO_MANIFEST_DIR")).join(sources), &mut found);
         }
         assert_eq!(found, BTreeSet::from(EVENTS.map(str::to_owned)));

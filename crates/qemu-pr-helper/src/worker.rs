@@ -1,4 +1,4 @@
-//! A worker: a process, of the same binary, that the keeper starts as root for one command, or to mend a map after one
+//! A worker: a process, of the same binary, that the monitor starts as root for one command, or to recover a map after one
 //! that died. What it logs goes to its standard error, which is a pipe to the helper.
 
 use std::io;
@@ -6,10 +6,10 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use nix::sys::signal::SigSet;
-use pr_helper::{Served, serve_one};
-use pr_managers::policy::RefuseReadOnly;
-use pr_managers::{BlockIoctl, Multipath, Nvme, multipath};
 use scsi_pr::PrManager;
+use scsi_pr_helper::{Served, serve_one};
+use scsi_pr_linux::policy::RefuseReadOnly;
+use scsi_pr_linux::{BlockIoctl, Multipath, Nvme, multipath};
 
 use crate::link::Duty;
 use crate::message::{Message, Result, invoked_as, reason};
@@ -20,14 +20,14 @@ use crate::trace;
 pub(crate) const NAME: &str = "qemu-pr-helper-worker";
 
 /// The second word of one that runs no command.
-pub(crate) const MEND: &str = "mend";
+pub(crate) const RECOVER: &str = "recover";
 
 /// Whether this process was started to be a worker.
 pub(crate) fn is_wanted() -> bool {
     invoked_as() == NAME
 }
 
-/// Is a worker, for one command. Its exit code tells the keeper whether there is anything to mend.
+/// Is a worker, for one command. Its exit code tells the monitor whether there is anything to recover.
 #[cold]
 #[inline(never)]
 pub(crate) fn run() -> Result<()> {
@@ -36,12 +36,12 @@ pub(crate) fn run() -> Result<()> {
     let _ = rustix::thread::set_name(c"qemu-pr-worker");
     trace::start_in_worker();
     let words: Vec<_> = std::env::args().skip(1).collect();
-    let [what, device, uuid] = &words[..] else { return Err(Message::new("this program is for the keeper to start")) };
+    let [what, device, uuid] = &words[..] else { return Err(Message::new("this program is for the monitor to start")) };
     match Duty::from_word(what) {
         Some(duty) => serve(duty),
-        None if what == MEND => {
+        None if what == RECOVER => {
             let number = device.parse().map_err(|()| Message::new(format!("{device} is no device number")))?;
-            multipath::mend(number, uuid);
+            multipath::recover(number, uuid);
             Ok(())
         }
         None => Err(Message::new(format!("{what} is nothing that a worker does"))),

@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pr_helper::HelperClient;
-use pr_helper::client::Config;
-use pr_helper::turn::Turns;
-use pr_managers::device::{Device, Kind, Number};
-use pr_managers::multipath;
 use rustix::fs::{FileType, fstat, major, minor};
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, SenseCode, Status};
+use scsi_pr_helper::HelperClient;
+use scsi_pr_helper::client::Config;
+use scsi_pr_helper::turn::Turns;
+use scsi_pr_linux::device::{Device, Kind, Number};
+use scsi_pr_linux::multipath;
 use tracing::warn;
 
 use crate::link::{Duty, Link, NotStarted, Started, Task};
@@ -33,8 +33,8 @@ struct Patience {
     answer: Duration,
     /// For a worker to end that has answered, before it counts as one that hangs.
     ending: Duration,
-    /// For a map to be mended whose worker died: longer than that takes, if its paths answer.
-    mending: Duration,
+    /// For a map to be recovered whose worker died: longer than that takes, if its paths answer.
+    recovering: Duration,
 }
 
 impl Patience {
@@ -43,14 +43,14 @@ impl Patience {
         beginning: Duration::from_secs(10),
         answer: Duration::from_secs(60),
         ending: Duration::from_secs(2),
-        mending: Duration::from_secs(8),
+        recovering: Duration::from_secs(8),
     };
 }
 
 /// What the helper has of workers, whatever their duty.
 pub(crate) struct Pool {
-    /// `None` where there is no keeper.
-    keeper: Option<Arc<Link>>,
+    /// `None` where there is no monitor.
+    monitor: Option<Arc<Link>>,
     /// Of devices that have a command.
     turns: Mutex<Vec<(Number, Arc<Turns>)>>,
     /// Of which devices a worker is left behind. A thread for each tells what it logs, until it ends.
@@ -59,14 +59,14 @@ pub(crate) struct Pool {
     patience: Patience,
 }
 
-/// A [`PrManager`] that has each command run by a worker: the keeper starts it as root, it runs the command with the
+/// A [`PrManager`] that has each command run by a worker: the monitor starts it as root, it runs the command with the
 /// manager of its duty, answers, and ends.
 ///
 /// * Commands on one device run one after the other, in the order in which they came; who waits for more than 30 s is
 ///   answered BUSY. So is a command that no worker took: nothing has been done.
 /// * A command that a worker took and did not answer, because it died or for a minute, is CHECK CONDITION 0B/08/01: it
 ///   may have been run. It is never run again. The worker is left to finish; until then its device is BUSY.
-/// * Where there is no keeper, CHECK CONDITION 0B/00/06 to PERSISTENT RESERVE OUT and CLEANUP, as from a kernel that does
+/// * Where there is no monitor, CHECK CONDITION 0B/00/06 to PERSISTENT RESERVE OUT and CLEANUP, as from a kernel that does
 ///   not permit them; to PERSISTENT RESERVE IN `Err`, as there may be another way to answer.
 /// * What is no block device is not handed to anybody: 05/20/00, as each of the managers answers.
 ///
@@ -94,25 +94,25 @@ impl PrManager for Workers {
         }
         let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
         let task = Worker { pool: &self.pool, duty: self.duty, number, device, command };
-        let Some(keeper) = &self.pool.keeper else { return task.without_keeper(&NO_KEEPER) };
-        match self.pool.in_turn(number, || task.run(keeper)) {
+        let Some(monitor) = &self.pool.monitor else { return task.without_monitor(&NO_MONITOR) };
+        match self.pool.in_turn(number, || task.run(monitor)) {
             Some(answer) => answer,
             None => Ok(task.busy(Event::Turn, &"it waited too long for those before it")),
         }
     }
 
     fn is_connected(&self) -> bool {
-        self.pool.keeper.as_ref().is_some_and(|keeper| keeper.is_alive())
+        self.pool.monitor.as_ref().is_some_and(|monitor| monitor.is_alive())
     }
 }
 
 /// Why there are no workers.
-const NO_KEEPER: &str = "no worker process can be started: start the helper as root, where /proc is mounted";
+const NO_MONITOR: &str = "no worker process can be started: start the helper as root, where /proc is mounted";
 
 impl Pool {
-    pub(crate) fn new(keeper: Option<Arc<Link>>) -> Self {
+    pub(crate) fn new(monitor: Option<Arc<Link>>) -> Self {
         let (turns, left) = (Mutex::default(), Mutex::default());
-        Self { keeper, turns, left, told: Told::new(), patience: Patience::DEFAULT }
+        Self { monitor, turns, left, told: Told::new(), patience: Patience::DEFAULT }
     }
 
     /// Runs `act` when it is the turn of who asks for it, among those for the device; `None` when it did not come in time.
@@ -159,7 +159,7 @@ impl Pool {
             while !log.say(number, &pool.told, AGAIN) {}
             pool.left().retain(|other| *other != number);
         };
-        // Without a thread its lines are lost. That it still runs, the keeper knows too.
+        // Without a thread its lines are lost. That it still runs, the monitor knows too.
         if thread::Builder::new().name("pr-worker-log".into()).spawn(see_off).is_err() {
             self.left().retain(|other| *other != number);
         }
@@ -178,17 +178,17 @@ struct Worker<'a> {
 impl Worker<'_> {
     #[cold]
     #[inline(never)]
-    fn run(&self, keeper: &Link) -> Result<Completion, Error> {
+    fn run(&self, monitor: &Link) -> Result<Completion, Error> {
         if self.pool.left().contains(&self.number) {
             return Ok(self.busy(Event::Left, &NotStarted::Busy));
         }
-        let Started { stream, log } = match keeper.start(&self.task()) {
+        let Started { stream, log } = match monitor.start(&self.task()) {
             Ok(started) => started,
-            Err(gone @ NotStarted::Gone) => return self.without_keeper(&gone),
+            Err(gone @ NotStarted::Gone) => return self.without_monitor(&gone),
             Err(why) => return Ok(self.busy(Event::NotStarted, &format_args!("no worker is started: {why}"))),
         };
         let log = Log::new(log);
-        let Patience { beginning, answer: longest, ending, mending, .. } = self.pool.patience;
+        let Patience { beginning, answer: longest, ending, recovering, .. } = self.pool.patience;
         let config = Config { connect: beginning, answer: longest, ..Config::default() };
         let worker = HelperClient::over(stream).with_config(config);
         let begun = Instant::now();
@@ -213,7 +213,7 @@ impl Worker<'_> {
                     false => "its worker ended without an answer",
                 };
                 self.tell(Event::Lost, &completion, &format_args!("{what}; it may have been run: {}", self.remedy()));
-                self.pool.see_off(self.number, log.of_a_loss(), if hangs { Duration::ZERO } else { mending });
+                self.pool.see_off(self.number, log.of_a_loss(), if hangs { Duration::ZERO } else { recovering });
                 Ok(completion)
             }
         }
@@ -247,12 +247,12 @@ impl Worker<'_> {
         completion
     }
 
-    fn without_keeper(&self, why: &dyn fmt::Display) -> Result<Completion, Error> {
+    fn without_monitor(&self, why: &dyn fmt::Display) -> Result<Completion, Error> {
         let completion = Completion::check(SenseCode::IO_PROCESS_TERMINATED);
         if self.command.opcode() == Opcode::ReserveIn {
             return Err(Error::not_run("start a worker process").because(why.to_string()));
         }
-        self.tell(Event::NoKeeper, &completion, why);
+        self.tell(Event::NoMonitor, &completion, why);
         Ok(completion)
     }
 

@@ -34,7 +34,7 @@ fn the_passed_socket_is_served_and_left() {
     let listener = UnixListener::bind(&socket).unwrap();
     let running = Running::start(&mut activated(listener, TO_THE_HELPER, ""), &socket);
     handshake(&socket);
-    assert_eq!(running.keeper(), None);
+    assert_eq!(running.monitor(), None);
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
     assert!(socket.exists());
 }

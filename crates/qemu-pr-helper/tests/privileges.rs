@@ -1,4 +1,4 @@
-//! What the helper and its keeper may do, on every thread.
+//! What the helper and its monitor may do, on every thread.
 #![forbid(unsafe_code)]
 
 mod common;
@@ -14,7 +14,7 @@ use rustix::process::Signal;
 /// CAP_SYS_RAWIO, capability(7), as /proc shows it.
 const SYS_RAWIO: &str = "0000000000020000";
 /// CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SYS_RAWIO and CAP_SYS_ADMIN.
-const KEEPER: &str = "000000000022000a";
+const MONITOR: &str = "000000000022000a";
 const NONE: &str = "0000000000000000";
 
 fn ids(id: u32) -> String {
@@ -52,7 +52,7 @@ fn every_thread_has_cap_sys_rawio_and_nothing_else() {
 }
 
 #[test]
-fn the_keeper_has_what_removing_and_its_workers_take() {
+fn the_monitor_has_what_removing_and_its_workers_take() {
     let directory = directory();
     let socket = directory.path().join("s");
     // A descriptor that is inherited, as libvirt's and systemd's are.
@@ -62,19 +62,19 @@ fn the_keeper_has_what_removing_and_its_workers_take() {
     command.env_clear().envs([("LD_LIBRARY_PATH", "/x"), ("OTHER", "y"), ("MULTIPATH_SOCKET_NAME", "/z")]);
     let running = Running::start(&mut command, &socket);
     assert!(fs::read_link(format!("/proc/{}/fd/7", running.pid())).is_ok_and(|file| file.ends_with("passwd")));
-    let keeper = running.keeper().expect("there is a keeper");
-    let threads = common::wait_for("the keeper to be ready", || {
-        let threads = threads(keeper);
+    let monitor = running.monitor().expect("there is a monitor");
+    let threads = common::wait_for("the monitor to be ready", || {
+        let threads = threads(monitor);
         (threads.first()?.get("NoNewPrivs")? == "1").then_some(threads)
     });
-    let [thread] = &threads[..] else { panic!("the keeper has {} threads", threads.len()) };
+    let [thread] = &threads[..] else { panic!("the monitor has {} threads", threads.len()) };
     for (set, capabilities) in
-        [("CapPrm", KEEPER), ("CapEff", KEEPER), ("CapBnd", KEEPER), ("CapInh", NONE), ("CapAmb", NONE)]
+        [("CapPrm", MONITOR), ("CapEff", MONITOR), ("CapBnd", MONITOR), ("CapInh", NONE), ("CapAmb", NONE)]
     {
         assert_eq!(thread[set], capabilities, "{set}");
     }
     assert_eq!((thread["Uid"].clone(), thread["Groups"].as_str()), (ids(0), ""));
-    let descriptors: Vec<_> = fs::read_dir(format!("/proc/{keeper}/fd"))
+    let descriptors: Vec<_> = fs::read_dir(format!("/proc/{monitor}/fd"))
         .unwrap()
         .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
         .collect();
@@ -82,31 +82,31 @@ fn the_keeper_has_what_removing_and_its_workers_take() {
     for file in &descriptors {
         assert!(kept.contains(&Path::new(file)) || file.starts_with("socket:["), "{descriptors:?}");
     }
-    assert_eq!(fs::read_link(format!("/proc/{keeper}/cwd")).unwrap().to_str(), Some("/"));
-    let environment = fs::read_to_string(format!("/proc/{keeper}/environ")).unwrap();
+    assert_eq!(fs::read_link(format!("/proc/{monitor}/cwd")).unwrap().to_str(), Some("/"));
+    let environment = fs::read_to_string(format!("/proc/{monitor}/environ")).unwrap();
     assert_eq!(environment, "LD_LIBRARY_PATH=/x\0MULTIPATH_SOCKET_NAME=/z\0");
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
 }
 
 #[test]
-fn the_keeper_outlives_signals_to_the_group() {
+fn the_monitor_outlives_signals_to_the_group() {
     let directory = directory();
     let socket = directory.path().join("s");
     let running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
-    let keeper = running.keeper().expect("there is a keeper");
+    let monitor = running.monitor().expect("there is a monitor");
     // It has its name a moment before it keeps signals away.
-    common::wait_for("the keeper to be ready", || (threads(keeper).first()?.get("NoNewPrivs")? == "1").then_some(()));
-    let pid = rustix::process::Pid::from_raw(keeper.try_into().unwrap()).unwrap();
+    common::wait_for("the monitor to be ready", || (threads(monitor).first()?.get("NoNewPrivs")? == "1").then_some(()));
+    let pid = rustix::process::Pid::from_raw(monitor.try_into().unwrap()).unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
         rustix::process::kill_process(pid, signal).unwrap();
     }
-    assert_eq!(running.keeper(), Some(keeper));
+    assert_eq!(running.monitor(), Some(monitor));
     assert_eq!(running.end_by(Signal::QUIT).code(), None);
     common::wait_for("the socket to be removed", || (!socket.exists()).then_some(()));
 }
 
 #[test]
-fn the_capability_alone_is_enough_and_takes_no_keeper() {
+fn the_capability_alone_is_enough_and_takes_no_monitor() {
     let directory = directory();
     let socket = directory.path().join("s");
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -137,7 +137,7 @@ fn without_the_capability_there_is_no_start() {
     let expected = "qemu-pr-helper: Failed to drop privileges: Operation not permitted\n";
     assert_eq!((code, out.as_str(), err.as_str()), (Some(1), "", expected));
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
-    common::wait_for("the keeper to end", || processes_with(&socket).is_empty().then_some(()));
+    common::wait_for("the monitor to end", || processes_with(&socket).is_empty().then_some(()));
 }
 
 #[test]
@@ -148,13 +148,13 @@ fn the_limit_on_descriptors_is_the_hard_one() {
     command.args(["-c", &format!("ulimit -Sn 100 && ulimit -Hn 2000 && exec {HELPER} -k {}", socket.display())]);
     let running = Running::start(&mut command, &socket);
     assert_eq!(open_files(running.pid()), ["2000", "2000"]);
-    // The keeper has what libmpathpersist asks for in its workers, if that may be had (CAP_SYS_RESOURCE).
+    // The monitor has what libmpathpersist asks for in its workers, if that may be had (CAP_SYS_RESOURCE).
     let ours = &threads(std::process::id())[0]["CapEff"];
     let permitted = u64::from_str_radix(ours, 16).unwrap() & (1 << 24) != 0;
     let most = if permitted { fs::read_to_string("/proc/sys/fs/nr_open").unwrap() } else { "2000".to_owned() };
-    let keeper = running.keeper().expect("there is a keeper");
+    let monitor = running.monitor().expect("there is a monitor");
     let expected = [most.trim(); 2];
-    common::wait_for("the keeper's limit", || (open_files(keeper) == expected).then_some(()));
+    common::wait_for("the monitor's limit", || (open_files(monitor) == expected).then_some(()));
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
 }
 

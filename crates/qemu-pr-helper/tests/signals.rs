@@ -28,7 +28,7 @@ fn an_early_sigterm_is_never_lost() {
         assert!(status.code() == Some(0) || status.signal() == Some(15), "{status}");
         wait_for("the socket to be removed", || (!socket.exists()).then_some(()));
     }
-    wait_for("every keeper to end", || processes_with(&socket).is_empty().then_some(()));
+    wait_for("every monitor to end", || processes_with(&socket).is_empty().then_some(()));
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 

@@ -26,7 +26,7 @@ fn it_listens_and_leaves_nothing_behind() {
         let _idle = handshake(&socket);
         assert_eq!(running.end_by(signal).code(), Some(0), "{signal:?}");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "{signal:?}");
-        wait_for("the keeper to end", || processes_with(&socket).is_empty().then_some(()));
+        wait_for("the monitor to end", || processes_with(&socket).is_empty().then_some(()));
     }
 }
 
@@ -136,31 +136,31 @@ fn it_is_removed_when_the_helper_is_killed() {
         let socket = directory.path().join("s");
         let arguments = ["-u".as_ref(), user.as_ref(), "-k".as_ref(), socket.as_os_str()];
         let running = Running::start(&mut helper(arguments), &socket);
-        let keeper = running.keeper().expect("there is a keeper");
+        let monitor = running.monitor().expect("there is a monitor");
         assert_eq!(running.end_by(Signal::KILL).code(), None);
         wait_for("the socket to be removed", || (!socket.exists()).then_some(()));
-        wait_for("the keeper to end", || processes_with(&socket).is_empty().then_some(()));
-        let _ = keeper;
+        wait_for("the monitor to end", || processes_with(&socket).is_empty().then_some(()));
+        let _ = monitor;
     }
 }
 
 #[test]
-fn a_killed_keeper_ends_nothing() {
+fn a_killed_monitor_ends_nothing() {
     let directory = directory();
     let socket = directory.path().join("s");
     let running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
-    let keeper = running.keeper().expect("there is a keeper");
-    let keeper = rustix::process::Pid::from_raw(keeper.try_into().unwrap()).unwrap();
-    rustix::process::kill_process(keeper, Signal::KILL).unwrap();
-    wait_for("the keeper to end", || (processes_with(&socket).len() == 1).then_some(()));
+    let monitor = running.monitor().expect("there is a monitor");
+    let monitor = rustix::process::Pid::from_raw(monitor.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(monitor, Signal::KILL).unwrap();
+    wait_for("the monitor to end", || (processes_with(&socket).len() == 1).then_some(()));
     handshake(&socket);
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
-    // The directory is this user's, so it takes no keeper to remove the file.
+    // The directory is this user's, so it takes no monitor to remove the file.
     assert!(!socket.exists());
 }
 
 #[test]
-fn without_a_keeper_it_serves_all_the_same() {
+fn without_a_monitor_it_serves_all_the_same() {
     let unshared = |script: &str| {
         let mut command = Command::new("unshare");
         command.args(["--mount", "/bin/sh", "-c", &format!("mount -t tmpfs none /proc && {script}")]);
@@ -180,7 +180,7 @@ fn without_a_keeper_it_serves_all_the_same() {
     let mut said = String::new();
     running.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     let expected = format!(
-        "qemu-pr-helper: the keeper cannot be started (is /proc mounted?), so multipath maps cannot be reserved, and {} \
+        "qemu-pr-helper: the monitor cannot be started (is /proc mounted?), so multipath maps cannot be reserved, and {} \
          may stay behind: No such file or directory\n",
         socket.display()
     );

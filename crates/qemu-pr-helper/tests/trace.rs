@@ -11,9 +11,9 @@ use std::path::Path;
 use std::process::Stdio;
 
 use common::{HELPER, Running, directory, ended, handshake, helper};
-use pr_helper::descriptor;
 use rustix::net::SendFlags;
 use rustix::process::Signal;
+use scsi_pr_helper::descriptor;
 
 /// PERSISTENT RESERVE IN, READ KEYS, on what is no SCSI device; the status of the answer.
 fn read_keys(client: &mut UnixStream) -> i32 {

@@ -17,12 +17,12 @@ use std::thread;
 use std::time::Duration;
 
 use common::{HELPER, Running, children, directory, ended, outcome, processes_with, wait_for};
-use pr_helper::HelperClient;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use scsi_pr::{
     Command, CommandBuf, Completion, Key, PrManager, ReserveIn, ReserveInAction, ReserveOut, SenseCode, Status, Type,
 };
+use scsi_pr_helper::HelperClient;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -93,10 +93,10 @@ impl Scene {
         command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(&libraries);
         let scene = Self::of(directory, &mut command);
         // It may still be loading its own libraries.
-        let keeper = scene.running.keeper().expect("there is a keeper");
-        wait_for("the keeper to run", || {
-            let name = fs::read_to_string(format!("/proc/{keeper}/comm")).ok()?;
-            (name == "qemu-pr-keeper\n").then_some(())
+        let monitor = scene.running.monitor().expect("there is a monitor");
+        wait_for("the monitor to run", || {
+            let name = fs::read_to_string(format!("/proc/{monitor}/comm")).ok()?;
+            (name == "qemu-pr-monitor\n").then_some(())
         });
         Some(scene)
     }
@@ -145,8 +145,8 @@ impl Scene {
     }
 
     fn workers(&self) -> Vec<u32> {
-        let keeper = self.running.keeper().expect("there is a keeper");
-        children(keeper)
+        let monitor = self.running.monitor().expect("there is a monitor");
+        children(monitor)
     }
 
     /// The worker, once there is one that waits in its library.
@@ -184,7 +184,7 @@ impl Scene {
 }
 
 impl Drop for Scene {
-    /// A worker that waits for its library would wait for ever, and its keeper for it.
+    /// A worker that waits for its library would wait for ever, and its monitor for it.
     fn drop(&mut self) {
         for process in processes_with(&self.running.socket).into_iter().flat_map(children) {
             let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
@@ -314,21 +314,21 @@ fn a_worker_that_does_not_start_has_done_nothing() {
 }
 
 #[test]
-fn without_its_keeper_the_helper_lives() {
+fn without_its_monitor_the_helper_lives() {
     let Some(device) = loop_device(0) else { return };
     let directory = directory();
     let mut command = common::helper(["--manager=multipath", "-k"]);
     command.arg(directory.path().join("s"));
     let scene = Scene::of(directory, &mut command);
-    let keeper = Pid::from_raw(scene.running.keeper().unwrap().try_into().unwrap()).unwrap();
-    kill_process(keeper, Signal::KILL).unwrap();
-    wait_for("the keeper to end", || scene.running.keeper().is_none().then_some(()));
+    let monitor = Pid::from_raw(scene.running.monitor().unwrap().try_into().unwrap()).unwrap();
+    kill_process(monitor, Signal::KILL).unwrap();
+    wait_for("the monitor to end", || scene.running.monitor().is_none().then_some(()));
     for _ in 0..2 {
         assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::IO_PROCESS_TERMINATED));
         // SG_IO, which a loop device does not know.
         assert_eq!(scene.run(&device, read_keys().command()), check(SenseCode::INVALID_FIELD_IN_CDB));
     }
-    scene.says("the keeper, which would start it, has ended");
+    scene.says("the monitor, which would start it, has ended");
     assert_eq!(scene.lines.try_recv().ok(), None);
     scene.end();
 }
@@ -358,7 +358,7 @@ fn the_end_waits_for_a_command_that_hangs_and_not_for_its_worker() {
     thread::scope(|scope| {
         let hanging = scene.reserving(scope, &device);
         let worker = scene.held();
-        // To the keeper and the worker too, as to the group of a service.
+        // To the monitor and the worker too, as to the group of a service.
         for process in processes_with(&scene.running.socket).into_iter().chain(scene.workers()) {
             kill_process(Pid::from_raw(process.try_into().unwrap()).unwrap(), Signal::TERM).unwrap();
         }
@@ -388,7 +388,7 @@ fn a_worker_outlives_a_helper_that_is_killed_and_is_seen_after() {
         wait_for("the worker to end", || {
             (!Path::new(&format!("/proc/{}", worker.as_raw_nonzero())).exists()).then_some(())
         });
-        wait_for("the keeper to end", || scene.running.keeper().is_none().then_some(()));
+        wait_for("the monitor to end", || scene.running.monitor().is_none().then_some(()));
     });
 }
 

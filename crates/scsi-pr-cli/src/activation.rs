@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context, Result, bail, ensure};
 use listenfd::ListenFd;
 use rustix::net::sockopt;
-use shared_reservations::InitiatorName;
+use scsi_pr_store::InitiatorName;
 
 /// A socket that was passed to this process.
 #[derive(Debug)]

@@ -11,11 +11,11 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use pr_managers::device::{Device, Kind, Number, Sysfs};
-use pr_managers::policy::Refusals;
 use rustix::fs::{FileType, fstat, major, minor};
 use scsi_pr::{Command, Completion};
-use shared_reservations::{Naming, UnitId, Units};
+use scsi_pr_linux::device::{Device, Kind, Number, Sysfs};
+use scsi_pr_linux::policy::Refusals;
+use scsi_pr_store::{Naming, UnitId, Units};
 
 const REMEDY: &str = "--pass=SOCKET sends what has its own reservations to a helper, --keep=PATH keeps them in this store, to \
                       which everybody must come then";

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use pr_daemon::socket::{self, Access, SocketFile};
-use shared_reservations::InitiatorName;
+use scsi_pr_daemon::socket::{self, Access, SocketFile};
+use scsi_pr_store::InitiatorName;
 
 use crate::activation::Passed;
 use crate::options::Serve;
@@ -28,7 +28,7 @@ pub(crate) struct OwnSocket {
 impl Drop for OwnSocket {
     fn drop(&mut self) {
         if let Err(error) = self.file.remove() {
-            tracing::warn!("cannot remove the socket {}: {}", self.path.display(), pr_daemon::reason(error));
+            tracing::warn!("cannot remove the socket {}: {}", self.path.display(), scsi_pr_daemon::reason(error));
         }
     }
 }

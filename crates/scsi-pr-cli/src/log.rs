@@ -21,7 +21,7 @@ struct Stderr;
 
 impl io::Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        pr_daemon::log::write(&mut io::stderr().lock(), line);
+        scsi_pr_daemon::log::write(&mut io::stderr().lock(), line);
         Ok(line.len())
     }
 

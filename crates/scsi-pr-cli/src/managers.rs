@@ -4,10 +4,10 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pr_helper::{HelperClient, Peer};
-use pr_managers::policy::{Client, Counters, Observed, RefuseReadOnly};
 use scsi_pr::{Command, Completion, Error, PrManager, SenseCode};
-use shared_reservations::{InitiatorName, SharedReservations};
+use scsi_pr_helper::{HelperClient, Peer};
+use scsi_pr_linux::policy::{Client, Counters, Observed, RefuseReadOnly};
+use scsi_pr_store::{InitiatorName, SharedReservations};
 use tracing::Span;
 
 use crate::devices::{Devices, Owner};

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use nix::unistd::Group;
-use shared_reservations::{InitiatorName, Naming};
+use scsi_pr_store::{InitiatorName, Naming};
 use tracing::level_filters::LevelFilter;
 
 /// Persistent reservations for virtual machines

@@ -4,12 +4,12 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use pr_daemon::notify::ServiceManager;
-use pr_daemon::{limits, reason, signals};
-use pr_helper::Limits;
-use pr_managers::policy::Counters;
 use rustix::thread::{CapabilitySet, CapabilitySets};
-use shared_reservations::{SharedReservations, Units};
+use scsi_pr_daemon::notify::ServiceManager;
+use scsi_pr_daemon::{limits, reason, signals};
+use scsi_pr_helper::Limits;
+use scsi_pr_linux::policy::Counters;
+use scsi_pr_store::{SharedReservations, Units};
 use tracing::{info, warn};
 
 use crate::devices::{self, Devices};
@@ -34,7 +34,7 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     let room = limits::raise(each, own);
     // Before the first thread: in Linux capabilities belong to threads.
     drop_privileges().context("cannot drop privileges")?;
-    let store = shared_reservations::open(&options.store)?;
+    let store = scsi_pr_store::open(&options.store)?;
     tell(options, &doors);
 
     let counters = Arc::new(Counters::new());
@@ -55,7 +55,7 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     service_manager.ready();
     let mut limits = Limits::default();
     limits.connections = limits.connections.min(room);
-    let running = pr_helper::serve_all(sockets, limits, stop.as_fd())
+    let running = scsi_pr_helper::serve_all(sockets, limits, stop.as_fd())
         .map_err(|error| anyhow::anyhow!("cannot serve: {}", reason(error)))?;
     // Nobody is to come to a socket that nobody listens on while commands still run.
     drop(files);

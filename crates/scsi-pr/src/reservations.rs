@@ -4,7 +4,7 @@
 //! says; of every other command it asks [`Reservations::permits`], with its [`Access`]. What is to outlive the process
 //! is a record, [`Reservations::to_record`]. There is no clock, no I/O and no lock here.
 //!
-//! Where the standard leaves a choice, or implementations differ from it, `docs/standard.md` says what is done and why.
+//! Where the standard leaves a choice, or implementations differ from it, `docs/reference/standard.md` says what is done and why.
 
 mod access;
 mod attention;

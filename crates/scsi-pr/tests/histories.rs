@@ -1,13 +1,13 @@
 //! Random histories of many nexuses: after each step, everything that can be seen of [`Reservations`] is what a second,
-//! plain model makes of the standard (`tests/rules`, which shares nothing with this crate).
+//! plain model makes of the standard (`testing/model`, which shares nothing with this crate).
 
 use std::collections::BTreeMap;
 
+use model::history::{Act, Event, Mix, Step, World, histories};
+use model::{Answer, Done, Model, WAYS, access};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use rules::history::{Act, Event, Mix, Step, World, histories};
-use rules::{Answer, Done, Model, WAYS, access};
 use scsi_pr::{Access, Cdb, Command, Completion, Nexus, Reservations, SenseCode, SenseKey, Status, TransportId};
 
 const MIX: Mix = Mix { spc2: 40, losses: 6, room_for_full_status: 0 };
@@ -135,7 +135,7 @@ impl Pair {
     }
 }
 
-fn translated(nexus: &rules::Nexus) -> Nexus {
+fn translated(nexus: &model::Nexus) -> Nexus {
     Nexus::new(TransportId::from_bytes(&nexus.initiator).unwrap(), nexus.target_port)
 }
 

@@ -6,8 +6,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use pr_helper::HelperClient;
 use rustix::process::{Pid, Signal, kill_process};
+use scsi_pr_helper::HelperClient;
 
 use super::NODES;
 use crate::command;

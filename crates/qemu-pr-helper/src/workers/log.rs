@@ -4,9 +4,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use pr_managers::device::Number;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use scsi_pr_linux::device::Number;
 use tracing::warn;
 
 use super::told::{Event, Told};

@@ -1,9 +1,9 @@
 use super::*;
 use crate::link::{BUSY, LOG, ROOM, TOO_MANY, WORKER};
-use pr_helper::descriptor::{self, Passed};
-use pr_helper::serve_one;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use scsi_pr::{Cdb, CommandBuf};
+use scsi_pr_helper::descriptor::{self, Passed};
+use scsi_pr_helper::serve_one;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
@@ -13,7 +13,7 @@ const NUMBER: Number = Number { major: 7, minor: 0 };
 const LONG: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_millis(50);
 
-const PATIENT: Patience = Patience { turn: LONG, beginning: LONG, answer: LONG, ending: LONG, mending: LONG };
+const PATIENT: Patience = Patience { turn: LONG, beginning: LONG, answer: LONG, ending: LONG, recovering: LONG };
 
 const LOST: Completion = Completion::CheckCondition(scsi_pr::Sense::fixed(SenseCode::LUN_COMMUNICATION_TIMEOUT));
 const BUSY_STATUS: Completion = Completion::Status(Status::BUSY);
@@ -34,8 +34,8 @@ fn command() -> CommandBuf {
     CommandBuf::new(Cdb::new(bytes).unwrap(), Vec::new()).unwrap()
 }
 
-/// The keeper's end of a link.
-struct Keeper(OwnedFd);
+/// The monitor's end of a link.
+struct Monitor(OwnedFd);
 
 /// What it was asked for.
 struct Asked {
@@ -44,7 +44,7 @@ struct Asked {
     log: OwnedFd,
 }
 
-impl Keeper {
+impl Monitor {
     fn message(&self, kind: u8) -> (Vec<u8>, OwnedFd) {
         let mut room = [0; ROOM];
         match descriptor::receive(&self.0, &mut room, RecvFlags::empty()).unwrap() {
@@ -82,10 +82,10 @@ impl<F: Fn() -> Completion + Send + Sync> PrManager for Answering<F> {
     }
 }
 
-fn pool(patience: Patience) -> (Arc<Pool>, Keeper) {
+fn pool(patience: Patience) -> (Arc<Pool>, Monitor) {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     let link = Arc::new(Link::new(ours).unwrap());
-    (Arc::new(Pool { patience, ..Pool::new(Some(link)) }), Keeper(theirs))
+    (Arc::new(Pool { patience, ..Pool::new(Some(link)) }), Monitor(theirs))
 }
 
 fn run(pool: &Arc<Pool>, device: &File) -> Completion {
@@ -95,11 +95,11 @@ fn run(pool: &Arc<Pool>, device: &File) -> Completion {
 #[test]
 fn what_the_worker_answers_is_the_answer() {
     let Some(device) = block_device() else { return };
-    let (pool, keeper) = pool(PATIENT);
+    let (pool, monitor) = pool(PATIENT);
     for answer in [Completion::Good(Vec::new()), Completion::check(SenseCode::NOT_READY), BUSY_STATUS] {
         thread::scope(|scope| {
             let answered = scope.spawn(|| run(&pool, &device));
-            let asked = keeper.asked();
+            let asked = monitor.asked();
             assert_eq!((asked.task.duty, asked.task.uuid.as_str()), (Duty::Block, ""));
             let worker = answer.clone();
             asked.serve(move || worker.clone());
@@ -112,25 +112,25 @@ fn what_the_worker_answers_is_the_answer() {
 #[test]
 fn who_gets_no_worker_is_to_try_again() {
     let Some(device) = block_device() else { return };
-    let (pool, keeper) = pool(PATIENT);
+    let (pool, monitor) = pool(PATIENT);
     for refusal in [BUSY, TOO_MANY, rustix::io::Errno::NOMEM.raw_os_error()] {
         thread::scope(|scope| {
             let answered = scope.spawn(|| run(&pool, &device));
-            keeper.asked().answer(refusal);
+            monitor.asked().answer(refusal);
             assert_eq!(answered.join().unwrap(), BUSY_STATUS);
         });
     }
     // One that is started, and ends before it takes anything.
     thread::scope(|scope| {
         let answered = scope.spawn(|| run(&pool, &device));
-        keeper.asked().answer(0);
+        monitor.asked().answer(0);
         assert_eq!(answered.join().unwrap(), BUSY_STATUS);
     });
-    // And one that ends with the keeper.
+    // And one that ends with the monitor.
     thread::scope(|scope| {
         let answered = scope.spawn(|| run(&pool, &device));
-        let asked = keeper.asked();
-        drop(keeper);
+        let asked = monitor.asked();
+        drop(monitor);
         drop(asked);
         assert_eq!(answered.join().unwrap(), Completion::check(SenseCode::IO_PROCESS_TERMINATED));
     });
@@ -140,15 +140,15 @@ fn who_gets_no_worker_is_to_try_again() {
 #[test]
 fn a_worker_that_takes_nothing_in_time_gets_nothing_later() {
     let Some(device) = block_device() else { return };
-    let (pool, keeper) = pool(Patience { beginning: SHORT, ending: SHORT, ..PATIENT });
+    let (pool, monitor) = pool(Patience { beginning: SHORT, ending: SHORT, ..PATIENT });
     thread::scope(|scope| {
         let answered = scope.spawn(|| run(&pool, &device));
-        let asked = keeper.asked();
+        let asked = monitor.asked();
         asked.answer(0);
         assert_eq!(answered.join().unwrap(), BUSY_STATUS);
         // It awakes now, and finds nobody.
         let served = serve_one(asked.socket, Arc::new(Answering(|| panic!("it was given a command"))));
-        assert!(matches!(served, pr_helper::Served::Nothing));
+        assert!(matches!(served, scsi_pr_helper::Served::Nothing));
         assert_eq!(run(&pool, &device), BUSY_STATUS);
     });
 }
@@ -156,12 +156,12 @@ fn a_worker_that_takes_nothing_in_time_gets_nothing_later() {
 #[test]
 fn a_worker_that_hangs_is_left_and_its_device_busy_until_it_ends() {
     let Some(device) = block_device() else { return };
-    let (pool, keeper) = pool(Patience { answer: SHORT, ..PATIENT });
+    let (pool, monitor) = pool(Patience { answer: SHORT, ..PATIENT });
     let (go_on, going_on) = mpsc::channel::<()>();
     let going_on = Mutex::new(going_on);
     thread::scope(|scope| {
         let answered = scope.spawn(|| run(&pool, &device));
-        let asked = keeper.asked();
+        let asked = monitor.asked();
         let hanging = thread::spawn(move || {
             asked.serve(move || {
                 let _ = going_on.lock().unwrap().recv();
@@ -170,7 +170,7 @@ fn a_worker_that_hangs_is_left_and_its_device_busy_until_it_ends() {
         });
         assert_eq!(answered.join().unwrap(), LOST);
         for _ in 0..3 {
-            // At once, and without asking the keeper.
+            // At once, and without asking the monitor.
             assert_eq!(run(&pool, &device), BUSY_STATUS);
         }
         go_on.send(()).unwrap();
@@ -180,7 +180,7 @@ fn a_worker_that_hangs_is_left_and_its_device_busy_until_it_ends() {
             thread::yield_now();
         }
         let answered = scope.spawn(|| run(&pool, &device));
-        keeper.asked().serve(|| Completion::Good(Vec::new()));
+        monitor.asked().serve(|| Completion::Good(Vec::new()));
         assert_eq!(answered.join().unwrap(), Completion::Good(Vec::new()));
     });
 }
@@ -188,11 +188,11 @@ fn a_worker_that_hangs_is_left_and_its_device_busy_until_it_ends() {
 #[test]
 fn a_worker_that_dies_with_its_command_has_its_map_mended_first() {
     let Some(device) = block_device() else { return };
-    let (pool, keeper) = pool(PATIENT);
+    let (pool, monitor) = pool(PATIENT);
     thread::scope(|scope| {
         let answered = scope.spawn(|| run(&pool, &device));
         let Asked { socket, log, task: _ } = {
-            let asked = keeper.asked();
+            let asked = monitor.asked();
             asked.answer(0);
             asked
         };
@@ -203,7 +203,7 @@ fn a_worker_that_dies_with_its_command_has_its_map_mended_first() {
             have += descriptor::receive(&socket, &mut [0; 20], RecvFlags::empty()).unwrap().0;
         }
         drop(socket);
-        rustix::io::write(&log, b"mended\n").unwrap();
+        rustix::io::write(&log, b"recovered\n").unwrap();
         thread::sleep(SHORT);
         assert!(!answered.is_finished());
         drop(log);
@@ -214,10 +214,10 @@ fn a_worker_that_dies_with_its_command_has_its_map_mended_first() {
 #[test]
 fn who_waits_too_long_for_its_turn_is_to_try_again() {
     let Some(device) = block_device() else { return };
-    let (pool, keeper) = pool(Patience { turn: SHORT, ..PATIENT });
+    let (pool, monitor) = pool(Patience { turn: SHORT, ..PATIENT });
     thread::scope(|scope| {
         let first = scope.spawn(|| run(&pool, &device));
-        let asked = keeper.asked();
+        let asked = monitor.asked();
         assert_eq!(run(&pool, &device), BUSY_STATUS);
         asked.serve(|| Completion::Good(Vec::new()));
         assert_eq!(first.join().unwrap(), Completion::Good(Vec::new()));
@@ -227,7 +227,7 @@ fn who_waits_too_long_for_its_turn_is_to_try_again() {
 
 #[test]
 fn what_is_no_block_device_is_handed_to_nobody() {
-    let (pool, _keeper) = pool(PATIENT);
+    let (pool, _monitor) = pool(PATIENT);
     let null = File::open("/dev/null").unwrap();
     assert_eq!(run(&pool, &null), Completion::check(SenseCode::INVALID_OPCODE));
     let cleaned = Workers::new(&pool, Duty::Multipath).execute(null.as_fd(), Command::cleanup()).unwrap();
@@ -235,7 +235,7 @@ fn what_is_no_block_device_is_handed_to_nobody() {
 }
 
 #[test]
-fn without_a_keeper_what_reads_may_have_another_way() {
+fn without_a_monitor_what_reads_may_have_another_way() {
     let Some(device) = block_device() else { return };
     let pool = Arc::new(Pool::new(None));
     assert_eq!(run(&pool, &device), Completion::check(SenseCode::IO_PROCESS_TERMINATED));

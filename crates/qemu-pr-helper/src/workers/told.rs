@@ -3,13 +3,13 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pr_managers::device::Number;
+use scsi_pr_linux::device::Number;
 
 /// Something that the log may be told of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     /// There is nobody to start a worker.
-    NoKeeper,
+    NoMonitor,
     /// Commands waited too long for their turn.
     Turn,
     /// A worker was left behind, and still runs.

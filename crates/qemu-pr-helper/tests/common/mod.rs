@@ -87,15 +87,15 @@ impl Running {
         ended(&mut self.process)
     }
 
-    /// Its keeper.
-    pub(crate) fn keeper(&self) -> Option<u32> {
+    /// Its monitor.
+    pub(crate) fn monitor(&self) -> Option<u32> {
         // Who starts a process goes on a moment before that has a command line.
         wait_for("every child to be somebody", || {
             let named = |pid| fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line: Vec<u8>| !line.is_empty());
             children(self.pid()).into_iter().all(named).then_some(())
         });
         processes_with(&self.socket).into_iter().find(|pid| {
-            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"qemu-pr-helper-keeper\0"))
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"qemu-pr-helper-monitor\0"))
         })
     }
 }

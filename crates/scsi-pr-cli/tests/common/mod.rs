@@ -11,13 +11,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use pr_helper::HelperClient;
-use pr_helper::client::Config;
 use rustix::process::{Pid, Signal, kill_process};
 use scsi_pr::{
     Completion, FullStatus, Key, Keys, MAX_TRANSFER, PrManager, Reservation, ReserveIn, ReserveInAction, ReserveOut,
     ScopeType, Status, Type,
 };
+use scsi_pr_helper::HelperClient;
+use scsi_pr_helper::client::Config;
 use tempfile::TempDir;
 
 /// The program under test.

@@ -1,0 +1,279 @@
+//! The monitor, spoken to as the helper speaks to it. Its workers wait for a command here that does not come, so that they
+//! live for as long as the test wants.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::{HELPER, ended, threads, wait_for};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, Signal, kill_process};
+use scsi_pr::{Completion, Key, PrManager, ReserveOut, SenseCode, Type};
+use scsi_pr_helper::{HelperClient, descriptor};
+
+const BUSY: i32 = -1;
+const TOO_MANY: i32 = -2;
+
+/// A monitor and the link to it.
+struct Monitor {
+    process: Child,
+    link: OwnedFd,
+}
+
+/// A worker, or the refusal to start one.
+struct Worker {
+    answer: i32,
+    stream: UnixStream,
+    log: io::PipeReader,
+}
+
+impl Monitor {
+    /// One that has no socket to watch over, or the file `s` in a directory.
+    fn start(directory: Option<&Path>) -> Self {
+        let (link, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        match directory {
+            None => assert_eq!(rustix::net::send(&link, b"N", SendFlags::empty()), Ok(1)),
+            Some(path) => {
+                let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+                descriptor::send(&link, b"D", open(path).as_fd(), SendFlags::empty()).unwrap();
+                descriptor::send(&link, b"Ss", open(&path.join("s")).as_fd(), SendFlags::empty()).unwrap();
+            }
+        }
+        let process = Command::new(HELPER)
+            .arg0("qemu-pr-helper-monitor")
+            .env_clear()
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { process, link }
+    }
+
+    fn send(&self, bytes: &[u8], descriptor: impl AsFd) {
+        assert_eq!(descriptor::send(&self.link, bytes, descriptor.as_fd(), SendFlags::empty()), Ok(bytes.len()));
+    }
+
+    /// Asks for a worker, with these words.
+    fn ask(&self, words: &str) -> Worker {
+        let (log, lines) = io::pipe().unwrap();
+        self.send(b"L", lines);
+        self.ask_without_log(words, log)
+    }
+
+    fn ask_without_log(&self, words: &str, log: io::PipeReader) -> Worker {
+        let (mut stream, theirs) = UnixStream::pair().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        self.send(format!("W{words}").as_bytes(), theirs);
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).unwrap();
+        Worker { answer: i32::from_ne_bytes(answer), stream, log }
+    }
+
+    /// The live process that has these words.
+    fn process_of(&self, words: [&str; 3]) -> u32 {
+        let line = format!("qemu-pr-helper-worker\0{}\0", words.join("\0"));
+        wait_for("the worker", || {
+            let entries = fs::read_dir("/proc").unwrap();
+            let mut numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+            numbers.find(|pid: &u32| {
+                let is_ours = fs::read_to_string(format!("/proc/{pid}/stat"))
+                    .is_ok_and(|stat| stat.contains(&format!(" {} ", self.process.id())));
+                is_ours && fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found == line.as_bytes())
+            })
+        })
+    }
+
+    /// That it ends once the link does.
+    fn end(mut self) {
+        drop(self.link);
+        assert!(ended(&mut self.process).success());
+    }
+}
+
+impl Worker {
+    /// That it has been started: it offers what it serves.
+    fn is_started(&mut self) {
+        assert_eq!(self.answer, 0);
+        let mut features = [0; 4];
+        self.stream.read_exact(&mut features).unwrap();
+        assert_eq!(features, [0, 0, 0, 1]);
+    }
+
+    /// Lets it end, for want of a command; what it has logged.
+    fn end(self) -> String {
+        drop(self.stream);
+        let mut text = String::new();
+        let mut log = self.log;
+        log.read_to_string(&mut text).unwrap();
+        text
+    }
+}
+
+#[test]
+fn one_worker_for_a_device_and_sixty_four_in_all() {
+    let monitor = Monitor::start(None);
+    let mut workers: Vec<_> = (0..64).map(|minor| monitor.ask(&format!("block 7:{minor} "))).collect();
+    workers.iter_mut().for_each(Worker::is_started);
+    assert_eq!(monitor.ask("block 7:64 ").answer, TOO_MANY);
+    for duty in ["block", "multipath", "nvme"] {
+        assert_eq!(monitor.ask(&format!("{duty} 7:63 ")).answer, BUSY);
+    }
+    // The end of its log says that there is room again.
+    assert_eq!(workers.pop().unwrap().end(), "");
+    let mut again = monitor.ask("nvme 7:63 ");
+    again.is_started();
+    assert_eq!(monitor.ask("block 7:64 ").answer, TOO_MANY);
+    drop(workers);
+    again.end();
+    monitor.end();
+}
+
+#[test]
+fn a_worker_has_what_its_commands_take_and_nothing_else() {
+    let monitor = Monitor::start(None);
+    let mut worker = monitor.ask("block 7:1 ");
+    worker.is_started();
+    let pid = monitor.process_of(["block", "7:1", ""]);
+    let threads = threads(pid);
+    let [thread] = &threads[..] else { panic!("the worker has {} threads", threads.len()) };
+    // CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SYS_RAWIO and CAP_SYS_ADMIN.
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(thread[set], "000000000022000a", "{set}");
+    }
+    assert_eq!((thread["NoNewPrivs"].as_str(), thread["Groups"].as_str()), ("1", ""));
+    assert_eq!(thread["Uid"], "0\t0\t0\t0");
+    // Nothing ends it in the middle of a command.
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::PIPE] {
+        kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
+    }
+    let file = |number: u32| fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap().display().to_string();
+    let (input, log) = (file(0), file(2));
+    assert!(input.starts_with("socket:[") && log.starts_with("pipe:["), "{input} {log}");
+    assert_eq!(file(1), "/dev/null");
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let open = fs::read_link(entry.unwrap().path()).unwrap().display().to_string();
+        assert!([&input, &log, "/dev/null"].contains(&open.as_str()), "{open}");
+    }
+    assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
+    assert_eq!(fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
+    assert_eq!(worker.end(), "");
+    monitor.end();
+}
+
+/// What a helper in the wrong hands could open by itself: anybody may have a descriptor of any file that is not open
+/// for use.
+#[test]
+fn a_worker_changes_nothing_by_a_descriptor_that_may_not_write() {
+    let release = ReserveOut::Release { key: Key(1), reservation_type: Type::WriteExclusive }.encode().unwrap();
+    let monitor = Monitor::start(None);
+    for (flags, looked_at) in [(OFlags::RDWR, true), (OFlags::RDONLY, false), (OFlags::PATH, false)] {
+        let Ok(device) = rustix::fs::open("/dev/loop0", flags | OFlags::CLOEXEC, Mode::empty()) else {
+            eprintln!("skipped: needs /dev/loop0");
+            return;
+        };
+        let Worker { answer, stream, mut log } = monitor.ask("multipath 7:0 ");
+        assert_eq!(answer, 0);
+        let answer = HelperClient::over(stream).execute(device.as_fd(), release.command()).unwrap();
+        assert_eq!(answer, Completion::check(SenseCode::INVALID_OPCODE), "{flags:?}");
+        let mut said = String::new();
+        log.read_to_string(&mut said).unwrap();
+        assert_eq!(said.contains("it is no multipath map"), looked_at, "{flags:?}: {said}");
+    }
+    monitor.end();
+}
+
+#[test]
+fn who_dies_is_told_and_a_map_is_seen_after() {
+    let monitor = Monitor::start(None);
+    // No machine has this map.
+    for (uuid, seen_after) in [("", false), ("mpath-no such map", true)] {
+        let mut worker = monitor.ask(&format!("multipath 252:1048560 {uuid}"));
+        worker.is_started();
+        let pid = monitor.process_of(["multipath", "252:1048560", uuid]);
+        kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
+        let said = worker.end();
+        let lines: Vec<_> = said.lines().collect();
+        assert_eq!(lines[0], "the process ended before it was done (signal: 9 (SIGKILL))");
+        let recovered = "mpath-no such map (252:1048560) is gone, and needs no recovering";
+        assert_eq!(lines[1..], vec![recovered; usize::from(seen_after)]);
+    }
+    monitor.end();
+}
+
+#[test]
+fn workers_are_left_to_finish_when_the_helper_is_gone() {
+    let directory = common::directory();
+    let _listener = std::os::unix::net::UnixListener::bind(directory.path().join("s")).unwrap();
+    let monitor = Monitor::start(Some(directory.path()));
+    let mut worker = monitor.ask("block 7:1 ");
+    worker.is_started();
+    let Monitor { mut process, link } = monitor;
+    drop(link);
+    wait_for("the socket to be removed", || (!directory.path().join("s").exists()).then_some(()));
+    assert!(process.try_wait().unwrap().is_none());
+    worker.end();
+    assert!(ended(&mut process).success());
+}
+
+#[test]
+fn what_is_not_understood_starts_nothing() {
+    let monitor = Monitor::start(None);
+    for words in ["", " ", "block", "block 7:1", "recover 7:1 mpath-x", "Block 7:1 ", "block\0 7:1 ", "\u{fffd} 7:1 x"]
+    {
+        assert_eq!(monitor.ask(words).answer, rustix::io::Errno::INVAL.raw_os_error(), "{words:?}");
+    }
+    // The log of a refused one is not used for another.
+    let (log, _) = io::pipe().unwrap();
+    assert_eq!(monitor.ask_without_log("block 7:1 ", log).answer, rustix::io::Errno::MFILE.raw_os_error());
+    let mut worker = monitor.ask("block 7:1 ");
+    worker.is_started();
+    worker.end();
+    monitor.end();
+}
+
+#[test]
+fn a_helper_that_says_what_none_says_is_left() {
+    for message in [&b"X"[..], b"D", b"S", b"N", b"L", b"W"] {
+        let mut monitor = Monitor::start(None);
+        rustix::net::send(&monitor.link, message, SendFlags::empty()).unwrap();
+        assert!(ended(&mut monitor.process).success(), "{message:?}");
+    }
+    // What is no socket is no worker's input, and what is no pipe no log: it might be a file to write to.
+    for message in [&b"L"[..], b"Wblock 7:1 "] {
+        let mut monitor = Monitor::start(None);
+        monitor.send(message, fs::File::options().write(true).open("/dev/null").unwrap());
+        assert!(ended(&mut monitor.process).success(), "{message:?}");
+    }
+    // At the start, too: it watches over what it was told to before, and nothing else.
+    let (link, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    rustix::net::send(&link, b"R", SendFlags::empty()).unwrap();
+    let mut command = Command::new(HELPER);
+    command.arg0("qemu-pr-helper-monitor").stdin(theirs).stderr(Stdio::null());
+    assert_eq!(ended(&mut command.spawn().unwrap()).code(), Some(1));
+}
+
+#[test]
+fn a_socket_is_never_named_twice() {
+    let directory = common::directory();
+    for name in ["s", "t"] {
+        fs::write(directory.path().join(name), "").unwrap();
+    }
+    let mut monitor = Monitor::start(Some(directory.path()));
+    let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    monitor.send(b"D", open(directory.path()));
+    // It is gone, and this may come too late.
+    let _ = descriptor::send(&monitor.link, b"St", open(&directory.path().join("t")).as_fd(), SendFlags::empty());
+    assert!(ended(&mut monitor.process).success());
+    assert!(directory.path().join("t").exists() && !directory.path().join("s").exists());
+}

@@ -1,0 +1,800 @@
+//! What a client sees of [`scsi_pr_helper::serve`].
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+use scsi_pr::{Command, Completion, Error, PrManager};
+use scsi_pr_helper::{Limits, Peer, serve};
+use support::*;
+
+#[test]
+fn commands_are_answered() {
+    let server = Server::start(Limits::default(), Echo);
+    let mut client = server.client();
+    for length in [0, 1, 8, 4096, 8192] {
+        let answer = client.ask(&reserve_in(3, length), null());
+        assert_eq!(answer, Answer { status: 0, sense: [0; 96], data: vec![3; length.into()] });
+    }
+    for list in [&[][..], &[1, 2, 3], &[1; 8192]] {
+        let answer = client.ask(&reserve_out(1, list), null());
+        let sum = list.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+        assert_eq!((answer.status, &answer.sense[..4]), (2, &sum.to_be_bytes()[..]));
+        assert_eq!((&answer.sense[4..], answer.data), (&[0; 92][..], vec![]));
+    }
+    // QEMU's CLEANUP, which was not announced; its length is not looked at.
+    assert_eq!(client.ask(&any_cdb(0xff, 0xffff), null()), Answer { status: 0, sense: [0; 96], data: vec![] });
+}
+
+#[test]
+fn a_connection_that_fell_silent_is_served_again() {
+    let limits = Limits { linger: Duration::from_millis(1), ..Limits::default() };
+    for linger in [limits.linger, Duration::ZERO] {
+        let server = Server::start(Limits { linger, ..limits }, Echo);
+        let mut clients: Vec<Client> = (0..5).map(|_| server.client()).collect();
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(20));
+            for client in &mut clients {
+                assert_eq!(client.ask(&reserve_in(1, 4), null()).data, [1; 4]);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_handshake_may_come_in_pieces_and_first() {
+    let server = Server::start(Limits::default(), Echo);
+    let mut client = server.connect();
+    for byte in [0; 4] {
+        client.send(&[byte], &[]);
+        std::thread::sleep(Duration::from_millis(15));
+    }
+    assert_eq!(client.ask(&reserve_in(0, 1), null()).status, 0);
+
+    let mut client = server.connect_unheard();
+    client.send(&[0; 4], &[]);
+    client.send(&reserve_in(0, 1), &[null().as_fd()]);
+    assert_eq!(client.receive::<4>(), [0; 4]);
+    assert_eq!(client.answer().status, 0);
+}
+
+#[test]
+fn only_the_feature_that_there_is_may_be_wanted() {
+    let server = Server::start(Limits::default(), Echo);
+    let mut client = server.connect();
+    client.send(&[0, 0, 0, 1], &[]);
+    assert_eq!(client.ask(&reserve_in(0, 1), null()).status, 0);
+    for word in [0x8000_0000_u32, 0x0100_0000, 0x8000_0001, 2, u32::MAX] {
+        let mut client = server.connect();
+        client.send(&word.to_be_bytes(), &[]);
+        assert!(client.is_closed(), "{word:#x}");
+    }
+}
+
+#[test]
+fn a_cdb_that_is_none_closes_the_connection() {
+    let server = Server::start(Limits::default(), Echo);
+    let bad = [0x00, 0x12, 0x5d, 0x60, 0xfe].map(|opcode| any_cdb(opcode, 0));
+    let long = [(0x5e, 8193), (0x5e, 65535), (0x5f, 8193)].map(|(opcode, length)| any_cdb(opcode, length));
+    for cdb in bad.iter().chain(&long) {
+        let mut client = server.client();
+        client.send(cdb, &[null().as_fd()]);
+        assert!(client.is_closed(), "{cdb:02x?}");
+    }
+}
+
+/// Which connections with descriptors in odd places are served: those of QEMU's helper.
+#[test]
+fn one_descriptor_comes_with_the_cdb() {
+    let server = Server::start(Limits::default(), Echo);
+    let null = null();
+    let (cdb, out) = (reserve_in(1, 1), reserve_out(1, &[5; 24]));
+    let descriptors = vec![null.as_fd(); 253];
+    /// Bytes, and with how many descriptors.
+    type Pieces<'a> = Vec<(&'a [u8], usize)>;
+    let served: Vec<(&str, Pieces<'_>)> = vec![
+        ("first byte", vec![(&[0; 4], 0), (&cdb[..1], 1), (&cdb[1..], 0)]),
+        ("a byte in the middle", vec![(&[0; 4], 0), (&cdb[..7], 0), (&cdb[7..8], 1), (&cdb[8..], 0)]),
+        ("last byte", vec![(&[0; 4], 0), (&cdb[..15], 0), (&cdb[15..], 1)]),
+        ("with the list", vec![(&[0; 4], 0), (&out, 1)]),
+        ("the handshake has one too", vec![(&[0; 4], 1), (&cdb, 1)]),
+        ("the handshake has many", vec![(&[0; 4], 253), (&cdb, 1)]),
+        ("the list has one too", vec![(&[0; 4], 0), (&out[..16], 1), (&out[16..], 1)]),
+        ("the list has many", vec![(&[0; 4], 0), (&out[..16], 1), (&out[16..], 253)]),
+    ];
+    for (name, pieces) in served {
+        let mut client = server.connect();
+        pieces.iter().for_each(|(bytes, count)| client.send(bytes, &descriptors[..*count]));
+        let answer = client.answer();
+        assert!(answer.data == [1] || answer.sense[3] == 120, "{name}: {answer:?}");
+        assert!(client.is_silent(), "{name}");
+    }
+    let together = [&[0; 4][..], &cdb].concat();
+    let closed: Vec<(&str, Pieces<'_>)> = vec![
+        ("none", vec![(&[0; 4], 0), (&cdb, 0)]),
+        ("with the handshake only", vec![(&[0; 4], 1), (&cdb, 0)]),
+        ("handshake and CDB together", vec![(&together, 1)]),
+        ("with the list only", vec![(&[0; 4], 0), (&out[..16], 0), (&out[16..], 1)]),
+        ("two", vec![(&[0; 4], 0), (&cdb, 2)]),
+        ("seventeen", vec![(&[0; 4], 0), (&cdb, 17)]),
+        ("253", vec![(&[0; 4], 0), (&cdb, 253)]),
+        ("twice", vec![(&[0; 4], 0), (&cdb[..4], 1), (&cdb[4..8], 1)]),
+        ("again at the end", vec![(&[0; 4], 0), (&cdb[..4], 1), (&cdb[4..], 1)]),
+    ];
+    for (name, pieces) in closed {
+        let mut client = server.connect();
+        for (bytes, count) in pieces {
+            // The server may have closed before the last piece.
+            let _ = client.try_send(bytes, &descriptors[..count]);
+        }
+        assert!(client.is_closed(), "{name}");
+    }
+}
+
+#[test]
+fn every_request_brings_its_own_descriptor() {
+    let server = Server::start(Limits::default(), Echo);
+    let mut client = server.client();
+    client.ask(&reserve_in(1, 1), null());
+    client.send(&reserve_in(1, 1), &[]);
+    assert!(client.is_closed());
+
+    // Two CDBs and one descriptor: the first is served.
+    let mut client = server.client();
+    client.send(&[reserve_in(1, 1), reserve_in(2, 1)].concat(), &[null().as_fd()]);
+    assert_eq!(client.answer().data, [1]);
+    assert!(client.is_closed());
+}
+
+#[test]
+fn bytes_may_come_one_at_a_time() {
+    let server = Server::start(Limits { linger: Duration::from_millis(1), ..Limits::default() }, Echo);
+    let mut client = server.client();
+    let request = reserve_out(0, &[7; 24]);
+    let null = null();
+    for with_descriptor in [0, 9, 15] {
+        for (at, byte) in request.iter().enumerate() {
+            let descriptors = [null.as_fd()];
+            client.send(&[*byte], if at == with_descriptor { &descriptors } else { &[] });
+            if at % 5 == 0 {
+                // Long enough for the connection to be parked in between.
+                std::thread::sleep(Duration::from_millis(12));
+            }
+        }
+        assert_eq!(client.answer().sense[3], 168);
+    }
+}
+
+#[test]
+fn requests_may_be_sent_ahead() {
+    let server = Server::start(Limits::default(), Echo);
+    let mut client = server.client();
+    for service_action in 1..31 {
+        client.send(&reserve_in(service_action, 3), &[null().as_fd()]);
+    }
+    // An end of what is sent does not keep the answers back.
+    client.stream.shutdown(Shutdown::Write).unwrap();
+    for service_action in 1..31 {
+        assert_eq!(client.answer().data, [service_action; 3]);
+    }
+    assert!(client.is_closed());
+}
+
+#[test]
+fn the_flags_of_the_descriptor_are_left_alone() {
+    let server = Server::start(Limits::default(), Echo);
+    let (reader, _writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&reader, true).unwrap();
+    let before = rustix::fs::fcntl_getfl(&reader).unwrap();
+    server.client().ask(&reserve_in(1, 1), &reader);
+    assert_eq!(rustix::fs::fcntl_getfl(&reader).unwrap(), before);
+    assert!(before.contains(rustix::fs::OFlags::NONBLOCK));
+}
+
+#[test]
+fn once_answered_a_descriptor_is_not_held() {
+    let server = Server::start(Limits::default(), Echo);
+    let mut client = server.client();
+    for _ in 0..100 {
+        let (reader, writer) = std::io::pipe().unwrap();
+        client.ask(&reserve_in(1, 1), &writer);
+        drop(writer);
+        // The end of the file, at once: nobody has the writing end.
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        assert_eq!(rustix::io::read(&reader, &mut [0; 1]), Ok(0));
+    }
+}
+
+#[test]
+fn a_command_runs_although_its_client_is_gone() {
+    let gate = Gate::default();
+    let server = Server::start(Limits::default(), gate.clone());
+    let mut client = server.client();
+    client.send(&reserve_in(HANG, 1), &[null().as_fd()]);
+    gate.wait_for(1);
+    drop(client);
+    let mut other = server.client();
+    assert_eq!(other.ask(&reserve_in(0, 1), null()), io_process_terminated());
+    assert_eq!(gate.hanging(), 1);
+    gate.let_go(1);
+    gate.wait_for(0);
+    assert_eq!(other.ask(&reserve_in(0, 1), null()), io_process_terminated());
+}
+
+#[test]
+fn hanging_commands_do_not_disturb_the_others() {
+    let gate = Gate::default();
+    let server = Server::start(Limits { peer_share: 1, ..Limits::default() }, gate.clone());
+    // More than the C helper runs at a time; each on a file of its own, so that no device has too many.
+    let files: Vec<_> = (0..200).map(|_| tempfile::tempfile().unwrap()).collect();
+    let mut hanging: Vec<Client> = files
+        .iter()
+        .map(|file| {
+            let mut client = server.client();
+            client.send(&reserve_in(HANG, 1), &[file.as_fd()]);
+            client
+        })
+        .collect();
+    gate.wait_for(200);
+    let mut other = server.client();
+    for file in &files {
+        assert_eq!(other.ask(&reserve_in(0, 1), file), io_process_terminated());
+    }
+    gate.let_go(200);
+    for client in &mut hanging {
+        assert_eq!(client.answer(), io_process_terminated());
+    }
+}
+
+#[test]
+fn what_waits_too_long_for_its_device_is_answered_busy() {
+    let gate = Gate::default();
+    let limits = Limits { per_device: 1, wait: Duration::from_millis(300), ..Limits::default() };
+    let server = Server::start(limits, gate.clone());
+    let mut first = server.client();
+    first.send(&reserve_in(HANG, 1), &[null().as_fd()]);
+    gate.wait_for(1);
+    let mut waiting: Vec<Client> = (0..10).map(|_| server.client()).collect();
+    for client in &mut waiting {
+        client.send(&reserve_in(HANG, 2), &[null().as_fd()]);
+    }
+    for client in &mut waiting {
+        assert_eq!(client.answer(), Answer { status: BUSY, sense: [0; 96], data: vec![] });
+    }
+    assert_eq!(gate.began(), [1], "what was answered BUSY was not run");
+    gate.let_go(1);
+    assert_eq!(first.answer(), io_process_terminated());
+    // The connections that were told BUSY go on.
+    for client in &mut waiting {
+        assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
+    }
+}
+
+/// A process of its own asks once: another peer. It is this test program, with only this test.
+#[test]
+fn as_another_process() {
+    if let Some(path) = std::env::var_os("SERVER_OF_ANOTHER_PROCESS") {
+        let mut client = Client::connect(path.as_ref());
+        assert_eq!(client.receive::<4>(), [0; 4]);
+        client.send(&[0; 4], &[]);
+        let other = std::fs::File::open("/dev/zero").unwrap();
+        assert_eq!(client.ask(&reserve_in(0, 1), &other), io_process_terminated());
+    } else {
+        let server = Server::start(Limits::default(), Gate::default());
+        assert_another_process_is_served(&server.path);
+    }
+}
+
+fn assert_another_process_is_served(path: &Path) {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "as_another_process"])
+        .env("SERVER_OF_ANOTHER_PROCESS", path)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn a_process_has_its_share_of_running_commands() {
+    let gate = Gate::default();
+    let limits = Limits { running: 16, peer_share: 4, wait: Duration::from_millis(500), ..Limits::default() };
+    let server = Server::start(limits, gate.clone());
+    let mut hanging: Vec<Client> = (0..4).map(|_| server.client()).collect();
+    for client in &mut hanging {
+        client.send(&reserve_in(HANG, 1), &[null().as_fd()]);
+    }
+    gate.wait_for(4);
+    let mut waiting = server.client();
+    waiting.send(&reserve_in(HANG, 2), &[null().as_fd()]);
+    assert_another_process_is_served(&server.path);
+    // Although all the seats for its commands are taken, there is a thread to say so.
+    assert_eq!(waiting.answer().status, BUSY);
+
+    waiting.send(&reserve_in(HANG, 3), &[null().as_fd()]);
+    gate.let_go(1);
+    wait_until("the one that waits begins", || gate.began().contains(&3));
+    assert!(!gate.began().contains(&2));
+    gate.let_go(4);
+    for client in hanging.iter_mut().chain([&mut waiting]) {
+        assert_eq!(client.answer(), io_process_terminated());
+    }
+}
+
+#[test]
+fn a_process_has_its_share_of_connections() {
+    let limits = Limits { connections: 20, peer_share: 4, ..Limits::default() };
+    let server = Server::start(limits, Gate::default());
+    let mut clients: Vec<Client> = (0..5).map(|_| server.client()).collect();
+    for client in &mut clients {
+        client.ask(&reserve_in(0, 1), null());
+    }
+    let mut over = server.connect_unheard();
+    wait_until("the sixth is closed", || over.is_closed());
+    assert_another_process_is_served(&server.path);
+    drop(clients.pop());
+    clients.push(client_once_there_is_room(&server.path));
+    for client in &mut clients {
+        assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
+    }
+}
+
+/// In a container the helper sees no process of the others: they all are process 0 to it.
+#[test]
+fn processes_that_cannot_be_seen_have_a_share_each() {
+    const PATH: &str = "SERVER_THAT_SEES_NO_OTHER_PROCESS";
+    if let Some(path) = std::env::var_os(PATH) {
+        let limits = Limits { connections: 8, peer_share: 4, ..Limits::default() };
+        let manager: Arc<dyn PrManager> = Arc::new(Gate::default());
+        let manager_for = move |peer: &Peer| {
+            assert_eq!(peer.pid, 0);
+            Arc::clone(&manager)
+        };
+        let listener = UnixListener::bind(path).unwrap();
+        serve(listener.into(), manager_for, limits, std::io::stdin().as_fd()).unwrap().wait();
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    // Root needs no user namespace for it, and may not have one in a chroot.
+    let user: &[_] = if rustix::process::geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
+    let mut server = std::process::Command::new("unshare")
+        .args(user)
+        .args(["--pid", "--fork", "--kill-child"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "processes_that_cannot_be_seen_have_a_share_each"])
+        .env(PATH, &path)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the server listens", || std::os::unix::net::UnixStream::connect(&path).is_ok());
+    let mut clients = [client_once_there_is_room(&path), client_once_there_is_room(&path)];
+    let mut over = Client::connect(&path);
+    wait_until("the third is closed", || over.is_closed());
+    assert_another_process_is_served(&path);
+    for client in &mut clients {
+        assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
+    }
+    drop(server.stdin.take());
+    assert!(server.wait().unwrap().success());
+}
+
+#[test]
+fn when_all_connections_are_taken_the_next_waits() {
+    let server = Server::start(Limits { connections: 3, peer_share: 1, ..Limits::default() }, Gate::default());
+    let mut clients: Vec<Client> = (0..3).map(|_| server.client()).collect();
+    let mut next = server.connect_unheard();
+    for client in &mut clients {
+        assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
+    }
+    assert!(next.is_silent());
+    drop(clients.pop());
+    assert_eq!(next.receive::<4>(), [0; 4]);
+}
+
+#[test]
+fn half_a_request_is_given_up_in_time() {
+    let limits = Limits { half_sent: Duration::from_millis(200), ..Limits::default() };
+    let server = Server::start(limits, Gate::default());
+    let null = null();
+    let out = reserve_out(0, &[0; 24]);
+    let mut idle = [server.connect(), server.client()];
+    let mut half: Vec<Client> = [&[][..], &out[..1], &out[..16], &out[..39]]
+        .iter()
+        .map(|part| {
+            let mut client = server.connect();
+            match part {
+                [] => client.send(&[0; 3], &[]),
+                part => {
+                    client.send(&[0; 4], &[]);
+                    client.send(part, &[null.as_fd()]);
+                }
+            }
+            client
+        })
+        .collect();
+    for client in &mut half {
+        assert!(client.is_closed());
+    }
+    // Silence is not half a request.
+    idle[0].send(&[0; 4], &[]);
+    for client in &mut idle {
+        assert_eq!(client.ask(&reserve_in(0, 1), &null), io_process_terminated());
+    }
+}
+
+#[test]
+fn limits_may_be_for_ever() {
+    let for_ever = Duration::MAX;
+    let limits = Limits {
+        wait: for_ever,
+        linger: for_ever,
+        send_timeout: for_ever,
+        half_sent: for_ever,
+        per_device: 1,
+        ..Limits::default()
+    };
+    let gate = Gate::default();
+    let server = Server::start(limits, gate.clone());
+    let null = null();
+    let mut half = server.client();
+    half.send(&reserve_in(0, 1)[..3], &[null.as_fd()]);
+    let mut asks = [1, 2].map(|length| (length, server.client()));
+    for (length, client) in &mut asks {
+        client.send(&reserve_in(HANG, *length), &[null.as_fd()]);
+    }
+    gate.wait_for(1);
+    let mut deaf = send_without_reading(&server);
+    gate.let_go(2);
+    for (_, client) in &mut asks {
+        assert_eq!(client.answer(), io_process_terminated());
+    }
+    half.send(&reserve_in(0, 1)[3..], &[]);
+    assert_eq!(half.answer(), io_process_terminated());
+    assert_eq!(deaf.answer(), io_process_terminated());
+}
+
+#[test]
+fn limits_of_zero_stop_nobody() {
+    let limits = Limits { connections: 0, running: 0, per_device: 0, peer_share: 0, ..Limits::default() };
+    let server = Server::start(limits, Gate::default());
+    assert_eq!(server.client().ask(&reserve_in(0, 1), null()), io_process_terminated());
+}
+
+#[test]
+fn half_a_request_makes_room_for_a_connection_of_its_process() {
+    let server = Server::start(Limits { connections: 8, peer_share: 4, ..Limits::default() }, Gate::default());
+    let mut idle = server.client();
+    idle.ask(&reserve_in(0, 1), null());
+    let mut half = server.client();
+    half.send(&reserve_in(0, 1)[..5], &[null().as_fd()]);
+    // At first it may not have been read, or be with its thread still.
+    let mut new = client_once_there_is_room(&server.path);
+    assert!(half.is_closed());
+    for client in [&mut idle, &mut new] {
+        assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
+    }
+}
+
+/// Far more requests than the answers fit in the socket's buffer.
+fn send_without_reading(server: &Server) -> Client {
+    let mut deaf = server.client();
+    deaf.stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    for _ in 0..400 {
+        // Some may stay unsent: the server reads no more once it cannot answer.
+        if deaf.try_send(&reserve_in(1, 8192), &[null().as_fd()]).is_err() {
+            break;
+        }
+    }
+    deaf
+}
+
+#[test]
+fn a_client_that_never_reads_holds_nobody_up() {
+    let limits = Limits { per_device: 1, send_timeout: LONG, wait: LONG / 2, ..Limits::default() };
+    let server = Server::start(limits, Echo);
+    let deaf = send_without_reading(&server);
+    wait_until("nothing is read any more", || !is_writable(&deaf));
+    // The one slot of the device is not held by the answer that is not read.
+    let mut other = server.client();
+    for _ in 0..20 {
+        assert_eq!(other.ask(&reserve_in(2, 1), null()).data, [2]);
+    }
+}
+
+#[test]
+fn a_client_that_never_reads_is_given_up_in_time() {
+    let limits = Limits { send_timeout: Duration::from_millis(300), ..Limits::default() };
+    let server = Server::start(limits, Echo);
+    let mut deaf = send_without_reading(&server);
+    wait_until("the connection is closed", || deaf.try_send(&[0; 1], &[]).is_err_and(|error| is_broken_pipe(&error)));
+}
+
+fn is_broken_pipe(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::BrokenPipe
+}
+
+/// Whether a client could send more: whether the server reads what it sends.
+fn is_writable(client: &Client) -> bool {
+    let mut writable = [PollFd::new(&client.stream, PollFlags::OUT)];
+    poll(&mut writable, Some(&Timespec::default())).unwrap() > 0
+}
+
+/// Panics, or has no answer.
+struct Broken;
+
+impl PrManager for Broken {
+    fn execute(&self, _device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
+        match command.cdb().service_action() {
+            0 => Err(Error::outcome_unknown("ask the unit").because("it is on fire")),
+            1 => panic!("a panic that a test wants"),
+            _ => Ok(Completion::Good(Vec::new())),
+        }
+    }
+}
+
+#[test]
+fn a_manager_without_an_answer_is_a_communication_failure() {
+    let server = Server::start(Limits { per_device: 1, running: 1, peer_share: 1, ..Limits::default() }, Broken);
+    let mut client = server.client();
+    // More often than there are slots and threads: what a panic leaves behind would be found out.
+    for _ in 0..5 {
+        for service_action in [0, 1] {
+            assert_eq!(client.ask(&reserve_in(service_action, 8), null()), check_condition(0xb, 0x08, 0x00));
+        }
+        assert_eq!(client.ask(&reserve_in(2, 8), null()).status, 0);
+    }
+    let mut other = server.client();
+    assert_eq!(other.ask(&reserve_in(2, 8), null()).status, 0);
+}
+
+/// Returns more than it was asked for.
+struct Generous;
+
+impl PrManager for Generous {
+    fn execute(&self, _device: BorrowedFd<'_>, _command: Command<'_>) -> Result<Completion, Error> {
+        Ok(Completion::Good(vec![1; 8192]))
+    }
+}
+
+#[test]
+fn data_over_the_allocation_length_do_not_go_out() {
+    let server = Server::start(Limits::default(), Generous);
+    let mut client = server.client();
+    for length in [0, 8, 8192] {
+        assert_eq!(client.ask(&reserve_in(0, length), null()).data.len(), usize::from(length));
+    }
+    assert_eq!(client.ask(&reserve_out(0, &[0; 24]), null()).data, []);
+    assert_eq!(client.ask(&any_cdb(0xff, 0), null()).data, []);
+    assert!(client.is_silent());
+}
+
+#[test]
+fn the_peer_is_who_connected() {
+    let seen = Arc::new(Mutex::new(Vec::<Peer>::new()));
+    let server = Server::start_with(Limits::default(), {
+        let seen = Arc::clone(&seen);
+        move |peer| {
+            seen.lock().unwrap().push(*peer);
+            Arc::new(Gate::default())
+        }
+    });
+    server.client().ask(&reserve_in(0, 1), null());
+    assert_another_process_is_served(&server.path);
+    let seen = seen.lock().unwrap();
+    let this = Peer {
+        pid: std::process::id(),
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+    };
+    assert_eq!(seen.len(), 2, "a manager for each connection");
+    assert_eq!(seen[0], this);
+    assert!(seen[1].pid != this.pid && seen[1].pid != 0 && seen[1].uid == this.uid);
+}
+
+#[test]
+fn a_request_that_comes_too_late_is_not_run() {
+    let gate = Gate::default();
+    let server = Server::start(Limits::default(), gate.clone());
+    let mut client = server.client();
+    client.send(&reserve_in(HANG, 1), &[null().as_fd()]);
+    client.send(&reserve_in(HANG, 2), &[null().as_fd()]);
+    gate.wait_for(1);
+    let draining = server.stop();
+    gate.let_go(2);
+    assert_eq!(client.answer(), io_process_terminated());
+    assert!(client.is_closed());
+    draining.wait();
+    assert_eq!(gate.began(), [1]);
+}
+
+#[test]
+fn a_request_on_a_lingering_connection_is_not_run_at_the_end() {
+    let gate = Gate::default();
+    let server = Server::start(Limits { linger: LONG, ..Limits::default() }, gate.clone());
+    let mut client = server.client();
+    // Busy is a connection that asks again after it was parked, which is done a moment after the answer.
+    for _ in 0..10 {
+        client.ask(&reserve_in(0, 1), null());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // The thread is to be done with the last answer. Where it is not yet, it closes the connection.
+    std::thread::sleep(Duration::from_millis(100));
+    server.stop().wait();
+    gate.let_go(1);
+    if client.try_send(&reserve_in(HANG, 1), &[null().as_fd()]).is_ok() {
+        let mut answer = Vec::new();
+        let _ = client.stream.read_to_end(&mut answer);
+        assert!(answer.is_empty() || answer[..4] == BUSY.to_be_bytes());
+    }
+    assert!(gate.began().is_empty());
+}
+
+#[test]
+fn the_end_does_not_wait_for_who_does_not_read() {
+    let server = Server::start(Limits { send_timeout: LONG, ..Limits::default() }, Echo);
+    let deaf = send_without_reading(&server);
+    wait_until("nothing is read any more", || !is_writable(&deaf));
+    server.stop().wait();
+}
+
+#[test]
+fn a_busy_connection_makes_room_for_who_waits() {
+    // One seat; who has it does not fall silent for as long as it lingers.
+    let linger = Duration::from_secs(1);
+    let limits = Limits { running: 1, peer_share: 1, wait: LONG / 2, linger, ..Limits::default() };
+    let server = Server::start(limits, Echo);
+    let done = AtomicBool::new(false);
+    let mut busy = server.client();
+    std::thread::scope(|scope| {
+        assert_eq!(busy.ask(&reserve_in(1, 1), null()).data, [1]);
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                assert_eq!(busy.ask(&reserve_in(1, 1), null()).data, [1]);
+            }
+        });
+        let mut other = server.client();
+        let answers: Vec<_> = (0..5).map(|_| other.ask(&reserve_in(2, 1), null()).status).collect();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(answers, [0; 5]);
+    });
+}
+
+#[test]
+fn nothing_to_drain_is_drained_at_once() {
+    let server = Server::start(Limits::default(), Echo);
+    let draining = server.stop();
+    assert_eq!(draining.running(), 0);
+    draining.wait();
+}
+
+/// A socket whose last close takes as long as its owner says, for want of a reader of what was sent.
+fn lingering() -> (std::net::TcpStream, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while stream.write(&[0; 65536]).is_ok() {}
+    stream.set_nonblocking(false).unwrap();
+    rustix::net::sockopt::set_socket_linger(&stream, Some(LONG)).unwrap();
+    (stream, peer)
+}
+
+#[test]
+fn closing_what_a_client_sent_holds_up_nobody_else() {
+    let limits = Limits { half_sent: Duration::from_millis(100), ..Limits::default() };
+    let server = Server::start(limits, Gate::default());
+    let mut other = server.client();
+    other.ask(&reserve_in(0, 1), null());
+    let mut readers = Vec::new();
+    // In two pieces: until the second one comes, the server has the descriptor or it is on its way there, so that this
+    // process does not close the last of it.
+    let mut send_lingering = |client: &mut Client, bytes: &[u8]| {
+        let (stream, reader) = lingering();
+        client.send(&bytes[..1], &[stream.as_fd()]);
+        drop(stream);
+        client.send(&bytes[1..], &[]);
+        readers.push(reader);
+    };
+    // Closed once its command has run; when its request is refused; when half a request is given up.
+    let mut ran = server.client();
+    send_lingering(&mut ran, &reserve_in(0, 1));
+    let mut refused = server.client();
+    send_lingering(&mut refused, &any_cdb(0x12, 0));
+    let mut half = server.client();
+    send_lingering(&mut half, &reserve_in(0, 1)[..8]);
+    for _ in 0..50 {
+        assert_eq!(other.ask(&reserve_in(0, 1), null()), io_process_terminated());
+    }
+    assert_another_process_is_served(&server.path);
+    assert!(ran.is_silent(), "closing its descriptor takes long indeed");
+    drop(readers);
+    assert_eq!(ran.answer(), io_process_terminated());
+    for client in [&mut refused, &mut half] {
+        assert!(client.is_closed());
+    }
+}
+
+#[test]
+fn the_end_does_not_wait_for_what_nobody_accepted() {
+    let server = Server::start(Limits { connections: 1, ..Limits::default() }, Gate::default());
+    let mut served = server.client();
+    served.ask(&reserve_in(0, 1), null());
+    // Closing the listener closes what waits for it to be accepted, and what was sent there.
+    let mut waiting = server.connect_unheard();
+    let (stream, reader) = lingering();
+    waiting.send(&[0; 4], &[stream.as_fd()]);
+    drop(stream);
+    let before = Instant::now();
+    server.stop().wait();
+    assert!(before.elapsed() < LONG / 2, "it waited for a socket that lingers");
+    drop(reader);
+}
+
+#[derive(Clone, Debug)]
+enum Ask {
+    In(u8, u16),
+    Out(Vec<u8>),
+    Cleanup,
+}
+
+fn ask() -> impl Strategy<Value = Ask> {
+    prop_oneof![
+        (0u8..32, 0u16..300).prop_map(|(action, length)| Ask::In(action, length)),
+        prop::collection::vec(any::<u8>(), 0..100).prop_map(Ask::Out),
+        Just(Ask::Cleanup),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever came before on the connection, and however it was sent, an answer has what its command returned and
+    /// not a byte more.
+    #[test]
+    fn answers_have_nothing_of_other_requests(asks in prop::collection::vec(ask(), 1..20), ahead: bool, piece in 1usize..40) {
+        let server = Server::start(Limits::default(), Echo);
+        let mut client = server.client();
+        let null = null();
+        let expected: Vec<Answer> = asks.iter().map(|ask| match ask {
+            Ask::In(action, length) =>
+                Answer { status: 0, sense: [0; 96], data: vec![*action; usize::from(*length)] },
+            Ask::Out(list) => {
+                let mut sense = [0; 96];
+                sense[..4].copy_from_slice(&list.iter().map(|byte| u32::from(*byte)).sum::<u32>().to_be_bytes());
+                Answer { status: 2, sense, data: Vec::new() }
+            }
+            Ask::Cleanup => Answer { status: 0, sense: [0; 96], data: Vec::new() },
+        }).collect();
+        let mut answers = Vec::new();
+        for ask in &asks {
+            let bytes = match ask {
+                Ask::In(action, length) => reserve_in(*action, *length).to_vec(),
+                Ask::Out(list) => reserve_out(1, list),
+                Ask::Cleanup => any_cdb(0xff, 300).to_vec(),
+            };
+            let mut descriptors = &[null.as_fd()][..];
+            for piece in bytes.chunks(piece) {
+                client.send(piece, descriptors);
+                descriptors = &[];
+            }
+            if !ahead {
+                answers.push(client.answer());
+            }
+        }
+        while answers.len() < asks.len() {
+            answers.push(client.answer());
+        }
+        prop_assert_eq!(answers, expected);
+        prop_assert!(client.is_silent());
+    }
+}

@@ -1,0 +1,84 @@
+//! What stays behind in the process of [`scsi_pr_helper::serve`]: nothing. A test program of its own: it counts what its
+//! process has.
+
+mod support;
+
+use std::fs::{read_dir, read_to_string};
+use std::os::fd::AsFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use scsi_pr_helper::Limits;
+use support::*;
+
+fn descriptors() -> usize {
+    read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Resident memory, in KiB.
+fn memory() -> usize {
+    let status = read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Waits until the server has but its two threads in reserve.
+fn wait_for_few_threads() {
+    wait_until("threads end", || threads() <= 2);
+}
+
+/// The tests of this program run one after the other.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `count` connections on four threads, each ended in another way.
+fn flood(server: &Server, count: usize) {
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                for number in (thread..count).step_by(4) {
+                    BREACHES[number % BREACHES.len()].1(server);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn after_ten_thousand_violations_nothing_stays_behind() {
+    let _turn = alone();
+    let server = Server::start(Limits::default(), Echo);
+    // A connection that does nothing wrong, all the while.
+    let mut honest = server.client();
+    honest.ask(&reserve_in(1, 8), null());
+    flood(&server, 2_000);
+    wait_for_few_threads();
+    let (descriptors_before, memory_before) = (descriptors(), memory());
+    flood(&server, 10_000);
+    wait_until("descriptors are closed", || descriptors() <= descriptors_before);
+    wait_for_few_threads();
+    // A connection has some 200 bytes: ten thousand of them would be twice as much as what is allowed for.
+    let memory_after = memory();
+    assert!(memory_after <= memory_before + 1024, "KiB of memory: {memory_before}, then {memory_after}");
+    assert_eq!(honest.ask(&reserve_in(1, 8), null()).data, [1; 8]);
+}
+
+#[test]
+fn threads_end_when_there_is_nothing_to_do() {
+    let _turn = alone();
+    let gate = Gate::default();
+    let server = Server::start(Limits { peer_share: 1, ..Limits::default() }, gate.clone());
+    let files: Vec<_> = (0..100).map(|_| tempfile::tempfile().unwrap()).collect();
+    let mut clients: Vec<Client> = files.iter().map(|_| server.client()).collect();
+    for (client, file) in clients.iter_mut().zip(&files) {
+        client.send(&reserve_in(HANG, 1), &[file.as_fd()]);
+    }
+    gate.wait_for(100);
+    assert!(threads() >= 100);
+    gate.let_go(100);
+    for client in &mut clients {
+        assert_eq!(client.answer(), io_process_terminated());
+    }
+    wait_for_few_threads();
+}

@@ -1,0 +1,138 @@
+//! One server, several sockets: each has its own manager, and nothing else of its own.
+#![forbid(unsafe_code)]
+
+mod support;
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use scsi_pr::{Command, Completion, Error, PrManager, ReserveIn, ReserveInAction};
+use scsi_pr_helper::{Draining, HelperClient, Limits, Peer, serve_all};
+use support::{LONG, threads, wait_until};
+
+/// Answers with its number.
+struct Numbered(u8);
+
+impl PrManager for Numbered {
+    fn execute(&self, _: BorrowedFd<'_>, _: Command<'_>) -> Result<Completion, Error> {
+        Ok(Completion::Good(vec![self.0]))
+    }
+}
+
+struct Sockets {
+    directory: tempfile::TempDir,
+    stop: Option<std::io::PipeWriter>,
+    thread: Option<JoinHandle<Draining>>,
+}
+
+impl Sockets {
+    fn start(count: u8, limits: Limits) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let sockets: Vec<(OwnedFd, _)> = (0..count)
+            .map(|number| {
+                let listener = UnixListener::bind(directory.path().join(number.to_string())).unwrap();
+                let manager: Arc<dyn PrManager> = Arc::new(Numbered(number));
+                (listener.into(), move |_: &Peer| Arc::clone(&manager))
+            })
+            .collect();
+        let (stopped, stop) = std::io::pipe().unwrap();
+        let thread = std::thread::spawn(move || serve_all(sockets, limits, stopped.as_fd()).unwrap());
+        Self { directory, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn path(&self, number: u8) -> PathBuf {
+        self.directory.path().join(number.to_string())
+    }
+
+    fn client(&self, number: u8) -> HelperClient {
+        HelperClient::new(self.path(number))
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Who answers.
+fn number(client: &HelperClient) -> u8 {
+    let device = File::open("/dev/null").unwrap();
+    let command = ReserveIn::new(ReserveInAction::ReadKeys, 8).encode();
+    match client.execute(device.as_fd(), command.command()).unwrap() {
+        Completion::Good(data) => data[0],
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn each_socket_has_its_manager_and_all_share_the_threads() {
+    let sockets = Sockets::start(100, Limits::default());
+    let clients: Vec<_> = (0..100).map(|index| sockets.client(index)).collect();
+    for _ in 0..3 {
+        for (index, client) in clients.iter().enumerate() {
+            assert_eq!(usize::from(number(client)), index);
+        }
+    }
+    // Those that are kept in reserve for good.
+    wait_until("the connections are parked", || threads() <= 3);
+}
+
+#[test]
+fn a_bound_is_for_all_sockets_together_and_ends_for_all() {
+    // Everybody's share is the whole.
+    let limits = Limits { connections: 2, peer_share: 1, ..Limits::default() };
+    let sockets = Sockets::start(3, limits);
+    let (first, second) = (sockets.client(0), sockets.client(1));
+    assert_eq!((number(&first), number(&second)), (0, 1));
+    let waiting = std::thread::spawn({
+        let third = sockets.client(2);
+        move || number(&third)
+    });
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert!(!waiting.is_finished(), "a third connection was accepted");
+    drop(first);
+    assert_eq!(waiting.join().unwrap(), 2);
+    // That client is gone too, and any socket may have the room.
+    assert_eq!(number(&sockets.client(0)), 0);
+}
+
+#[test]
+fn at_the_end_nobody_can_connect_to_any() {
+    let mut sockets = Sockets::start(5, Limits::default());
+    let paths: Vec<_> = (0..5).map(|index| sockets.path(index)).collect();
+    assert_eq!(number(&sockets.client(4)), 4);
+    drop(sockets.stop.take());
+    let draining = sockets.thread.take().unwrap().join().unwrap();
+    for path in &paths {
+        assert_eq!(UnixStream::connect(path).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+    draining.wait();
+}
+
+/// A service manager has the listeners too, and goes on with them when the server has ended.
+#[test]
+fn a_listener_that_another_process_has_as_well_stays_usable() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let kept = UnixListener::bind(&path).unwrap();
+    for _ in 0..2 {
+        let manager: Arc<dyn PrManager> = Arc::new(Numbered(7));
+        let listener: OwnedFd = kept.try_clone().unwrap().into();
+        let (stopped, stop) = std::io::pipe().unwrap();
+        let serving = std::thread::spawn(move || {
+            let manager_for = move |_: &Peer| Arc::clone(&manager);
+            serve_all(vec![(listener, manager_for)], Limits::default(), stopped.as_fd()).unwrap()
+        });
+        let stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        assert_eq!(number(&HelperClient::over(stream)), 7);
+        drop(stop);
+        serving.join().unwrap().wait();
+    }
+}

@@ -1,0 +1,230 @@
+//! What is done for a map when a process died while it ran a command on it: libmpathpersist suspends a map while it takes
+//! over a reservation whose holder's path is dead, and between two registrations.
+
+mod sys;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use scsi_pr::{Completion, Keys, Reservation, ReserveInAction};
+use tracing::warn;
+
+use super::map::Map;
+use super::native;
+use super::route::{self, Route};
+use crate::device::{Number, Sysfs};
+
+/// How long a map may be suspended by somebody who goes on to resume it: multipathd, which swaps its table within
+/// milliseconds.
+const MOMENT: Duration = Duration::from_secs(2);
+
+/// How often it is looked at in that time; no event tells.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Sees after the multipath map with this device number and DM UUID, whose command a process ran when it died: resumes it
+/// if it was left suspended, and logs which keys are registered and who holds the reservation. Needs CAP_SYS_ADMIN,
+/// CAP_SYS_RAWIO and root's access to device files, and takes a little more than two seconds for a map that is suspended.
+///
+/// The UUID tells that the map is still the same: numbers are used again. A map that is gone needs nothing. One that
+/// [was suspended](is_suspended) before the command is not to be recovered: whoever suspended it is to resume it.
+pub fn recover(number: Number, uuid: &str) {
+    let sysfs = Sysfs::default();
+    let resume = |map: &Map| sys::resume(&format!("mpath-{}", map.wwid));
+    let routes = |map: &Map| route::open_all(map, &sysfs, Path::new("/dev"));
+    match find(&sysfs, number, uuid) {
+        Ok(Some(map)) => {
+            settle(&map, MOMENT, || suspended(&sysfs, number), || resume(&map));
+            report(&map, &routes(&map));
+        }
+        Ok(None) => warn!("{uuid} ({number}) is gone, and needs no recovering"),
+        Err(error) => warn!("{uuid} ({number}) may be left suspended, as sysfs does not tell: {error}: {LOOK_AFTER}"),
+    }
+}
+
+/// Whether the device-mapper device with this number is suspended; not when sysfs does not tell.
+pub fn is_suspended(number: Number) -> bool {
+    suspended(&Sysfs::default(), number).unwrap_or(false)
+}
+
+/// What is left to the administrator.
+const LOOK_AFTER: &str = "see `dmsetup info`, and `dmsetup resume` it";
+
+/// The map, if it is there and still the same.
+fn find(sysfs: &Sysfs, number: Number, uuid: &str) -> io::Result<Option<Map>> {
+    let map = Map::at(sysfs, sysfs.block(number)?)?.ok();
+    Ok(map.filter(|map| uuid.strip_prefix("mpath-") == Some(&map.wwid)))
+}
+
+/// Linux `Documentation/ABI/testing/sysfs-block-dm`.
+fn suspended(sysfs: &Sysfs, number: Number) -> io::Result<bool> {
+    let text = fs::read_to_string(sysfs.block_directory(number).join("dm/suspended"))?;
+    Ok(text.trim_end() == "1")
+}
+
+/// Resumes a map that stays suspended for `moment`, and says so.
+fn settle(
+    map: &Map,
+    moment: Duration,
+    mut is_suspended: impl FnMut() -> io::Result<bool>,
+    resume: impl FnOnce() -> Result<(), Errno>,
+) {
+    let end = Instant::now() + moment;
+    loop {
+        match is_suspended() {
+            Ok(false) => return,
+            Ok(true) if Instant::now() < end => thread::sleep(LOOK),
+            Ok(true) => break,
+            Err(error) => return warn!("{map} may be left suspended, as sysfs does not tell: {error}: {LOOK_AFTER}"),
+        }
+    }
+    match resume() {
+        Ok(()) => warn!("{map} was left suspended, and is resumed"),
+        Err(errno) => warn!("{map} was left suspended, and cannot be resumed: {errno}: {LOOK_AFTER}"),
+    }
+}
+
+/// Says how the reservations of the unit are now.
+fn report<R: Route>(map: &Map, routes: &[R]) {
+    let read = |action| native::read(routes, action).map_err(|answer: Completion| answer.to_string());
+    let keys = read(ReserveInAction::ReadKeys).and_then(|data| match Keys::parse(&data) {
+        Ok(parsed) => Ok(parsed.value.to_string()),
+        Err(invalid) => Err(invalid.to_string()),
+    });
+    let reservation = read(ReserveInAction::ReadReservation).and_then(|data| match Reservation::parse(&data) {
+        Ok(parsed) => Ok(parsed.value.to_string()),
+        Err(invalid) => Err(invalid.to_string()),
+    });
+    let either = |told: Result<String, String>| told.unwrap_or_else(|why| format!("cannot be read: {why}"));
+    warn!("{map}, as it is now: registered: {}; reservation: {}", either(keys), either(reservation));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::tests::Tree;
+    use crate::log::Log;
+    use crate::multipath::map::tests::tree;
+    use crate::sg_io::Reached;
+    use scsi_pr::{Command, SenseCode};
+    use std::cell::Cell;
+
+    const NUMBER: Number = Number { major: 252, minor: 3 };
+    const UUID: &str = "mpath-3600140500000001";
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn map(tree: &Tree) -> Map {
+        find(&tree.sysfs(), NUMBER, UUID).unwrap().unwrap()
+    }
+
+    fn said(act: impl FnOnce()) -> Vec<String> {
+        let log = Log::at(tracing::Level::WARN);
+        log.during(act);
+        log.events().into_iter().map(|event| event.message).collect()
+    }
+
+    fn nobody() -> Result<(), Errno> {
+        panic!("it was resumed")
+    }
+
+    #[test]
+    fn a_map_is_known_by_its_uuid() {
+        let tree = tree("252:3", &["running"]);
+        let sysfs = tree.sysfs();
+        assert_eq!(map(&tree).alias, "mpatha");
+        for other in ["mpath-3600140500000002", "3600140500000001", "", "LVM-3600140500000001"] {
+            assert_eq!(find(&sysfs, NUMBER, other).unwrap(), None, "{other}");
+        }
+        assert_eq!(find(&sysfs, Number { minor: 4, ..NUMBER }, UUID).unwrap(), None);
+        let volume = Tree::new();
+        volume.device_mapper("devices/virtual/block/dm-3", "252:3", ["vg-lv", UUID.trim_start_matches("mpath-")], &[]);
+        assert_eq!(find(&volume.sysfs(), NUMBER, UUID).unwrap(), None);
+    }
+
+    #[test]
+    fn whether_it_is_suspended_is_read() {
+        let tree = tree("252:3", &["running"]);
+        for (text, suspended) in [("0\n", false), ("1\n", true)] {
+            tree.attribute("devices/virtual/block/dm-3/dm/suspended", text);
+            assert_eq!(super::suspended(&tree.sysfs(), NUMBER).unwrap(), suspended);
+        }
+        super::suspended(&tree.sysfs(), Number { minor: 4, ..NUMBER }).unwrap_err();
+        // No machine has this one.
+        assert!(!is_suspended(Number { major: 252, minor: 0xf_fff0 }));
+    }
+
+    #[test]
+    fn a_map_that_is_not_suspended_or_not_for_long_is_left_alone() {
+        let map = map(&tree("252:3", &["running"]));
+        assert_eq!(said(|| settle(&map, LONG, || Ok(false), nobody)), [""; 0]);
+        let looks = Cell::new(0);
+        let reloaded = || {
+            looks.set(looks.get() + 1);
+            Ok(looks.get() < 3)
+        };
+        assert_eq!(said(|| settle(&map, LONG, reloaded, nobody)), [""; 0]);
+        assert_eq!(looks.get(), 3);
+    }
+
+    #[test]
+    fn a_map_that_stays_suspended_is_resumed_and_told() {
+        let map = map(&tree("252:3", &["running"]));
+        let resumed = Cell::new(0);
+        let resume = || {
+            resumed.set(resumed.get() + 1);
+            Ok(())
+        };
+        let lines = said(|| settle(&map, Duration::from_millis(1), || Ok(true), resume));
+        assert_eq!(lines, ["multipath map mpatha (dm-3, 3600140500000001) was left suspended, and is resumed"]);
+        assert_eq!(resumed.get(), 1);
+        let lines = said(|| settle(&map, Duration::ZERO, || Ok(true), || Err(Errno::PERM)));
+        assert!(lines[0].contains("cannot be resumed") && lines[0].contains("`dmsetup resume`"), "{lines:?}");
+        let untold = || Err(io::ErrorKind::NotFound.into());
+        let lines = said(|| settle(&map, LONG, untold, nobody));
+        assert!(lines[0].contains("may be left suspended"), "{lines:?}");
+    }
+
+    /// Answers READ KEYS with two keys, and READ RESERVATION with a refusal.
+    struct Unit;
+
+    impl Route for Unit {
+        fn send(&self, command: Command<'_>) -> (Completion, Reached) {
+            let mut data = vec![0; 24];
+            (data[3], data[7], data[15], data[23]) = (9, 16, 0xa, 0xb);
+            let answer = match command.cdb().service_action() {
+                0 => Completion::Good(data),
+                _ => Completion::check(SenseCode::LUN_NOT_RESPONDING),
+            };
+            (answer, Reached::Unit)
+        }
+    }
+
+    #[test]
+    fn what_is_registered_and_held_is_told() {
+        let map = map(&tree("252:3", &["running"]));
+        let lines = said(|| report(&map, &[Unit]));
+        let [line] = &lines[..] else { panic!("{lines:?}") };
+        for part in [
+            "mpatha",
+            "generation 9",
+            "0x000000000000000a, 0x000000000000000b",
+            "reservation: cannot be read: ",
+            "0b/05/00",
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        // Of no path nothing can be read.
+        let lines = said(|| report::<Unit>(&map, &[]));
+        assert_eq!(lines[0].matches("cannot be read").count(), 2, "{lines:?}");
+    }
+
+    #[test]
+    fn a_map_that_is_gone_needs_nothing() {
+        // No machine has this one.
+        let lines = said(|| recover(Number { major: 252, minor: 0xf_fff0 }, "mpath-none"));
+        assert_eq!(lines, ["mpath-none (252:1048560) is gone, and needs no recovering"]);
+    }
+}

@@ -1,0 +1,157 @@
+//! What every store does alike.
+
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use scsi_pr::Reservations;
+use scsi_pr_store::{MemoryStore, Store, Swap, Version, open};
+
+mod support;
+use support::{change, changes, nexus, register, unit};
+
+/// Runs a test on a store of each kind that is fresh.
+fn on_each(test: impl Fn(Arc<dyn Store>)) {
+    test(Arc::new(MemoryStore::new()));
+    for kind in ["sqlite", "dir"] {
+        let place = tempfile::tempdir().expect("a place for a store");
+        test(open(&format!("{kind}:{}", place.path().join("store").display())).expect("a store"));
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn what_was_never_changed_is_fresh() {
+    on_each(|store| {
+        let loaded = store.load(&unit("a")).expect("a fresh one");
+        assert_eq!((loaded.version, &*loaded.reservations), (Version(0), &Reservations::new()));
+        assert!(!store.is_shared_between_hosts());
+    });
+}
+
+#[test]
+fn what_is_kept_is_loaded() {
+    on_each(|store| {
+        let mut reservations = Reservations::new();
+        for number in 1..=20 {
+            assert!(register(&mut reservations, &nexus(number)));
+        }
+        let swap = store.replace(&unit("a"), Version(0), &reservations).expect("kept");
+        assert_eq!(swap, Swap::Done(Version(1)));
+        let loaded = store.load(&unit("a")).expect("what is kept");
+        assert_eq!((loaded.version, &*loaded.reservations), (Version(1), &reservations));
+        assert_eq!(changes(&*store, &unit("b")), 0, "another unit");
+    });
+}
+
+#[test]
+fn a_swap_is_lost_unless_the_version_is_the_newest() {
+    on_each(|store| {
+        let unit = unit("a");
+        let mut reservations = Reservations::new();
+        assert_eq!(store.replace(&unit, Version(1), &reservations).expect("an answer"), Swap::Lost);
+        for version in 0..3 {
+            register(&mut reservations, &nexus(1));
+            let swap = store.replace(&unit, Version(version), &reservations).expect("kept");
+            assert_eq!(swap, Swap::Done(Version(version + 1)));
+        }
+        for version in [0, 1, 2, 4, u64::MAX >> 1] {
+            let swap = store.replace(&unit, Version(version), &Reservations::new()).expect("an answer");
+            assert_eq!(swap, Swap::Lost, "version {version}");
+        }
+        let loaded = store.load(&unit).expect("what is kept");
+        assert_eq!((loaded.version, &*loaded.reservations), (Version(3), &reservations));
+    });
+}
+
+#[test]
+fn an_update_that_changes_nothing_is_not_kept() {
+    on_each(|store| {
+        change(&*store, &unit("a")).expect("kept");
+        store.update(&unit("a"), &mut |_| false).expect("nothing to do");
+        assert_eq!(store.load(&unit("a")).expect("what is kept").version, Version(1));
+    });
+}
+
+/// Whoever may read a file of a store may lock it, and so hold up changes for a while.
+#[test]
+fn a_store_that_is_made_is_its_owner_s_alone() {
+    for (kind, mode) in [("sqlite", 0o600), ("dir", 0o700)] {
+        let place = tempfile::tempdir().expect("a place for a store");
+        let path = place.path().join("store");
+        let store = open(&format!("{kind}:{}", path.display())).expect("a store");
+        change(&*store, &unit("a")).expect("kept");
+        assert_eq!(path.metadata().expect("the store").mode() & 0o777, mode, "{kind}");
+    }
+}
+
+/// Clients may ask for any number of units.
+#[test]
+fn what_was_only_asked_for_leaves_nothing_behind() {
+    let place = tempfile::tempdir().expect("a place for a store");
+    let path = place.path().join("store");
+    let store = open(&format!("dir:{}", path.display())).expect("a store");
+    store.load(&unit("a")).expect("a fresh one");
+    store.update(&unit("a"), &mut |_| false).expect("nothing to do");
+    let count = |part| std::fs::read_dir(path.join(part)).expect("a directory").count();
+    assert_eq!(["units", "locks", "new"].map(count), [0; 3]);
+    change(&*store, &unit("a")).expect("kept");
+    change(&*store, &unit("a")).expect("kept");
+    assert_eq!(["units", "locks", "new"].map(count), [1, 1, 0]);
+}
+
+#[test]
+fn waiting_ends_with_a_change_or_in_time() {
+    on_each(|store| {
+        let unit = unit("a");
+        assert_eq!(store.wait(&unit, Version(0), Duration::from_millis(1)).expect("a version"), Version(0));
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| store.wait(&unit, Version(0), LONG));
+            change(&*store, &unit).expect("kept");
+            assert_eq!(waiting.join().expect("no panic").expect("a version"), Version(1));
+        });
+        assert_eq!(store.wait(&unit, Version(0), LONG).expect("at once"), Version(1));
+    });
+}
+
+#[test]
+fn what_somebody_else_changes_is_seen() {
+    for kind in ["sqlite", "dir"] {
+        let place = tempfile::tempdir().expect("a place for a store");
+        let address = format!("{kind}:{}", place.path().join("store").display());
+        let (one, other) = (open(&address).expect("a store"), open(&address).expect("a store"));
+        for version in 0..3 {
+            thread::scope(|scope| {
+                let waiting = scope.spawn(|| one.wait(&unit("a"), Version(version), LONG));
+                change(&*other, &unit("a")).expect("kept");
+                assert_eq!(waiting.join().expect("no panic").expect("a version"), Version(version + 1));
+            });
+            assert_eq!(u64::from(changes(&*one, &unit("a"))), version + 1);
+        }
+    }
+}
+
+#[test]
+fn contenders_all_have_their_way() {
+    on_each(|store| {
+        const EACH: u32 = 5;
+        thread::scope(|scope| {
+            for number in 1..=64 {
+                let store = &store;
+                scope.spawn(move || {
+                    for _ in 0..EACH {
+                        let changed =
+                            store.update(&unit("a"), &mut |reservations| register(reservations, &nexus(number)));
+                        changed.expect("kept");
+                    }
+                });
+            }
+        });
+        let loaded = store.load(&unit("a")).expect("what is kept");
+        assert_eq!(loaded.version, Version(64 * u64::from(EACH)));
+        assert_eq!(loaded.reservations.generation().0, 64 * EACH);
+        assert_eq!(loaded.reservations.registrations().len(), 64);
+    });
+}

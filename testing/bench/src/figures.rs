@@ -1,0 +1,353 @@
+//! The figures, each with the way it is measured.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::blocking_files::BlockingFiles;
+use crate::client::{Connection, null};
+use crate::crowd::Crowd;
+use crate::machine::Pinned;
+use crate::multipath;
+use crate::program::{Program, Running, option_and_socket};
+use crate::report::{Row, value};
+use crate::shared;
+use crate::stats::{Summary, percentile, ratios};
+
+/// The programs that are measured.
+pub(crate) struct Programs {
+    pub(crate) c: Program,
+    pub(crate) ours: Program,
+    /// `scsi-pr serve`, next to our helper.
+    pub(crate) shared: Program,
+    floor: Program,
+}
+
+impl Programs {
+    /// Debian's C helper, our helper as cargo builds it, and this very program as the floor. `PR_HELPER_C` and
+    /// `PR_HELPER_OURS` name others.
+    pub(crate) fn find() -> Result<Self> {
+        let c = std::env::var_os("PR_HELPER_C").map_or("/usr/bin/qemu-pr-helper".into(), PathBuf::from);
+        ensure!(c.exists(), "{} is not there: apt-get install qemu-system-common, or set PR_HELPER_C", c.display());
+        let bench = std::env::current_exe()?;
+        let ours = match std::env::var_os("PR_HELPER_OURS") {
+            Some(path) => path.into(),
+            None => {
+                let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
+                let built = Command::new(cargo)
+                    .args(["build", "--quiet", "--release", "--package", "qemu-pr-helper", "--package", "scsi-pr-cli"])
+                    .args(["--manifest-path"])
+                    .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
+                    .status()
+                    .context("run cargo")?;
+                ensure!(built.success(), "cargo could not build the programs");
+                // Built with --release too, or the path would be that of a build that nobody should measure.
+                bench.with_file_name("../release/qemu-pr-helper")
+            }
+        };
+        Ok(Self {
+            c: Program { path: c, arguments: |directory| option_and_socket("-k", directory), on_disk: false },
+            shared: Program { path: ours.with_file_name("scsi-pr"), arguments: shared::arguments, on_disk: true },
+            ours: Program { path: ours, arguments: |directory| option_and_socket("-k", directory), on_disk: false },
+            floor: Program {
+                path: bench,
+                arguments: |directory| option_and_socket("floor", directory),
+                on_disk: false,
+            },
+        })
+    }
+}
+
+/// What measures some figures.
+type Measure = fn(&Programs) -> Result<Vec<Row>>;
+
+/// All figures, by name.
+pub(crate) const ALL: [(&str, Measure); 8] = [
+    ("busy", busy),
+    ("idle", idle),
+    ("many", many),
+    ("memory", memory),
+    ("start", start),
+    ("hang", hang),
+    ("shared", shared::measure),
+    ("multipath", multipath::measure),
+];
+
+/// The `percent`-th percentile of `count` round trips.
+fn round(
+    connection: &mut Connection,
+    device: BorrowedFd<'_>,
+    (percent, count): (f64, usize),
+    silence: Duration,
+) -> Result<f64> {
+    let mut times = connection.round_trips(device, count, silence)?;
+    percentile(&mut times, percent).context("a round without a command")
+}
+
+pub(crate) fn summary(rounds: &[f64]) -> Result<Summary> {
+    Summary::of(rounds.to_vec()).context("a measurement without a round")
+}
+
+/// `of` held against `against`, both in `unit`.
+fn compared(figure: &str, c: &[f64], ours: &[f64], unit: &str, bound: Option<f64>) -> Result<Row> {
+    Ok(Row {
+        figure: figure.into(),
+        c: value(summary(c)?, unit),
+        ours: value(summary(ours)?, unit),
+        ratio: summary(&ratios(ours, c))?,
+        against: "C",
+        bound,
+    })
+}
+
+/// Round trips of one busy connection, on one CPU, against C and against the floor.
+fn busy(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 41;
+    const COMMANDS: usize = 1_500;
+    let _pinned = Pinned::new()?;
+    let null = null()?;
+    let running = [programs.c.start()?, programs.ours.start()?, programs.floor.start()?];
+    let mut rounds = [const { Vec::new() }; 3];
+    for _ in 0..ROUNDS {
+        for (running, rounds) in running.iter().zip(&mut rounds) {
+            // The floor serves one connection at a time, so each round has its own.
+            let mut connection = Connection::open(&running.socket())?;
+            connection.round_trips(null.as_fd(), COMMANDS / 5, Duration::ZERO)?;
+            rounds.push(round(&mut connection, null.as_fd(), (50.0, COMMANDS), Duration::ZERO)?);
+        }
+    }
+    let [c, ours, floor] = rounds;
+    let over_floor = summary(&ratios(&ours, &floor))?;
+    Ok(vec![
+        compared("round trip p50, pinned, one busy connection", &c, &ours, "µs", Some(0.6))?,
+        Row {
+            figure: format!("the same against a floor of {}", value(summary(&floor)?, "µs")),
+            c: value(summary(&ratios(&c, &floor))?, "× floor"),
+            ours: value(over_floor, "× floor"),
+            ratio: over_floor,
+            against: "floor",
+            bound: Some(1.6),
+        },
+    ])
+}
+
+/// Round trips of connections that fell silent before every command: on a CPU that went on working for others, and on
+/// one that slept as well, where most of the time goes into waking it.
+fn idle(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 15;
+    /// How long each connection is silent: longer than any helper waits for the next command before it takes the
+    /// connection for idle.
+    const SILENCE: Duration = Duration::from_millis(128);
+    /// Connections that take turns while the CPU works.
+    const IN_TURN: usize = 64;
+    /// Commands of a round on a CPU that slept.
+    const ASLEEP: usize = 6;
+    let _pinned = Pinned::new()?;
+    let null = null()?;
+    let running = [programs.c.start()?, programs.ours.start()?];
+    let mut connections = [Vec::new(), Vec::new()];
+    for (running, connections) in running.iter().zip(&mut connections) {
+        for _ in 0..IN_TURN {
+            connections.push(Connection::open(&running.socket())?);
+        }
+    }
+    let mut awake = [const { Vec::new() }; 2];
+    let mut asleep = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for ((connections, awake), asleep) in connections.iter_mut().zip(&mut awake).zip(&mut asleep) {
+            let mut times = Vec::new();
+            for connection in connections.iter_mut() {
+                work(SILENCE / IN_TURN as u32);
+                times.push(connection.round_trip(null.as_fd())?);
+            }
+            awake.push(percentile(&mut times, 50.0).context("a round without a command")?);
+            asleep.push(round(&mut connections[0], null.as_fd(), (50.0, ASLEEP), SILENCE)?);
+        }
+    }
+    let ([c, ours], [c_asleep, our_asleep]) = (awake, asleep);
+    Ok(vec![
+        compared("round trip p50, pinned, a connection that had gone idle", &c, &ours, "µs", Some(2.0))?,
+        compared("the same where the CPU slept, too", &c_asleep, &our_asleep, "µs", None)?,
+    ])
+}
+
+/// Keeps the CPU busy.
+fn work(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// A helper with many idle connections.
+struct Crowded {
+    _crowds: Vec<Crowd>,
+    running: Running,
+    /// What each idle connection costs, in KiB of resident memory.
+    memory: f64,
+}
+
+impl Crowded {
+    /// Processes that have idle connections, and how many each has.
+    const CROWDS: [usize; 4] = [1_000; 4];
+
+    fn new(program: &Program, device: BorrowedFd<'_>) -> Result<Self> {
+        /// Longer than any helper keeps threads that it no longer needs.
+        const CALM: Duration = Duration::from_secs(6);
+        let running = program.start()?;
+        let path = running.socket();
+        // What the first command of all costs is no connection's share.
+        Connection::open(&path)?.round_trip(device)?;
+        let before = running.settled_resident()?;
+        let crowds = Self::CROWDS.iter().map(|count| Crowd::gather(&path, *count)).collect::<Result<_>>()?;
+        thread::sleep(CALM);
+        let memory = (running.settled_resident()? - before) / Self::CROWDS.iter().sum::<usize>() as f64;
+        Ok(Self { _crowds: crowds, running, memory })
+    }
+}
+
+/// Round trips and memory with many idle connections.
+fn many(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 9;
+    const COMMANDS: usize = 100;
+    /// A client that sends its next command at once keeps the C helper from ever looking at its other connections, as
+    /// long as both share a CPU.
+    const SILENCES: [Duration; 2] = [Duration::from_millis(1), Duration::ZERO];
+    let _pinned = Pinned::new()?;
+    let null = null()?;
+    let crowded = [Crowded::new(&programs.c, null.as_fd())?, Crowded::new(&programs.ours, null.as_fd())?];
+    let [paced, hurried] = SILENCES.map(|silence| -> Result<_> {
+        let mut rounds = [const { Vec::new() }; 2];
+        for _ in 0..ROUNDS {
+            for (crowded, rounds) in crowded.iter().zip(&mut rounds) {
+                let mut connection = Connection::open(&crowded.running.socket())?;
+                rounds.push(round(&mut connection, null.as_fd(), (50.0, COMMANDS), silence)?);
+            }
+        }
+        Ok(rounds)
+    });
+    let ([c, ours], [c_hurried, our_hurried]) = (paced?, hurried?);
+    let [c_memory, our_memory] = crowded.map(|crowded| [crowded.memory]);
+    Ok(vec![
+        compared("round trip p50 with 4,000 idle connections, a command a millisecond", &c, &ours, "µs", Some(0.02))?,
+        compared("the same, one command after the other", &c_hurried, &our_hurried, "µs", None)?,
+        compared("resident memory per idle connection", &c_memory, &our_memory, "KiB", Some(0.05))?,
+    ])
+}
+
+/// Resident memory of a helper that has just been started, and of all its processes.
+fn memory(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 11;
+    let mut front = [const { Vec::new() }; 2];
+    let mut all = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for ((program, front), all) in [&programs.c, &programs.ours].into_iter().zip(&mut front).zip(&mut all) {
+            let running = program.start()?;
+            let resident = running.settled_resident()?;
+            front.push(resident / 1024.0);
+            all.push((resident + running.resident_of_children()?) / 1024.0);
+        }
+    }
+    let ([c_front, our_front], [c_all, our_all]) = (front, all);
+    Ok(vec![
+        compared("resident memory of the process at rest", &c_front, &our_front, "MiB", Some(0.35))?,
+        compared("the same with the monitor, shared pages counted twice", &c_all, &our_all, "MiB", None)?,
+    ])
+}
+
+/// From before the fork until a connection succeeds, and until the helper has greeted it.
+fn start(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 61;
+    let mut listening = [const { Vec::new() }; 2];
+    let mut greeting = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for ((program, listening), greeting) in
+            [&programs.c, &programs.ours].into_iter().zip(&mut listening).zip(&mut greeting)
+        {
+            let started = program.start_timed()?;
+            let connected = Instant::now();
+            Connection::greet(started.socket)?;
+            listening.push(started.listening.as_secs_f64() * 1e3);
+            greeting.push((started.listening + connected.elapsed()).as_secs_f64() * 1e3);
+            drop(started.running);
+        }
+    }
+    let ([c, ours], [c_greeting, our_greeting]) = (listening, greeting);
+    Ok(vec![
+        compared("start to listening", &c, &ours, "ms", Some(0.5))?,
+        compared("start to the first connection greeted", &c_greeting, &our_greeting, "ms", None)?,
+    ])
+}
+
+/// How many commands hang at once, each on a file of its own.
+const HANGING: usize = 1_000;
+
+/// The 99th percentile of a connection before and while commands of others hang.
+struct Tail {
+    quiet: f64,
+    /// How many commands hung.
+    hanging: usize,
+    /// `None`: no answer came.
+    hung: Option<f64>,
+}
+
+/// One round: measures a connection, lets [`HANGING`] commands hang, measures it again, lets them end.
+fn tail(running: &Running, files: &BlockingFiles, device: BorrowedFd<'_>) -> Result<Tail> {
+    const COMMANDS: usize = 2_000;
+    /// What the helper may take until all commands hang, and then for an answer.
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let mut other = Connection::open(&running.socket())?;
+    other.round_trips(device, COMMANDS / 5, Duration::ZERO)?;
+    let quiet = round(&mut other, device, (99.0, COMMANDS), Duration::ZERO)?;
+
+    let mut connections =
+        files.files().iter().map(|_| Connection::open(&running.socket())).collect::<Result<Vec<_>>>()?;
+    let held = files.hold();
+    for (connection, file) in connections.iter().zip(files.files()) {
+        connection.send(file.as_fd())?;
+    }
+    let hanging = held.wait_for(HANGING, PATIENCE);
+    other.set_patience(Some(PATIENCE))?;
+    let answered = other.round_trip(device).is_ok();
+    other.set_patience(None)?;
+    let hung = answered.then(|| round(&mut other, device, (99.0, COMMANDS), Duration::ZERO)).transpose()?;
+
+    drop(held);
+    for connection in &mut connections {
+        connection.receive().context("the answer to a command that no longer hangs")?;
+    }
+    Ok(Tail { quiet, hanging, hung })
+}
+
+/// Tail latency of a connection while commands hang on others.
+fn hang(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 7;
+    let _pinned = Pinned::new()?;
+    let null = null()?;
+    let files = BlockingFiles::open(HANGING)?;
+
+    let c = tail(&programs.c.start()?, &files, null.as_fd())?;
+    let c_hung = c.hung.map_or("stops".into(), |p99| format!("{p99:.1} µs"));
+
+    let mut quiet = Vec::new();
+    let mut hung = Vec::new();
+    let ours = programs.ours.start()?;
+    for _ in 0..ROUNDS {
+        let round = tail(&ours, &files, null.as_fd())?;
+        ensure!(round.hanging == HANGING, "only {} of {HANGING} commands hang in our helper", round.hanging);
+        quiet.push(round.quiet);
+        hung.push(round.hung.context("our helper does not answer while commands hang")?);
+    }
+    Ok(vec![Row {
+        figure: format!("p99 of another connection while {HANGING} commands hang on {HANGING} files that block"),
+        c: format!("{c_hung} with {} hung, {:.1} µs with none", c.hanging, c.quiet),
+        ours: format!("{}, {} with none", value(summary(&hung)?, "µs"), value(summary(&quiet)?, "µs")),
+        ratio: summary(&ratios(&hung, &quiet))?,
+        against: "none hung",
+        bound: Some(3.0),
+    }])
+}

@@ -1,0 +1,108 @@
+//! Which helper is under test, and where it is.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use crate::Start;
+
+/// A helper program under test.
+#[derive(Debug)]
+pub struct Subject {
+    program: PathBuf,
+    is_c: bool,
+}
+
+static OURS: LazyLock<Option<Subject>> = LazyLock::new(|| {
+    chosen("ours")
+        .then(|| Subject { program: env::var_os("PR_HELPER_OURS").map_or_else(build_ours, PathBuf::from), is_c: false })
+});
+
+static C: LazyLock<Option<Subject>> = LazyLock::new(|| {
+    let asked_for = env::var_os("HELPER_UNDER_TEST").is_some();
+    let program = PathBuf::from(env::var_os("PR_HELPER_C").unwrap_or_else(|| "/usr/bin/qemu-pr-helper".into()));
+    if !chosen("c") {
+        return None;
+    }
+    if !program.exists() {
+        let message = format!(
+            "QEMU's helper is not at {}: NOT COMPARED WITH IT (Debian: apt install qemu-system-common)",
+            program.display()
+        );
+        assert!(!asked_for, "{message}");
+        // Past the capture of the test harness: passing without having compared must be seen.
+        let _ = writeln!(std::io::stderr(), "\n*** {message} ***\n");
+        return None;
+    }
+    Some(Subject { program, is_c: true })
+});
+
+/// Whether HELPER_UNDER_TEST leaves this helper in.
+fn chosen(name: &str) -> bool {
+    match env::var("HELPER_UNDER_TEST") {
+        Err(_) => true,
+        Ok(choice) if ["ours", "c"].contains(&choice.as_str()) => choice == name,
+        Ok(other) => panic!("HELPER_UNDER_TEST={other}: it can be ours or c"),
+    }
+}
+
+/// The directory into which cargo builds this profile's binaries, next to the `deps` that this test lies in.
+pub(crate) fn build_directory() -> PathBuf {
+    let test = env::current_exe().expect("the path of this test");
+    test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").to_owned()
+}
+
+/// Builds our helper as this test was built.
+fn build_ours() -> PathBuf {
+    let directory = build_directory();
+    let profile = match directory.file_name().expect("the directory of a profile") {
+        name if name == "debug" => OsString::from("dev"),
+        name => name.to_owned(),
+    };
+    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--quiet", "--package", "qemu-pr-helper", "--profile"])
+        .arg(profile)
+        .arg("--target-dir")
+        .arg(directory.parent().expect("the target directory"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .expect("cargo is started");
+    assert!(status.success(), "our helper does not build");
+    directory.join("qemu-pr-helper")
+}
+
+impl Subject {
+    /// Our helper, unless it was left out.
+    pub fn ours() -> Option<&'static Self> {
+        OURS.as_ref()
+    }
+
+    /// QEMU's helper, unless it was left out or is not installed.
+    pub fn c() -> Option<&'static Self> {
+        C.as_ref()
+    }
+
+    /// The path of the program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// A difference on purpose: what QEMU's helper does, and what ours does. `_id` is its name in
+    /// `docs/reference/differences.md`; the suite checks that names and document agree.
+    pub fn differs<T>(&self, _id: &str, c: T, ours: T) -> T {
+        if self.is_c { c } else { ours }
+    }
+
+    /// Prepares a start of the program, in a directory of its own.
+    pub fn command(&self) -> Start {
+        Start::new(self.program())
+    }
+
+    /// Starts the program with a socket in a directory of its own, and waits until it can be connected to.
+    pub fn serve(&self) -> crate::Helper {
+        self.command().serve()
+    }
+}

@@ -1,0 +1,93 @@
+//! What libvirt relies on when it runs a helper for a virtual machine (qemuProcessStartManagedPRDaemon).
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use conformance::process::lock_over;
+use conformance::{Answer, Subject, against_each_helper, in_cdb, null};
+use rustix::process::Signal;
+
+against_each_helper!(
+    the_process_that_was_started_is_the_helper,
+    inherited_descriptors_and_their_locks_are_kept,
+    standard_error_may_be_dead,
+    what_is_wrong_is_said_in_one_line,
+    stale_files_of_its_socket_do_not_matter,
+    it_ends_at_sigterm_whatever_clients_do,
+);
+
+fn the_process_that_was_started_is_the_helper(subject: &Subject) {
+    let mut helper = subject.serve();
+    let client = helper.connect();
+    let server = rustix::net::sockopt::socket_peercred(client.socket()).unwrap().pid;
+    assert_eq!(server.as_raw_nonzero().get().cast_unsigned(), helper.process().pid());
+    assert_eq!(helper.ended(), None, "it stays in the foreground");
+    // Whatever else there is, is its own child, and knows its end.
+    for process in helper.processes() {
+        assert!(process == helper.process() || helper.process().children().contains(&process), "{process:?}");
+    }
+    assert_eq!(helper.process().children().len(), subject.differs("monitor", 0, 1));
+}
+
+fn inherited_descriptors_and_their_locks_are_kept(subject: &Subject) {
+    let start = subject.command();
+    let path = start.path("libvirt.pid");
+    fs::write(&path, "1").unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let locked = env!("CARGO_BIN_EXE_locked");
+    let helper = start.stdin(file).shell(&format!("set -- {locked} \"$@\"")).redirect("5<&0 7<&0").serve();
+    assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
+    let owner = lock_over(&path).map(|lock| lock.owner.cast_unsigned());
+    assert_eq!(owner, Some(helper.process().pid()));
+    let descriptors = helper.process().descriptors();
+    for number in [5, 7] {
+        assert_eq!(descriptors.get(&number).map(|at| &**at), Some(&*path));
+    }
+    assert_eq!(helper.terminate().code(), 0);
+}
+
+fn standard_error_may_be_dead(subject: &Subject) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let helper = subject.command().stderr(writer).serve();
+    drop(reader);
+    for _ in 0..3 {
+        let client = helper.connect();
+        client.send(&in_cdb(0, 8));
+        client.assert_closed();
+    }
+    assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
+    assert_eq!(helper.terminate().code(), 0);
+}
+
+fn what_is_wrong_is_said_in_one_line(subject: &Subject) {
+    // It is shown as "pr helper died and reported: …".
+    let start = subject.command();
+    let socket = start.path("missing/pr-helper0.sock");
+    let end = start.arg("-k").arg(&socket).finish();
+    let line = format!("qemu-pr-helper: Failed to bind socket to {}: No such file or directory\n", socket.display());
+    assert_eq!((end.code(), end.stderr), (1, line));
+}
+
+fn stale_files_of_its_socket_do_not_matter(subject: &Subject) {
+    let mut first = subject.serve();
+    let socket = first.socket();
+    first.signal(Signal::KILL);
+    first.wait();
+    let again = subject.command().arg("-k").arg(&socket).start();
+    let client = conformance::eventually("it serves", || conformance::Client::try_connect(&socket).ok());
+    client.handshake();
+    assert_eq!(client.run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
+    let end = again.terminate();
+    assert_eq!((end.code(), &*end.stderr), (0, ""));
+    assert!(!Path::exists(&socket));
+}
+
+fn it_ends_at_sigterm_whatever_clients_do(subject: &Subject) {
+    let helper = subject.serve();
+    let deaf: Vec<_> = (0..20).map(|_| helper.connect()).collect();
+    for (count, client) in deaf.iter().enumerate() {
+        client.request(&in_cdb(0, 8), &[], null());
+        client.try_send_with(&in_cdb(0, 8)[..count % 16], &[]).unwrap();
+    }
+    assert_eq!(helper.terminate().code(), 0);
+}
