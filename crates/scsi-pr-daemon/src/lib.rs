@@ -5,16 +5,20 @@
 //! * [`notify`]: the word to a service manager.
 //! * [`limits`]: how many descriptors there may be.
 //! * [`log`]: lines for a log that may be full.
+//! * [`RateLimiter`]: a bound on the log lines that a client can cause.
 #![forbid(unsafe_code)]
 
 pub mod limits;
 pub mod log;
 pub mod notify;
+mod rate_limit;
 pub mod signals;
 pub mod socket;
 
 use std::fmt;
 use std::io;
+
+pub use rate_limit::{RateLimiter, Suppressed};
 
 /// Why a daemon cannot start: what was attempted, on what, and why it failed, in words. What a user can do may follow on
 /// a line of its own.
