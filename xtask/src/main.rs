@@ -11,6 +11,7 @@ mod lab;
 mod machine;
 mod packages;
 mod place;
+mod prose;
 mod test;
 mod testing_kernel;
 
@@ -32,6 +33,7 @@ The chores of the project. Each fetches what it needs from Debian's packages, an
   cargo xtask test                 every test there is
   cargo xtask lab [SCENARIO...]    scenarios on real SCSI targets, in a virtual machine (all of them)
   cargo xtask lab --list           which scenarios there are
+  cargo xtask prose [PATH...]      names and sentences that break the rules of CONTRIBUTING.md
   cargo xtask manual               writes man/scsi-pr-serve.1 anew, from the options of the program
   cargo xtask bench [FIGURE...]    speed and size side by side with QEMU's helper
   cargo xtask help                 this text
@@ -66,6 +68,10 @@ fn run() -> Result<bool> {
         "manual" => {
             none(arguments)?;
             manual(&place)
+        }
+        "prose" => {
+            let paths: Vec<_> = arguments.raw_args()?.map(PathBuf::from).collect();
+            prose::run(&place.workspace, &paths)
         }
         "lab" => lab(&place, arguments),
         "bench" => bench(&place, arguments),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::lab::{Lab, Tally};
 use crate::place::Place;
-use crate::{cargo, command, demo, packages};
+use crate::{cargo, command, demo, packages, prose};
 
 /// Runs everything, also after a failure. Whether all passed.
 pub(crate) fn run(place: &Place) -> Result<bool> {
@@ -18,6 +18,7 @@ pub(crate) fn run(place: &Place) -> Result<bool> {
     };
     summary.step("formatting", || step(place, &["fmt", "--all", "--check"], |_| {}));
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    summary.step("prose", || prose(place));
     summary.step("clippy", || step(place, &clippy, |_| {}));
     summary.step("build", || step(place, &["build", "--quiet", "--workspace"], |_| {}));
     summary.step("demo", || {
@@ -37,6 +38,14 @@ pub(crate) fn run(place: &Place) -> Result<bool> {
     summary.step("lab", || lab(place));
     summary.print();
     Ok(summary.tally.failed == 0)
+}
+
+/// Each rule of prose is a check.
+fn prose(place: &Place) -> Result<Outcome> {
+    let broken = prose::over_limits(&place.workspace)?;
+    let details = broken.iter().flat_map(|line| [line, "\n"]).collect();
+    let tally = Tally { passed: prose::RULES - broken.len(), failed: broken.len() };
+    Ok(Outcome { tally, details, ..Outcome::default() })
 }
 
 /// What a step came to.
