@@ -1,10 +1,10 @@
-//! Running other programs: quietly while they work, with all that they said when they fail.
+//! Runs other programs. Their output is shown only when they fail.
 
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// What `command` printed; an error has its command line and everything it said.
+/// The standard output of `command`. An error has the command line, the exit status and all output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let Output { status, stdout, stderr } =
         command.stdin(Stdio::null()).output().with_context(|| format!("start {}", line(command)))?;
@@ -15,7 +15,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(stdout)
 }
 
-/// Runs `command` with its output where ours goes.
+/// Runs `command` with the output of this program as its own.
 pub(crate) fn show(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("start {}", line(command)))?;
     if !status.success() {
@@ -26,17 +26,17 @@ pub(crate) fn show(command: &mut Command) -> Result<()> {
 
 /// The command line as a user would type it.
 pub(crate) fn line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
+    let arguments = std::iter::once(command.get_program()).chain(command.get_args());
+    arguments.map(|argument| quoted(&argument.to_string_lossy())).collect::<Vec<_>>().join(" ")
 }
 
-/// `word` as a POSIX shell takes it literally.
-pub(crate) fn quoted(word: &str) -> String {
+/// Quotes `argument` for a POSIX shell.
+pub(crate) fn quoted(argument: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./,:@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
+    if !argument.is_empty() && argument.chars().all(plain) {
+        argument.to_owned()
     } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
+        format!("'{}'", argument.replace('\'', r"'\''"))
     }
 }
 
@@ -45,15 +45,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_survive_a_shell() {
-        for word in ["plain", "", "two words", "it's", "$HOME `x` \"y\" \\", "a;b&c|d>e"] {
-            let printed = output(Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word)))).unwrap();
-            assert_eq!(printed, word);
+    fn quoted_argument_passes_a_shell_unchanged() {
+        for argument in ["plain", "", "two words", "it's", "$HOME `x` \"y\" \\", "a;b&c|d>e"] {
+            let printed = output(Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(argument)))).unwrap();
+            assert_eq!(printed, argument);
         }
     }
 
     #[test]
-    fn a_failure_says_what_was_run_and_what_it_said() {
+    fn error_has_command_line_and_output() {
         let error = output(Command::new("sh").args(["-c", "echo seen; exit 3"])).unwrap_err().to_string();
         assert!(error.contains("sh -c 'echo seen; exit 3' failed") && error.contains("seen\n"), "{error}");
     }

@@ -17,8 +17,9 @@ use anyhow::{Result, bail};
 use scsi_pr::{Completion, PrManager};
 use scsi_pr_helper::HelperClient;
 
-use crate::place::Place;
-use crate::{cargo, say};
+use crate::cargo;
+use crate::output::say;
+use crate::workspace::Workspace;
 use requests::{
     KEY_1, KEY_2, Request, in_words, preempt_and_abort, read_full_status, read_keys, read_reservation, register,
     release, reserve,
@@ -29,12 +30,12 @@ use server::Server;
 pub(crate) const NODES: [&str; 2] = ["node1", "node2"];
 
 /// Tells the story with the server that is built here, or with the one at `program`.
-pub(crate) fn run(place: &Place, program: Option<&Path>) -> Result<bool> {
+pub(crate) fn run(workspace: &Workspace, program: Option<&Path>) -> Result<bool> {
     let program = match program {
         Some(program) => program.to_owned(),
         None => {
-            cargo::build(place, &["scsi-pr-cli"])?;
-            place.program("scsi-pr")
+            cargo::build(workspace, &["scsi-pr-cli"])?;
+            workspace.program("scsi-pr")
         }
     };
     let start = Instant::now();

@@ -1,7 +1,7 @@
 //! The lab guest: a virtual machine whose root file system is this machine's own.
 //!
-//! What is installed or built here runs there; nothing that the guest does comes back but what it prints. It is run by
-//! QEMU's own emulation: KVM may be offered and hang, where this machine is itself a virtual one.
+//! Programs that are installed or built here run there. The guest returns nothing but the lines that it prints. QEMU
+//! emulates the processor (TCG), because KVM may exist and hang where this machine is itself a virtual one.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -16,18 +16,18 @@ use crate::command::quoted;
 use crate::initramfs::Initramfs;
 use crate::kernel::Kernel;
 
-/// One boot of the guest: `program` runs in it as root, and the guest is gone when it ends.
+/// One boot of the guest: `program` runs in it as root, and the guest ends with the program.
 pub(crate) struct Boot<'a> {
-    /// Names the files of this boot.
+    /// The directory of this boot's files.
     pub(crate) name: &'a str,
     /// The command line, with paths of this machine.
     pub(crate) program: &'a [String],
-    /// How long it may take.
+    /// The longest time for the boot and the program.
     pub(crate) deadline: Duration,
 }
 
 impl Boot<'_> {
-    /// Boots and hands every line that the program prints to `line`, until the guest powers off.
+    /// Boots, and passes every line that the program prints to `line`, until the guest powers off.
     pub(crate) fn run(&self, kernel: &Kernel, lab: &Path, mut line: impl FnMut(&str)) -> Result<()> {
         let files = lab.join(self.name);
         fs::create_dir_all(&files)?;
@@ -44,7 +44,7 @@ impl Boot<'_> {
                 Ok(text) => line(&text),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("the guest was not done after {:?}; {}", self.deadline, end_of(&console))
+                    bail!("the guest did not end within {:?}; {}", self.deadline, end_of(&console))
                 }
             }
         }
@@ -55,9 +55,9 @@ impl Boot<'_> {
         Ok(())
     }
 
-    /// What process 1 does: this machine's root below a writable layer in memory, and the program in it.
+    /// The script of process 1: it mounts a writable layer in memory above this machine's root, and runs the program there.
     fn script(&self, kernel: &Kernel) -> String {
-        let program = self.program.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let program = self.program.iter().map(|argument| quoted(argument)).collect::<Vec<_>>().join(" ");
         let modules = quoted(&kernel.root.join("lib/modules").to_string_lossy());
         format!(
             "\
@@ -92,13 +92,13 @@ sleep 60
 fn start(kernel: &Kernel, initramfs: &Path, console: &Path) -> Result<Child> {
     let mut console_option = std::ffi::OsString::from("file:");
     console_option.push(console);
-    // A guest must not outlive us, however we end.
+    // The guest must not outlive this program, however this program ends.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     qemu.args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "1536"]);
     qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(initramfs);
-    // On a busy machine, the kernel's check of its timer may fail where there is nothing wrong with it.
+    // On a busy machine, the kernel's check of its timer fails although the timer works.
     qemu.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]);
     qemu.args(["-fsdev", "local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap"]);
     qemu.args(["-device", "virtio-9p-pci,fsdev=machine,mount_tag=machine"]);
@@ -107,16 +107,16 @@ fn start(kernel: &Kernel, initramfs: &Path, console: &Path) -> Result<Child> {
     qemu.spawn().context("start QEMU")
 }
 
-/// What the kernel said last, for an error.
+/// The last lines of the kernel's log, for an error.
 pub(crate) fn end_of(console: &Path) -> String {
-    let said = fs::read(console).unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
-    let lines: Vec<_> = said.lines().rev().take(20).collect();
+    let log = fs::read(console).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<_> = log.lines().rev().take(20).collect();
     let lines: Vec<_> = lines.into_iter().rev().collect();
     format!("its console ({}) ends with\n{}", console.display(), lines.join("\n"))
 }
 
-/// The lines of the second serial port, as they come.
+/// The lines of the second serial port, while the guest runs.
 fn lines_of(qemu: &mut Child) -> Result<mpsc::Receiver<String>> {
     let output = BufReader::new(qemu.stdout.take().context("QEMU has no output")?);
     let (sender, receiver) = mpsc::channel();

@@ -35,12 +35,12 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Adds `modules` and all that they depend on.
+    /// Adds `modules` and their dependencies.
     pub(crate) fn with_modules(mut self, kernel: &Kernel, modules: &[&str]) -> Result<Self> {
         for file in kernel.modules(modules)? {
-            let name = file.file_name().and_then(OsStr::to_str).context("a module has a strange name")?;
+            let name = file.file_name().and_then(OsStr::to_str).context("the file name of a module is not UTF-8")?;
             self.add(&file, &format!("modules/{name}"))?;
-            // Busybox loads no packed modules.
+            // Busybox cannot load compressed modules.
             if name.ends_with(".xz") {
                 command::output(Command::new("xz").arg("--decompress").arg(self.tree.join("modules").join(name)))?;
             }
@@ -49,22 +49,22 @@ impl Initramfs {
         Ok(self)
     }
 
-    /// Adds a program of this machine with the libraries that it is linked to.
+    /// Adds a program of this machine with its shared libraries.
     pub(crate) fn with_program(self, name: &str) -> Result<Self> {
         let program = packages::find(name).with_context(|| format!("{name} is not installed"))?;
         self.add(&program, &format!("bin/{name}"))?;
-        // It fails for a static program, which is linked to none.
+        // ldd fails for a static program, which has no shared libraries.
         let libraries = command::output(Command::new("ldd").arg(&program)).unwrap_or_default();
-        for word in libraries.split_whitespace() {
-            // "NAME => FILE (ADDRESS)", and the loader as "FILE (ADDRESS)".
-            if let Some(inside) = word.strip_prefix('/') {
-                self.add(Path::new(word), inside)?;
+        for field in libraries.split_whitespace() {
+            // ldd prints "NAME => FILE (ADDRESS)", and the loader as "FILE (ADDRESS)".
+            if let Some(inside) = field.strip_prefix('/') {
+                self.add(Path::new(field), inside)?;
             }
         }
         Ok(self)
     }
 
-    /// Packs the tree into `archive`. At boot the modules are loaded and `script` is run by busybox's shell as process 1.
+    /// Packs the tree into `archive`. At boot, process 1 loads the modules and then runs `script` in busybox's shell.
     pub(crate) fn pack(self, archive: &Path, script: &str) -> Result<()> {
         let init = self.tree.join("init");
         fs::write(&init, format!("{START}MODULES='{}'\n{LOAD}{script}", self.modules.join(" ")))?;

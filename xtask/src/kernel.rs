@@ -1,4 +1,4 @@
-//! The kernel of the lab's guests: Debian's own, unpacked below the target directory and never installed.
+//! The kernel of the lab's guests. It is Debian's, unpacked below the target directory and never installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use crate::command;
 
 /// An unpacked kernel.
 pub(crate) struct Kernel {
-    /// What `uname -r` says under it.
+    /// The release that `uname -r` prints under it.
     pub(crate) version: String,
     /// The directory with `boot` and `lib/modules`.
     pub(crate) root: PathBuf,
 }
 
 impl Kernel {
-    /// The kernel in `lab`, fetched if there is none.
+    /// The kernel in `lab`. It is downloaded when it is missing.
     pub(crate) fn fetch(lab: &Path) -> Result<Self> {
         let root = lab.join("kernel");
         if !root.exists() {
@@ -30,7 +30,12 @@ impl Kernel {
     pub(crate) fn at(root: PathBuf) -> Result<Self> {
         let mut versions = fs::read_dir(root.join("lib/modules"))?;
         let version = versions.next().context("the kernel package has no modules")??.file_name();
-        Ok(Self { version: version.into_string().map_err(|name| anyhow::anyhow!("strange version {name:?}"))?, root })
+        Ok(Self {
+            version: version
+                .into_string()
+                .map_err(|name| anyhow::anyhow!("the kernel's version {name:?} is not UTF-8"))?,
+            root,
+        })
     }
 
     /// The image to boot.
@@ -39,14 +44,14 @@ impl Kernel {
         if unpacked.exists() { unpacked } else { self.root.join("boot").join(format!("vmlinuz-{}", self.version)) }
     }
 
-    /// The files of `modules` and of all they depend on, in the order in which they load.
+    /// The files of `modules` and of their dependencies, in the order in which they load.
     pub(crate) fn modules(&self, modules: &[&str]) -> Result<Vec<PathBuf>> {
         let mut files: Vec<PathBuf> = Vec::new();
         for module in modules {
             let mut show = Command::new("/sbin/modprobe");
             show.args(["--set-version", &self.version, "--show-depends", module]).arg("--dirname").arg(&self.root);
             for line in command::output(&mut show)?.lines() {
-                // Each line is "insmod FILE PARAMETERS", or "builtin NAME".
+                // Each line is "insmod FILE PARAMETERS" or "builtin NAME".
                 let file = line.strip_prefix("insmod ").map(|rest| PathBuf::from(rest.trim_end()));
                 files.extend(file.filter(|file| !files.contains(file)));
             }
@@ -55,7 +60,7 @@ impl Kernel {
     }
 }
 
-/// Unpacks aside and moves into place at the end, so that an interrupted run leaves nothing that looks complete.
+/// Unpacks in a temporary directory and renames it at the end. An interrupted run leaves no incomplete kernel.
 fn download(lab: &Path, root: &Path) -> Result<()> {
     let aside = lab.join("kernel.new");
     if aside.exists() {
@@ -65,7 +70,7 @@ fn download(lab: &Path, root: &Path) -> Result<()> {
     let package = newest()?;
     println!("Fetching Debian's kernel for the lab's guests into {} (70 MB, not installed): {package}", root.display());
     let mut download = Command::new("apt-get");
-    // As root, apt would download as a user who may not be able to write here, and warn.
+    // As root, apt would download as the user _apt, who may not be able to write here.
     download.args(["download", "-qq", "-o", "APT::Sandbox::User=root", &package]).current_dir(&aside);
     command::output(&mut download)?;
     let archive = fs::read_dir(&aside)?.next().context("apt-get downloaded nothing")??.path();
@@ -78,28 +83,29 @@ fn download(lab: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Takes the kernel proper out of a bzImage (Linux's Documentation/arch/x86/boot.rst). QEMU boots it as well, and a guest
-/// that is emulated does not have to unpack it, which would be half of its boot.
+/// Extracts the kernel from a bzImage (Linux's Documentation/arch/x86/boot.rst). QEMU boots it directly. An emulated guest
+/// would spend half of its boot on unpacking.
 fn unpack(image: &Path, kernel: &Path) -> Result<()> {
     let bytes = fs::read(image)?;
-    let payload = payload(&bytes).with_context(|| format!("{} is no bzImage packed with xz", image.display()))?;
+    let payload =
+        payload(&bytes).with_context(|| format!("{} is not a bzImage compressed with xz", image.display()))?;
     let packed = kernel.with_extension("xz");
     fs::write(&packed, payload)?;
     command::output(Command::new("xz").arg("--decompress").arg(&packed))?;
     Ok(())
 }
 
-/// The packed kernel in a bzImage, when it is packed with xz.
+/// The compressed kernel in a bzImage, when the compression is xz.
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let number = |at: usize| usize::try_from(u32::from_le_bytes(*image.get(at..)?.first_chunk()?)).ok();
-    // In units of 512 bytes; the boot sector itself is not counted.
+    // The header counts the setup code in units of 512 bytes, without the boot sector.
     let setup = (usize::from(*image.get(0x1f1)?) + 1) * 512;
-    // The size of the kernel follows the packed bytes, and is counted with them.
+    // The length includes the last four bytes, which are the size of the unpacked kernel.
     let payload = image.get(setup + number(0x248)?..)?.get(..number(0x24c)?.checked_sub(4)?)?;
     payload.starts_with(b"\xfd7zXZ\0").then_some(payload)
 }
 
-/// The package that `linux-image-amd64` stands for today.
+/// The package that `linux-image-amd64` depends on now.
 fn newest() -> Result<String> {
     let depends = command::output(Command::new("apt-cache").args(["depends", "linux-image-amd64"]))?;
     let package = depends.lines().find_map(|line| {
@@ -108,7 +114,7 @@ fn newest() -> Result<String> {
     });
     match package {
         Some(package) => Ok(package),
-        None => bail!("apt knows no kernel package; run `apt-get update` as root and try again"),
+        None => bail!("apt finds no kernel package; run `apt-get update` as root and try again"),
     }
 }
 
@@ -117,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_payload_of_an_image_is_found() {
+    fn payload_is_found_in_image_with_xz_only() {
         let mut image = vec![0; 0x250];
         image[0x1f1] = 1;
         image[0x248] = 3;

@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: scenarios on real targets, in the lab guest. What they are is in `testing/lab/`.
+//! `cargo xtask lab`: scenarios on real targets, in the lab guest. The scenarios themselves are in `testing/lab/`.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -10,80 +10,78 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::command;
 use crate::guest::{Boot, end_of};
 use crate::kernel::Kernel;
-use crate::place::Place;
+use crate::workspace::Workspace;
 use crate::{cargo, machine, packages, testing_kernel};
 
-/// A boot that takes longer hangs; the machine may be slow and busy.
+/// The longest time for a boot and its scenarios. It is long because the machine may be slow and busy.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
 
-/// The boots that take the kernel of Debian testing.
+/// The boots that need the kernel of Debian testing.
 const TESTING: &[&str] = &["nvme", "nvme-paths"];
 
-/// The environment variable with another seed for the random histories.
+/// The environment variable that replaces the seed of the random histories.
 const SEED: &str = "LAB_SEED";
 
-/// The boot whose scenarios want a virtual machine in the guest.
+/// The boot whose scenarios need a virtual machine in the guest.
 const MACHINE: &str = "machine";
 
 /// How many checks passed and failed.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Tally {
-    /// Those that passed.
     pub(crate) passed: usize,
-    /// Those that failed.
     pub(crate) failed: usize,
 }
 
-/// A scenario, as `lab-guest --list` has it.
+/// A line of `lab-guest --list`.
 pub(crate) struct Scenario {
     boot: String,
     pub(crate) name: String,
     pub(crate) purpose: String,
 }
 
-/// The lab, ready to boot: its packages, its kernel and its programs are there.
+/// The lab, ready to boot: packages, kernel and programs exist.
 pub(crate) struct Lab<'a> {
-    place: &'a Place,
+    workspace: &'a Workspace,
     kernel: Kernel,
-    /// Keeps others out of the lab's directory.
+    /// Other runs of this program wait for it.
     _lock: File,
 }
 
 impl<'a> Lab<'a> {
-    /// Fetches and builds what is missing.
-    pub(crate) fn prepare(place: &'a Place) -> Result<Self> {
-        Self::prepare_with(place, &["lab", "qemu-pr-helper"])
+    /// Downloads and builds the missing parts.
+    pub(crate) fn prepare(workspace: &'a Workspace) -> Result<Self> {
+        Self::prepare_with(workspace, &["lab", "qemu-pr-helper"])
     }
 
-    /// For programs of our own that are there already.
-    pub(crate) fn prepare_without_programs(place: &'a Place) -> Result<Self> {
-        Self::prepare_with(place, &["lab"])
+    /// As [`prepare`](Self::prepare), without building the products.
+    pub(crate) fn prepare_without_programs(workspace: &'a Workspace) -> Result<Self> {
+        Self::prepare_with(workspace, &["lab"])
     }
 
-    fn prepare_with(place: &'a Place, packages: &[&str]) -> Result<Self> {
+    fn prepare_with(workspace: &'a Workspace, packages: &[&str]) -> Result<Self> {
         if std::env::consts::ARCH != "x86_64" {
-            bail!("the lab's guests are x86-64 machines, with programs of this machine: it must be one too");
+            bail!("the lab's guests are x86-64 machines that run programs of this machine, which is not one");
         }
         packages::ensure_lab()?;
-        let lock = lock(&place.lab)?;
-        let kernel = Kernel::fetch(&place.lab)?;
-        cargo::build(place, packages)?;
-        Ok(Self { place, kernel, _lock: lock })
+        let lock = lock(&workspace.lab)?;
+        let kernel = Kernel::fetch(&workspace.lab)?;
+        cargo::build(workspace, packages)?;
+        Ok(Self { workspace, kernel, _lock: lock })
     }
 
-    /// Every scenario there is.
+    /// Every scenario.
     pub(crate) fn scenarios(&self) -> Result<Vec<Scenario>> {
-        let list = command::output(Command::new(self.place.program("lab-guest")).arg("--list"))?;
+        let list = command::output(Command::new(self.workspace.program("lab-guest")).arg("--list"))?;
         list.lines()
             .map(|line| {
-                let mut words = line.splitn(3, '\t').map(str::to_owned);
-                let mut word = || words.next().with_context(|| format!("a scenario without a purpose: {line:?}"));
-                Ok(Scenario { boot: word()?, name: word()?, purpose: word()? })
+                let mut fields = line.splitn(3, '\t').map(str::to_owned);
+                let mut field = || fields.next().with_context(|| format!("a scenario without a purpose: {line:?}"));
+                Ok(Scenario { boot: field()?, name: field()?, purpose: field()? })
             })
             .collect()
     }
 
-    /// Runs the scenarios named, or all, in as few boots as they allow. Every line that is printed goes to `line`.
+    /// Runs the named scenarios, or all, with one boot for each group. Every line of output goes to `line`.
     pub(crate) fn run(&self, names: &[String], mut line: impl FnMut(&str)) -> Result<Tally> {
         let all = self.scenarios()?;
         if let Some(unknown) = names.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
@@ -108,7 +106,7 @@ impl<'a> Lab<'a> {
                     tally.passed += passed;
                     tally.failed += failed;
                 }
-                // The other boots have their own guests.
+                // The other boots do not depend on this one.
                 Err(error) => {
                     line(&format!("  FAILED  boot {boot}: {error:#}"));
                     tally.failed += 1;
@@ -118,22 +116,22 @@ impl<'a> Lab<'a> {
         Ok(tally)
     }
 
-    /// Has the figures of multipath taken, of the programs in that directory.
+    /// Measures the figures of multipath with the programs in that directory.
     pub(crate) fn measure(&self, programs: &Path, line: impl FnMut(&str)) -> Result<Tally> {
         self.boot_with(programs, "figures", ["--figures".to_owned()], line)
     }
 
-    /// Boots once, with the programs that were built with this one.
+    /// Boots once, with the programs that were built together with this one.
     pub(crate) fn boot(
         &self,
         name: &str,
         arguments: impl IntoIterator<Item = String>,
         line: impl FnMut(&str),
     ) -> Result<Tally> {
-        self.boot_with(&self.place.programs, name, arguments, line)
+        self.boot_with(&self.workspace.programs, name, arguments, line)
     }
 
-    /// Boots once. A guest that does not come to the end of its report is an error, not a pass.
+    /// Boots once. A guest that does not complete its report is an error.
     fn boot_with(
         &self,
         programs: &Path,
@@ -141,10 +139,10 @@ impl<'a> Lab<'a> {
         arguments: impl IntoIterator<Item = String>,
         mut line: impl FnMut(&str),
     ) -> Result<Tally> {
-        let mut program = vec![utf8(self.place.program("lab-guest"))?];
+        let mut program = vec![utf8(self.workspace.program("lab-guest"))?];
         program.extend(["--programs".to_owned(), utf8(programs.to_path_buf())?]);
         if name == MACHINE {
-            program.extend(["--machine".to_owned(), utf8(machine::boot(&self.kernel, &self.place.lab)?)?]);
+            program.extend(["--machine".to_owned(), utf8(machine::boot(&self.kernel, &self.workspace.lab)?)?]);
         }
         if let Ok(seed) = std::env::var(SEED) {
             program.extend(["--seed".to_owned(), seed]);
@@ -152,9 +150,9 @@ impl<'a> Lab<'a> {
         program.extend(arguments);
         let mut tally = Tally::default();
         let mut ended = false;
-        let testing = if TESTING.contains(&name) { Some(testing_kernel::fetch(&self.place.lab)?) } else { None };
+        let testing = if TESTING.contains(&name) { Some(testing_kernel::fetch(&self.workspace.lab)?) } else { None };
         let kernel = testing.as_ref().unwrap_or(&self.kernel);
-        Boot { name, program: &program, deadline: DEADLINE }.run(kernel, &self.place.lab, |text| {
+        Boot { name, program: &program, deadline: DEADLINE }.run(kernel, &self.workspace.lab, |text| {
             match text.trim_start().split(' ').next() {
                 Some("ok") => tally.passed += 1,
                 Some("FAILED") => tally.failed += 1,
@@ -167,24 +165,24 @@ impl<'a> Lab<'a> {
             line(text);
         })?;
         if !ended {
-            bail!("the guest ended in the middle of its report; {}", end_of(&self.place.console(name)));
+            bail!("the guest ended in the middle of its report; {}", end_of(&self.workspace.console(name)));
         }
         Ok(tally)
     }
 }
 
-/// Waits until nobody else uses the lab's directory.
+/// Waits until no other run uses the lab's directory.
 fn lock(lab: &Path) -> Result<File> {
     fs::create_dir_all(lab)?;
     let lock = File::create(lab.join("lock"))?;
     if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-        println!("Another run uses {}; waiting for its end.", lab.display());
+        println!("Another run uses {}; waiting until it ends.", lab.display());
     }
     lock.lock()?;
     Ok(lock)
 }
 
-/// A path that can be a word of a script.
+/// A path as an argument in a script.
 fn utf8(path: PathBuf) -> Result<String> {
     path.into_os_string().into_string().map_err(|path| anyhow!("the path {path:?} is not UTF-8"))
 }

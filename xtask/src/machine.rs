@@ -1,7 +1,7 @@
 //! The virtual machine that runs inside the lab guest, with a shell on its serial port.
 //!
-//! Booting there, where everything is emulated twice, takes minutes. So it boots here, once, and is put aside as a
-//! migration would do it; in the lab guest it goes on from there and finds the disks that it is given.
+//! In the lab guest everything is emulated twice, and a boot takes minutes. So the machine boots here, and QEMU saves its
+//! state as for a migration. In the lab guest it resumes from that state and finds the disks there.
 
 use std::fs;
 use std::io::Write;
@@ -15,8 +15,8 @@ use crate::guest::Qemu;
 use crate::initramfs::Initramfs;
 use crate::kernel::Kernel;
 
-/// Where a booted machine is put aside: `state`, for QEMU's `-incoming`, and `arguments`, those that QEMU must be started
-/// with again, one a line, in this directory.
+/// Saves a booted machine in the directory that is returned. The file `state` is for QEMU's `-incoming`; `arguments` has
+/// QEMU's other arguments, one on each line.
 pub(crate) fn boot(kernel: &Kernel, lab: &Path) -> Result<PathBuf> {
     let directory = lab.join("machine-in-guest");
     fs::create_dir_all(&directory)?;
@@ -73,7 +73,7 @@ fn save(directory: &Path, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Runs the lines that come over the serial port, and says how each ended.
+/// Runs each line of the serial port in the shell, and prints its exit status.
 const SCRIPT: &str = "\
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 stty -echo -onlcr

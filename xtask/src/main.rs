@@ -1,21 +1,22 @@
-//! The chores of the project: `cargo xtask help`.
+//! The tasks of the project: see `cargo xtask help`.
 #![forbid(unsafe_code)]
 
 mod cargo;
 mod command;
 mod demo;
+mod dependencies;
 mod guest;
 mod initramfs;
 mod kernel;
 mod lab;
 mod machine;
+mod output;
 mod packages;
-mod place;
 mod prose;
 mod test;
 mod testing_kernel;
+mod workspace;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,18 +24,19 @@ use anyhow::{Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 
 use lab::{Lab, Tally};
-use place::Place;
+use output::say;
+use workspace::Workspace;
 
 const HELP: &str = "\
-The chores of the project. Each fetches what it needs from Debian's packages, and says so first.
+The tasks of the project. Each one installs missing packages of Debian, and names them first.
 
-  cargo xtask demo                 two virtual machines share a disk: the story of a cluster; seconds
+  cargo xtask demo                 two virtual machines share a disk: the failover of a cluster; seconds
   cargo xtask demo --real          the same on a real SCSI target, in a virtual machine; about a minute
-  cargo xtask test                 every test there is
-  cargo xtask lab [SCENARIO...]    scenarios on real SCSI targets, in a virtual machine (all of them)
-  cargo xtask lab --list           which scenarios there are
+  cargo xtask test                 every test; without root, those that take no root and no virtual machine
+  cargo xtask lab [SCENARIO...]    scenarios on real SCSI targets, in a virtual machine (default: all)
+  cargo xtask lab --list           the names of the scenarios
   cargo xtask prose [PATH...]      names and sentences that break the rules of CONTRIBUTING.md
-  cargo xtask manual               writes man/scsi-pr-serve.1 anew, from the options of the program
+  cargo xtask manual               writes man/scsi-pr-serve.1 from the options of the program
   cargo xtask bench [FIGURE...]    speed and size side by side with QEMU's helper
   cargo xtask help                 this text
 ";
@@ -50,41 +52,41 @@ fn main() -> ExitCode {
     }
 }
 
-/// Does the chore that the command line names. Whether all is well.
+/// Runs the task that the command line names. Returns whether it succeeded.
 fn run() -> Result<bool> {
-    let place = Place::find()?;
+    let workspace = Workspace::find()?;
     let mut arguments = Parser::from_env();
-    let chore = match arguments.next()? {
-        Some(Arg::Value(chore)) => chore.string()?,
+    let task = match arguments.next()? {
+        Some(Arg::Value(task)) => task.string()?,
         Some(Arg::Long("help") | Arg::Short('h')) | None => "help".to_owned(),
         Some(other) => return Err(other.unexpected().into()),
     };
-    match chore.as_str() {
-        "demo" => demo(&place, arguments),
+    match task.as_str() {
+        "demo" => demo(&workspace, arguments),
         "test" => {
             none(arguments)?;
-            test::run(&place)
+            test::run(&workspace)
         }
         "manual" => {
             none(arguments)?;
-            manual(&place)
+            manual(&workspace)
         }
         "prose" => {
             let paths: Vec<_> = arguments.raw_args()?.map(PathBuf::from).collect();
-            prose::run(&place.workspace, &paths)
+            prose::run(&workspace.root, &paths)
         }
-        "lab" => lab(&place, arguments),
-        "bench" => bench(&place, arguments),
+        "lab" => lab(&workspace, arguments),
+        "bench" => bench(&workspace, arguments),
         "help" => {
             print!("{HELP}");
             Ok(true)
         }
-        other => bail!("there is no chore {other:?}; try `cargo xtask help`"),
+        other => bail!("there is no task {other:?}; try `cargo xtask help`"),
     }
 }
 
-/// `--server=PROGRAM` is for tests: that one is run as it is, and nothing is built.
-fn demo(place: &Place, mut arguments: Parser) -> Result<bool> {
+/// `--server=PROGRAM` is for tests: the demo runs that program, and builds none.
+fn demo(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
     let (mut real, mut server) = (false, None);
     while let Some(argument) = arguments.next()? {
         match argument {
@@ -93,18 +95,18 @@ fn demo(place: &Place, mut arguments: Parser) -> Result<bool> {
             other => return Err(other.unexpected().into()),
         }
     }
-    if real { real_demo(place) } else { demo::run(place, server.as_deref()) }
+    if real { real_demo(workspace) } else { demo::run(workspace, server.as_deref()) }
 }
 
-fn real_demo(place: &Place) -> Result<bool> {
+fn real_demo(workspace: &Workspace) -> Result<bool> {
     println!("Preparing: building the helper, and booting a virtual machine that has a SCSI target.\n");
-    let lab = Lab::prepare(place)?;
+    let lab = Lab::prepare(workspace)?;
     let Tally { failed, .. } = lab.boot("demo", ["--demo".to_owned()], say)?;
     Ok(failed == 0)
 }
 
-/// `--figures=DIRECTORY` is for the bench: the programs there are measured, and nothing is built but the lab.
-fn lab(place: &Place, mut arguments: Parser) -> Result<bool> {
+/// `--figures=DIRECTORY` is for the bench: the lab measures the programs there, and builds only its own.
+fn lab(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
     let mut names = Vec::new();
     let mut list = false;
     let mut measured = None;
@@ -117,10 +119,10 @@ fn lab(place: &Place, mut arguments: Parser) -> Result<bool> {
         }
     }
     if let Some(programs) = measured {
-        let Tally { failed, .. } = Lab::prepare_without_programs(place)?.measure(&programs.canonicalize()?, say)?;
+        let Tally { failed, .. } = Lab::prepare_without_programs(workspace)?.measure(&programs.canonicalize()?, say)?;
         return Ok(failed == 0);
     }
-    let lab = Lab::prepare(place)?;
+    let lab = Lab::prepare(workspace)?;
     if list {
         let scenarios = lab.scenarios()?;
         let width = scenarios.iter().map(|scenario| scenario.name.len()).max().unwrap_or_default();
@@ -134,23 +136,23 @@ fn lab(place: &Place, mut arguments: Parser) -> Result<bool> {
     Ok(failed == 0)
 }
 
-/// What the figures of the rules are called. They take nanoseconds, so they are measured in a process of their own, without
-/// sockets (divan), and with the optimizations of a library.
+/// The name of the figures of the rules. They take nanoseconds, so divan measures them in a process of their own, without
+/// sockets, and with the optimizations of a library.
 const RULES: &str = "rules";
 
-fn bench(place: &Place, mut arguments: Parser) -> Result<bool> {
+fn bench(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
     let mut names: Vec<_> = arguments.raw_args()?.collect();
     let all = names.is_empty();
     let rules = all || names.iter().any(|name| name == RULES);
     names.retain(|name| name != RULES);
     if all || !names.is_empty() {
         packages::ensure_bench()?;
-        let mut run = cargo::command(place);
+        let mut run = cargo::command(workspace);
         run.args(["run", "--release", "--quiet", "--package", "bench", "--"]).args(names);
         command::show(&mut run)?;
     }
     if rules {
-        let mut run = cargo::command(place);
+        let mut run = cargo::command(workspace);
         run.args(["bench", "--quiet", "--package", "scsi-pr", "--package", "scsi-pr-store"]);
         run.args(["--bench", "reservations", "--bench", "manager"]);
         command::show(&mut run)?;
@@ -158,9 +160,9 @@ fn bench(place: &Place, mut arguments: Parser) -> Result<bool> {
     Ok(true)
 }
 
-/// The test that compares the page writes it when it is told to.
-fn manual(place: &Place) -> Result<bool> {
-    let mut test = cargo::command(place);
+/// The test that compares the page writes it when this variable is set.
+fn manual(workspace: &Workspace) -> Result<bool> {
+    let mut test = cargo::command(workspace);
     test.args(["test", "--quiet", "--package", "scsi-pr-cli", "manual"]).env("SCSI_PR_WRITE_MANUAL", "1");
     command::output(&mut test)?;
     Ok(true)
@@ -171,9 +173,4 @@ fn none(mut arguments: Parser) -> Result<()> {
         None => Ok(()),
         Some(argument) => Err(argument.unexpected().into()),
     }
-}
-
-/// Prints a line, and does not mind when nobody reads on.
-pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -1,7 +1,7 @@
-//! What the chores need from Debian's packages, in one place, and fetching it.
+//! The Debian packages that the tasks need, and their installation.
 //!
-//! Only `apt-get install` changes the machine, and only when something is missing. The kernel of the lab is not
-//! installed but unpacked below the target directory (see [`crate::kernel`]).
+//! Only `apt-get install` changes the machine, and only when a file is missing. The kernel of the lab is unpacked below
+//! the target directory instead (see [`crate::kernel`]).
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 
 use crate::command;
 
-/// A file that must be there, the package that brings it, and what it is needed for.
+/// A file that must exist, its package, and its use.
 struct Need {
     file: &'static str,
     package: &'static str,
@@ -21,10 +21,10 @@ const fn need(file: &'static str, package: &'static str, why: &'static str) -> N
     Need { file, package, why }
 }
 
-/// What runs a virtual machine with a SCSI target in it.
+/// For a virtual machine with a SCSI target in it.
 const LAB: &[Need] = &[
     need("qemu-system-x86_64", "qemu-system-x86", "boots the lab guest, and a virtual machine in it"),
-    need("qemu-pr-helper", "qemu-system-common", "QEMU's own helper, to compare with"),
+    need("qemu-pr-helper", "qemu-system-common", "QEMU's helper, for comparison"),
     need("/usr/share/seabios/bios-256k.bin", "seabios", "the firmware of the lab guest"),
     need("busybox", "busybox-static", "the initramfs of the guests"),
     need("modprobe", "kmod", "finds and loads the kernel modules of the guest"),
@@ -32,33 +32,33 @@ const LAB: &[Need] = &[
     need("iscsiadm", "open-iscsi", "initiators that have names"),
     need("dmsetup", "dmsetup", "device-mapper maps over a disk"),
     need("multipathd", "multipath-tools", "multipath maps, and the library that reserves them"),
-    need("/lib/systemd/systemd-udevd", "udev", "tells multipathd of disks"),
+    need("/lib/systemd/systemd-udevd", "udev", "reports disks to multipathd"),
     need("addpart", "util-linux", "a partition of a disk"),
     need("xz", "xz-utils", "unpacks kernels and their modules"),
     need("ldd", "libc-bin", "finds the libraries of a program"),
-    need("setpriv", "util-linux", "ends a guest with who started it"),
+    need("setpriv", "util-linux", "ends a guest together with its parent process"),
 ];
 
-/// What the tests need that run on this machine itself.
+/// For the tests that run on this machine itself.
 const TESTS: &[Need] = &[
-    need("/usr/include/seccomp.h", "libseccomp-dev", "the conformance suite puts results into system calls"),
-    need("qemu-pr-helper", "qemu-system-common", "QEMU's own helper, to compare with"),
+    need("/usr/include/seccomp.h", "libseccomp-dev", "the conformance suite replaces results of system calls"),
+    need("qemu-pr-helper", "qemu-system-common", "QEMU's helper, for comparison"),
 ];
 
-/// What the benchmarks need.
-const BENCH: &[Need] = &[need("qemu-pr-helper", "qemu-system-common", "QEMU's own helper, to compare with")];
+/// For the benchmarks.
+const BENCH: &[Need] = &[need("qemu-pr-helper", "qemu-system-common", "QEMU's helper, for comparison")];
 
-/// Makes sure that the tests outside the lab can run.
+/// Installs the packages of the tests outside the lab.
 pub(crate) fn ensure_tests() -> Result<()> {
     ensure(TESTS)
 }
 
-/// Makes sure that the benchmarks can run.
+/// Installs the packages of the benchmarks.
 pub(crate) fn ensure_bench() -> Result<()> {
     ensure(BENCH)
 }
 
-/// Makes sure that the lab can run.
+/// Installs the packages of the lab.
 pub(crate) fn ensure_lab() -> Result<()> {
     ensure(LAB)
 }
@@ -82,7 +82,7 @@ fn ensure(needs: &[Need]) -> Result<()> {
     }
 }
 
-/// A path, or a program's name that is looked up where Debian puts programs, whatever `PATH` says.
+/// Whether a file exists: an absolute path, or a program in Debian's directories, which `PATH` may lack.
 fn is_there(file: &str) -> bool {
     match file.strip_prefix('/') {
         Some(_) => Path::new(file).exists(),
@@ -90,14 +90,14 @@ fn is_there(file: &str) -> bool {
     }
 }
 
-/// Where the program `name` is.
+/// The path of the program `name`.
 pub(crate) fn find(name: &str) -> Option<std::path::PathBuf> {
     ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
 }
 
 fn install(packages: &[&str]) -> Result<()> {
     if find("apt-get").is_none() {
-        bail!("this machine has no apt-get: install what is missing by its own means");
+        bail!("this machine has no apt-get; install the missing files with its own package manager");
     }
     if !is_root()? {
         bail!(
@@ -114,16 +114,16 @@ fn install(packages: &[&str]) -> Result<()> {
         install
     };
     println!("Installing them: {}", command::line(&install()));
-    // The package lists may be missing or old; only then are they fetched anew.
+    // The package lists may be missing or outdated.
     if command::output(&mut install()).is_err() {
-        println!("The package lists of this machine do not do; fetching new ones: apt-get update");
+        println!("The installation failed; updating the package lists first: apt-get update");
         command::output(Command::new("apt-get").args(["update", "-qq"]))?;
         command::output(&mut install())?;
     }
     Ok(())
 }
 
-/// Whether we are root: the owner of our own entry in /proc.
+/// Whether this process runs as root, by the owner of its entry in /proc.
 pub(crate) fn is_root() -> Result<bool> {
     use std::os::unix::fs::MetadataExt;
     Ok(std::fs::metadata("/proc/self")?.uid() == 0)

@@ -1,7 +1,7 @@
-//! Debian testing's kernel, for what the stable one has not: an NVMe target with reservations (Linux 6.13), ioctls that
-//! read them (Linux 6.19).
+//! Debian testing's kernel. Only it has an NVMe target with reservations (Linux 6.13) and ioctls that read reservations
+//! (Linux 6.19).
 //!
-//! It is fetched by an apt of its own, with its own list of sources, so that this machine's sources stay as they are.
+//! apt downloads it with a separate configuration and list of sources, so that this machine's sources stay unchanged.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::kernel::Kernel;
 const SOURCE: &str =
     "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian testing main\n";
 
-/// The kernel in `lab`, fetched if there is none.
+/// The kernel in `lab`. It is downloaded when it is missing.
 pub(crate) fn fetch(lab: &Path) -> Result<Kernel> {
     let root = lab.join("kernel-testing");
     if !root.exists() {
@@ -24,7 +24,7 @@ pub(crate) fn fetch(lab: &Path) -> Result<Kernel> {
     Kernel::at(root)
 }
 
-/// Unpacks aside and moves into place at the end, so that an interrupted run leaves nothing that looks complete.
+/// Unpacks in a temporary directory and renames it at the end. An interrupted run leaves no incomplete kernel.
 fn download(lab: &Path, root: &Path) -> Result<()> {
     let aside = lab.join("kernel-testing.new");
     if aside.exists() {
@@ -53,7 +53,7 @@ fn download(lab: &Path, root: &Path) -> Result<()> {
             fs::remove_file(archive)?;
         }
     }
-    // Where the stable kernel's package has them.
+    // The same paths as in the stable kernel's package.
     fs::create_dir_all(aside.join("lib"))?;
     fs::create_dir_all(aside.join("boot"))?;
     fs::rename(aside.join("usr/lib/modules"), aside.join("lib/modules"))?;
@@ -65,7 +65,7 @@ fn download(lab: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An apt that knows Debian testing alone, and keeps all it has in one directory.
+/// apt with Debian testing as its only source, and with all its files in one directory.
 struct Apt(Vec<String>);
 
 impl Apt {
@@ -80,9 +80,9 @@ impl Apt {
             ("Dir::Etc::SourceParts", "/dev/null".into()),
             ("Dir::State::Lists", directory.join("lists")),
             ("Dir::Cache", directory.join("cache")),
-            // A mirror that is behind has a kernel that does as well. Its signature is still checked.
+            // The kernel of an outdated mirror is good enough. apt still checks its signature.
             ("Acquire::Check-Valid-Until", "false".into()),
-            // As root, apt would download as a user who may not be able to write here.
+            // As root, apt would download as the user _apt, who may not be able to write here.
             ("APT::Sandbox::User", "root".into()),
         ];
         let options = settings.map(|(name, value)| ["-o".to_owned(), format!("{name}={}", value.display())]);

@@ -11,14 +11,14 @@ use tempfile::TempDir;
 
 use crate::command;
 use crate::packages::is_root;
-use crate::place::Place;
+use crate::workspace::Workspace;
 
 /// The user and the group that may do nothing in particular.
 const NOBODY: u32 = 65534;
 
 /// Runs the demo in each of these ways, with the server that was built. How many there were.
-pub(crate) fn run(place: &Place) -> Result<usize> {
-    let programs = Programs::copy(place)?;
+pub(crate) fn run(workspace: &Workspace) -> Result<usize> {
+    let programs = Programs::copy(workspace)?;
     programs.pass(|_| {})?;
     programs.fail_with_a_server_that_forgets()?;
     if !is_root()? {
@@ -34,10 +34,10 @@ pub(crate) fn run(place: &Place) -> Result<usize> {
 struct Programs(TempDir);
 
 impl Programs {
-    fn copy(place: &Place) -> Result<Self> {
+    fn copy(workspace: &Workspace) -> Result<Self> {
         let directory = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?;
         for name in ["xtask", "scsi-pr"] {
-            fs::copy(place.program(name), directory.path().join(name)).with_context(|| format!("copy {name}"))?;
+            fs::copy(workspace.program(name), directory.path().join(name)).with_context(|| format!("copy {name}"))?;
         }
         Ok(Self(directory))
     }

@@ -148,7 +148,7 @@ fn identifiers(code: &str) -> impl Iterator<Item = &str> {
     code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|name| !name.is_empty())
 }
 
-/// `MapIn`, `map_in` and `MAP_IN` are `map` and `in`.
+/// The parts of `UnitSerial`, `unit_serial` and `UNIT_SERIAL` are `unit` and `serial`.
 fn parts(identifier: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut last_lower = false;
