@@ -42,6 +42,11 @@ pub fn reason(error: impl Into<io::Error>) -> String {
     text
 }
 
+/// Compiles the examples of README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
+
 #[cfg(test)]
 mod tests {
     use super::*;

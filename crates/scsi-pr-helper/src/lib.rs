@@ -20,3 +20,8 @@ pub mod wire;
 
 pub use client::HelperClient;
 pub use server::{Draining, Limits, Peer, Served, serve, serve_all, serve_one};
+
+/// Compiles the examples of README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

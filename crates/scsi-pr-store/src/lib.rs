@@ -37,3 +37,8 @@ pub use manager::SharedReservations;
 pub use memory::MemoryStore;
 pub use store::{Loaded, POLL_INTERVAL, Store, Swap, Version};
 pub use unit::{InvalidNaming, Naming, Unidentified, UnitId, Units};
+
+/// Compiles the examples of README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

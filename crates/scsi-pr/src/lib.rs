@@ -37,3 +37,8 @@ pub use reserve_in::{
 pub use reserve_out::{ReserveOut, ReserveOutAction};
 pub use sense::{Sense, SenseCode, SenseKey};
 pub use transport_id::{InitiatorPort, InvalidTransportId, TransportId};
+
+/// Compiles the examples of README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
