@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, Signal, kill_process};
+use scsi_pr_daemon::log::Log;
 use scsi_pr_daemon::signals;
 use scsi_pr_helper::descriptor::{self, Passed};
 
@@ -80,8 +81,12 @@ pub(crate) fn was_launched() -> bool {
     env::var_os(MARK).is_some()
 }
 
-/// What a helper that a launcher started has of it.
-pub(crate) struct Launcher(OwnedFd);
+/// The connection to the launcher that started this process.
+pub(crate) struct Launcher {
+    socket: OwnedFd,
+    /// Opened before the sandbox forbids it.
+    null: OwnedFd,
+}
 
 impl Launcher {
     /// The launcher of this process, and the listening socket that was passed on.
@@ -93,7 +98,8 @@ impl Launcher {
             Passed::One(listener) => Some(listener),
             _ => None,
         };
-        Ok((Self(socket), listener))
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+        Ok((Self { socket, null }, listener))
     }
 
     /// Leaves the session and the directory of whoever started the launcher.
@@ -102,17 +108,18 @@ impl Launcher {
         env::set_current_dir("/").map_err(failed)
     }
 
-    /// Tells the launcher that the helper serves, and lets go of the standard streams.
+    /// Tells the launcher that the helper serves, and gives up the standard streams: `log` uses the journal from here on.
     ///
     /// # Errors
     ///
-    /// Nobody is waiting any more: the start was cancelled.
-    pub(crate) fn ready(self) -> Result<()> {
+    /// The launcher has ended: its user cancelled the start.
+    pub(crate) fn ready(self, log: &Log) -> Result<()> {
+        let Self { socket, null } = self;
         let _ = io::stdout().flush();
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
         rustix::stdio::dup2_stdin(&null).map_err(failed)?;
-        rustix::net::send(&self.0, &[1], SendFlags::NOSIGNAL)
-            .map_err(|_| Message::new("stopped: nobody waits any more for the helper to start"))?;
+        rustix::net::send(&socket, &[1], SendFlags::NOSIGNAL)
+            .map_err(|_| Message::new("stopped: the start was cancelled"))?;
+        log.leave_stderr();
         rustix::stdio::dup2_stdout(&null).and_then(|()| rustix::stdio::dup2_stderr(&null)).map_err(failed)
     }
 }

@@ -79,7 +79,7 @@ fn run() -> Result<ExitCode> {
 /// Starts, serves, and ends. The order is that of what must not happen before what.
 fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedFd>) -> Result<ExitCode> {
     let stop = signals::stop()?;
-    trace::start(options.log_level(), &options.trace)?;
+    let log = trace::start(options.log_level(), &options.trace)?;
     let mut pid_file = options.pid_file().map(|path| PidFile::lock(&path)).transpose()?;
     let (listener, mut kept) = match activated {
         Some(listener) => (listener, Kept::new(None)),
@@ -101,7 +101,7 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     privileges::drop_to(privileges::SG_IO, CapabilitySet::empty(), options.user, options.group)
         .map_err(|error| Message::new(format!("Failed to drop privileges: {}", reason(error))))?;
     if let Some(launcher) = launcher {
-        launcher.ready()?;
+        launcher.ready(&log)?;
     }
     service_manager.ready();
 

@@ -25,7 +25,7 @@ use scsi_pr_daemon::socket::SocketFile;
 use scsi_pr_helper::descriptor;
 
 use crate::link::{DIRECTORY, Link, NO_SOCKET, SOCKET};
-use crate::message::{Message, invoked_as, reason};
+use crate::message::{invoked_as, reason};
 pub(crate) use process::run;
 
 /// What the monitor is called: its first word, by which this binary knows that it is one.
@@ -145,7 +145,7 @@ impl Kept {
         let Some((path, file)) = self.socket.take() else { return };
         let removed = self.monitor.as_ref().is_some_and(|monitor| monitor.link.remove_socket().is_ok());
         if !removed && let Err(error) = file.remove() {
-            Message::new(format!("Failed to unlink socket {}: {}", path.display(), reason(error))).print();
+            tracing::error!("Failed to unlink socket {}: {}", path.display(), reason(error));
         }
     }
 }

@@ -1,10 +1,14 @@
 //! The log: lines on standard error, which systemd puts into the journal.
 
 use std::io;
+use std::sync::Arc;
 
+use scsi_pr_daemon::log::{Destinations, Log, Record};
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
 
-/// Logs from here on what is of `level` or more severe: one line an event, and whose command it was.
+/// Logs events of `level` and more severe ones from here on: one line each, with the initiator of its command.
 pub(crate) fn start(level: LevelFilter) {
     tracing_subscriber::fmt()
         .with_max_level(level)
@@ -12,17 +16,36 @@ pub(crate) fn start(level: LevelFilter) {
         .without_time()
         .with_target(false)
         .with_ansi(false)
-        .with_writer(|| Stderr)
+        .with_writer(Lines(Arc::new(Log::to_stderr("scsi-pr", Destinations::default()))))
         .init();
 }
 
-/// Standard error, which is never waited for.
-struct Stderr;
+/// Writes to the log of both daemons.
+struct Lines(Arc<Log>);
 
-impl io::Write for Stderr {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        scsi_pr_daemon::log::write(&mut io::stderr().lock(), line);
-        Ok(line.len())
+struct Line {
+    log: Arc<Log>,
+    level: Level,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { log: Arc::clone(&self.0), level: Level::INFO }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line {
+        Line { level: *metadata.level(), ..self.make_writer() }
+    }
+}
+
+impl io::Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let line = String::from_utf8_lossy(bytes);
+        let line = line.trim_end_matches('\n');
+        self.log.write(Record { level: self.level, line, message: line.trim_start() }, Vec::new);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,40 +1,126 @@
-//! Lines for a log that may be full.
+//! Log lines: where they go, and how they are bounded.
+//!
+//! A line goes to standard error. When standard error has no reader any more, this line and every later one go to the
+//! journal, or to syslog where there is no journal. libvirt needs that: it closes its end of a helper's standard error
+//! once the socket exists.
+//!
+//! No write waits for a reader: a line that does not fit is lost. A line has at most [`MAX_LINE`] bytes.
 
-use std::io::Write;
-use std::os::fd::AsFd;
+mod datagram;
+mod stream;
+mod subscriber;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::path::PathBuf;
+use std::sync::{PoisonError, RwLock};
 
-/// Writes a line to a log, unless somebody would have to be waited for: a pipe that is full because its reader hangs must
-/// not stop a daemon. The line is lost then, as it is when the disk is full.
-pub fn write(log: &mut (impl Write + AsFd), line: &[u8]) {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // A pipe with room has room for a page, which is more than a line.
-    if poll(&mut [PollFd::new(log, PollFlags::OUT)], Some(&now)) == Ok(1) {
-        let _ = log.write_all(line);
+use tracing::Level;
+
+use datagram::Datagram;
+use stream::{Stream, Written};
+pub use subscriber::{EventFile, Subscriber};
+
+/// The most bytes of a line, with its newline: a write of so many to a pipe is atomic (`PIPE_BUF`, pipe(7)).
+pub const MAX_LINE: usize = 4096;
+
+/// The sockets of the journal and of syslog.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Destinations {
+    /// Takes datagrams of the journal's native protocol.
+    pub journal: PathBuf,
+    /// Takes datagrams as syslog(3) writes them.
+    pub syslog: PathBuf,
+}
+
+impl Default for Destinations {
+    /// Those of systemd and of syslog(3).
+    fn default() -> Self {
+        Self { journal: "/run/systemd/journal/socket".into(), syslog: "/dev/log".into() }
     }
+}
+
+/// A line of the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// How severe it is.
+    pub level: Level,
+    /// The line for standard error.
+    pub line: &'a str,
+    /// The text for the journal and syslog, which add the program's name.
+    pub message: &'a str,
+}
+
+/// The values of a record for the journal: name and value.
+pub type Fields = Vec<(&'static str, String)>;
+
+/// Writes lines to standard error, or to the journal, or to syslog.
+///
+/// It opens all descriptors when it is made, so it works as well after the process has given up its privileges.
+#[derive(Debug)]
+pub struct Log {
+    /// `None` when standard error has no reader.
+    stream: RwLock<Option<Stream>>,
+    datagram: Option<Datagram>,
+}
+
+impl Log {
+    /// Writes to standard error. `identifier` is the program's name in the journal and in syslog.
+    pub fn to_stderr(identifier: &str, destinations: Destinations) -> Self {
+        Self::new(Stream::of_stderr(), identifier, destinations)
+    }
+
+    fn new(stream: Option<Stream>, identifier: &str, destinations: Destinations) -> Self {
+        let datagram = Datagram::new(identifier, destinations).ok();
+        Self { stream: RwLock::new(stream), datagram }
+    }
+
+    /// Stops using standard error: the journal or syslog gets every later line.
+    pub fn leave_stderr(&self) {
+        *self.stream.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Writes a line. Only the journal needs `fields`, so they are made for the journal alone.
+    pub fn write(&self, record: Record<'_>, fields: impl FnOnce() -> Fields) {
+        if !self.write_to_stream(record.line)
+            && let Some(datagram) = &self.datagram
+        {
+            datagram.send(record, fields());
+        }
+    }
+
+    /// Whether standard error has a reader.
+    fn write_to_stream(&self, line: &str) -> bool {
+        let stream = self.stream.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = &*stream else { return false };
+        if open.write_line(line) != Written::NoReader {
+            return true;
+        }
+        drop(stream);
+        self.leave_stderr();
+        false
+    }
+}
+
+/// The beginning of `text`, of at most `length` bytes, cut between characters.
+pub fn cut(text: &str, length: usize) -> &str {
+    &text[..text.floor_char_boundary(length)]
+}
+
+/// The text on one line: escapes the characters that act on a terminal, look like another line, or change the direction
+/// of writing.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            _ if character.is_control() => escaped.extend(character.escape_default()),
+            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                escaped.extend(character.escape_unicode());
+            }
+            _ => escaped.push(character),
+        }
+    }
+    escaped
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Read;
-
-    #[test]
-    fn a_line_is_written_where_there_is_room_and_lost_where_there_is_none() {
-        let (mut reader, mut log) = std::io::pipe().unwrap();
-        write(&mut log, b"first\n");
-        let mut line = [0; 6];
-        reader.read_exact(&mut line).unwrap();
-        assert_eq!(&line, b"first\n");
-        rustix::io::ioctl_fionbio(&log, true).unwrap();
-        while log.write(&[b'x'; 4096]).is_ok() {}
-        rustix::io::ioctl_fionbio(&log, false).unwrap();
-        // It would wait for ever.
-        write(&mut log, b"second\n");
-        drop(log);
-        let mut rest = Vec::new();
-        reader.read_to_end(&mut rest).unwrap();
-        assert!(rest.iter().all(|byte| *byte == b'x'));
-    }
-}
+mod tests;

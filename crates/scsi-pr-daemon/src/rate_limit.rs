@@ -127,7 +127,7 @@ mod tests {
     fn a_flood_of_one_key_suppresses_no_event_of_another() {
         let limiter = RateLimiter::new(2, 100, PERIOD);
         let start = Instant::now();
-        (0..1_000).for_each(|_| drop(limiter.check_at("flood", start)));
+        (0..1_000).for_each(|_| _ = limiter.check_at("flood", start));
         assert_eq!(limiter.check_at("other", start), Some(Suppressed(0)));
     }
 
@@ -154,8 +154,8 @@ mod tests {
     fn the_count_of_a_forgotten_key_is_not_lost() {
         let limiter = RateLimiter::new(1, u32::MAX, PERIOD);
         let start = Instant::now();
-        (0..3).for_each(|_| drop(limiter.check_at(0, start)));
-        (1..MAX_KEYS).for_each(|key| drop(limiter.check_at(key, start)));
+        (0..3).for_each(|_| _ = limiter.check_at(0, start));
+        (1..MAX_KEYS).for_each(|key| _ = limiter.check_at(key, start));
         assert_eq!(limiter.check_at(MAX_KEYS, start + PERIOD), Some(Suppressed(2)));
     }
 

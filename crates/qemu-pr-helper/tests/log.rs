@@ -1,0 +1,80 @@
+//! Where the log goes when standard error has no reader. These tests need root, for a mount namespace.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{HELPER, Running, directory, handshake};
+use rustix::process::Signal;
+
+/// A journal in a directory that the helper of [`command`] sees as the system's.
+fn journal(directory: &Path) -> UnixDatagram {
+    std::fs::create_dir(directory.join("journal")).unwrap();
+    let socket = UnixDatagram::bind(directory.join("journal/socket")).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    socket
+}
+
+fn command(directory: &Path, arguments: &str) -> Command {
+    let mut command = Command::new("unshare");
+    let script = format!(
+        "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind {journal} /run/systemd/journal \
+         && exec {HELPER} -k {socket} {arguments}",
+        journal = directory.join("journal").display(),
+        socket = directory.join("s").display(),
+    );
+    command.args(["--mount", "--propagation=private", "sh", "-c", &script]).stdin(Stdio::null());
+    command
+}
+
+/// Breaks the protocol, which is a line of the log.
+fn break_protocol(socket: &Path) {
+    let mut client = handshake(socket);
+    client.write_all(&[0; 20]).unwrap();
+    // The helper closes the connection after it has logged.
+    let _ = client.read_to_end(&mut Vec::new());
+}
+
+fn received(journal: &UnixDatagram) -> String {
+    let mut datagram = [0; 8192];
+    let length = journal.recv(&mut datagram).expect("the journal gets a line");
+    String::from_utf8_lossy(&datagram[..length]).into_owned()
+}
+
+#[test]
+fn lines_go_to_the_journal_once_standard_error_is_closed() {
+    let directory = directory();
+    let journal = journal(directory.path());
+    let socket = directory.path().join("s");
+    let (reader, writer) = std::io::pipe().unwrap();
+    let running = Running::start(command(directory.path(), "").stderr(writer), &socket);
+    // As libvirt does it once the socket is there.
+    drop(reader);
+    break_protocol(&socket);
+    let line = received(&journal);
+    for part in ["MESSAGE=No file descriptor in request", "\nPRIORITY=4\n", "\nSYSLOG_IDENTIFIER=qemu-pr-helper\n"] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
+}
+
+#[test]
+fn helper_in_the_background_logs_to_the_journal() {
+    let directory = directory();
+    let journal = journal(directory.path());
+    let socket = directory.path().join("s");
+    let pid_file = directory.path().join("pid");
+    let arguments = format!("-d -f {}", pid_file.display());
+    let status = command(directory.path(), &arguments).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert!(status.success());
+    let pid: i32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+    break_protocol(&socket);
+    assert!(received(&journal).contains("MESSAGE=No file descriptor in request"));
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    common::wait_for("the socket to be removed", || (!socket.exists()).then_some(()));
+}
