@@ -3,15 +3,18 @@
 //! - No sentence of the README, SECURITY.md, `docs/` and the crates' READMEs has more than [`MAX_WORDS`] words.
 //! - No document, comment, message or identifier uses a term of `prose/banned.txt`.
 //! - No sentence of a document or comment starts with a headless relative clause ("What does not fit …").
+//! - Every relative link of a document leads to a file and a heading.
+//! - Every test that SECURITY.md names exists.
 
 mod banned;
+mod links;
 mod markdown;
 mod rules;
 mod rust;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,16 +43,21 @@ enum Rule {
     LongSentence,
     BannedTerm,
     HeadlessClause,
+    BrokenLink,
+    UnknownTest,
 }
 
 impl Rule {
-    const ALL: [Self; 3] = [Self::LongSentence, Self::BannedTerm, Self::HeadlessClause];
+    const ALL: [Self; 5] =
+        [Self::LongSentence, Self::BannedTerm, Self::HeadlessClause, Self::BrokenLink, Self::UnknownTest];
 
     const fn name(self) -> &'static str {
         match self {
             Self::LongSentence => "long-sentence",
             Self::BannedTerm => "banned-term",
             Self::HeadlessClause => "headless-clause",
+            Self::BrokenLink => "broken-link",
+            Self::UnknownTest => "unknown-test",
         }
     }
 }
@@ -105,12 +113,19 @@ impl Report {
     fn of(workspace: &Path, paths: &[PathBuf]) -> Result<Self> {
         let banned = Banned::list();
         let mut findings = BTreeMap::new();
-        for path in files(workspace)? {
+        let files = files(workspace)?;
+        let functions = functions(workspace, &files)?;
+        for path in files {
             if !paths.is_empty() && !paths.iter().any(|root| path.starts_with(root)) {
                 continue;
             }
             let text = fs::read_to_string(workspace.join(&path)).with_context(|| format!("read {}", path.display()))?;
-            findings.insert(path.clone(), check(&path, &text, &banned));
+            let mut found = check(&path, &text, &banned);
+            if path.extension().is_some_and(|extension| extension == "md") {
+                found.extend(links::broken(workspace, &path, &text));
+                found.extend(links::unknown_tests(&path, &text, &functions));
+            }
+            findings.insert(path, found);
         }
         if findings.is_empty() {
             bail!("no file with prose is below {paths:?}, relative to {}", workspace.display());
@@ -130,20 +145,22 @@ impl Report {
 /// One line for each finding, then the counts of each crate.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut crates: BTreeMap<String, [usize; 3]> = BTreeMap::new();
+        let mut crates: BTreeMap<String, [usize; RULES]> = BTreeMap::new();
         for (path, findings) in &self.0 {
             for Finding { line, rule, detail, text } in findings {
                 writeln!(f, "{}:{line}: {} ({detail}): {text}", path.display(), rule.name())?;
                 crates.entry(part_of_workspace(path)).or_default()[*rule as usize] += 1;
             }
         }
-        let [long, banned, headless] = Rule::ALL.map(Rule::name);
-        writeln!(f, "{:<26} {long:>15} {banned:>15} {headless:>15}", "")?;
-        for (part, [long, banned, headless]) in crates {
-            writeln!(f, "{part:<26} {long:>15} {banned:>15} {headless:>15}")?;
+        let mut row = |name: &str, cells: [String; RULES]| {
+            let cells: String = cells.iter().map(|cell| format!(" {cell:>15}")).collect();
+            writeln!(f, "{name:<26}{cells}")
+        };
+        row("", Rule::ALL.map(|rule| rule.name().to_owned()))?;
+        for (part, counts) in crates {
+            row(&part, counts.map(|count| count.to_string()))?;
         }
-        let [long, banned, headless] = Rule::ALL.map(|rule| self.count(rule));
-        writeln!(f, "{:<26} {long:>15} {banned:>15} {headless:>15}", "all")
+        row("all", Rule::ALL.map(|rule| self.count(rule).to_string()))
     }
 }
 
@@ -234,6 +251,16 @@ fn files(workspace: &Path) -> Result<Vec<PathBuf>> {
     files.retain(|path| has_prose(workspace, path));
     files.sort_unstable();
     Ok(files)
+}
+
+/// The names of all functions in the Rust files among `files`.
+fn functions(workspace: &Path, files: &[PathBuf]) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for path in files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
+        let source = fs::read_to_string(workspace.join(path)).with_context(|| format!("read {}", path.display()))?;
+        names.extend(links::functions(&source));
+    }
+    Ok(names)
 }
 
 fn has_prose(workspace: &Path, path: &Path) -> bool {
