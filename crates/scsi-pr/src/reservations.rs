@@ -126,8 +126,8 @@ pub struct Outcome {
     /// Whether the value has changed: then the record must be stored before the answer is given.
     pub changed: bool,
     /// After PREEMPT AND ABORT, the nexuses whose commands are to be aborted before the answer is given, in the order of
-    /// their registrations. The sender is among them if its own registration was preempted too (only commands other than
-    /// this one are aborted). Else empty.
+    /// their registrations. The sender is among them if its own key was preempted too (only commands other than this one
+    /// are aborted). Else empty.
     pub aborted: Vec<Nexus>,
 }
 

@@ -45,7 +45,6 @@ deviations! {
     ALL_TG_PT_SHOWN = "ALL_TG_PT shown", "READ FULL STATUS shows the bit, and then no target port";
     CLEAR_APTPL = "CLEAR ends APTPL", "CLEAR switches APTPL off";
     PREEMPT_REMEMBERED = "one of all registrants", "LIO remembers one of all registrants as the holder; PREEMPT with its key takes the reservation over";
-    PREEMPT_ALL_STAYS = "PREEMPT never removes one of all", "under all registrants the sender keeps its registration, its own key or not";
     ALLOW_COMMANDS = "ALLOW COMMANDS 001b", "LIO lets fewer commands pass than SPC-4 allows";
     SHORT_READ = "05/24/00 for a short allocation length", "LIO wants room for the header";
     SPC2_HOLDER = "SPC-2 for the holder alone", "a registrant who does not hold the reservation gets a conflict for RESERVE and RELEASE of SPC-2 under registrants only and all registrants";
@@ -405,19 +404,6 @@ impl Lio {
                 }
                 if service_action_key == 0 {
                     self.remembered = None;
-                }
-                let own = before.model.key_of(nexus) == Some(service_action_key);
-                if own {
-                    // The others with that key go, the sender stays.
-                    let at = before.model.registrants.iter().position(|one| one.nexus == *nexus).unwrap_or(0);
-                    let sender = before.model.registrants[at].clone();
-                    let place = before.model.registrants[..at]
-                        .iter()
-                        .filter(|one| self.model.key_of(&one.nexus).is_some())
-                        .count();
-                    self.model.registrants.insert(place, sender);
-                    self.model.reservation = before.model.reservation.clone();
-                    return (good(), Some(PREEMPT_ALL_STAYS));
                 }
                 (standard, None)
             }

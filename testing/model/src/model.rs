@@ -455,7 +455,9 @@ impl Model {
         // 5.13.11.2.6: the commands of all of them are aborted, those of the sender too; it may keep its registration.
         let matching: Vec<Nexus> =
             self.registrants.iter().filter(|one| matching(one)).map(|one| one.nexus.clone()).collect();
-        let removed: Vec<Nexus> = matching.iter().filter(|one| !(takes_over && *one == nexus)).cloned().collect();
+        // Whoever becomes the holder stays; and under all registrants nobody leaves by a PREEMPT of its own.
+        let stays = takes_over || held_by_all;
+        let removed: Vec<Nexus> = matching.iter().filter(|one| !(stays && *one == nexus)).cloned().collect();
         self.registrants.retain(|one| !removed.contains(&one.nexus));
         for one in &removed {
             if one != nexus {
@@ -467,8 +469,6 @@ impl Model {
             if before.as_ref().is_some_and(|before| before.kind != scope_type) {
                 self.tell_registrants(nexus, RESERVATIONS_RELEASED);
             }
-        } else if self.registrants.is_empty() {
-            self.reservation = None;
         }
         self.generation = self.generation.wrapping_add(1);
 
@@ -476,6 +476,7 @@ impl Model {
             (Some(Holding { holder: None, .. }), true) => ways::PREEMPT_ALL,
             (Some(Holding { holder: Some(holder), .. }), true) if holder == *nexus => ways::PREEMPT_SELF,
             (_, true) => ways::PREEMPT_HOLDER,
+            (Some(Holding { holder: None, .. }), false) if matching.contains(nexus) => ways::PREEMPT_SELF_OF_ALL,
             (_, false) if removed.contains(nexus) => ways::PREEMPT_OWN_KEY,
             (Some(Holding { holder: None, .. }), false) => ways::PREEMPT_SOME_OF_ALL,
             (Some(_), false) => ways::PREEMPT_OTHERS,

@@ -58,6 +58,7 @@ ways! {
     PREEMPT_SELF = "PREEMPT: the holder's own reservation";
     PREEMPT_HOLDER = "PREEMPT: takes over from the holder";
     PREEMPT_OWN_KEY = "PREEMPT: the sender's own key";
+    PREEMPT_SELF_OF_ALL = "PREEMPT: the sender's own key, one of all registrants";
     PREEMPT_SOME_OF_ALL = "PREEMPT: some of all registrants";
     PREEMPT_OTHERS = "PREEMPT: registrants who hold nothing";
     PREEMPT_UNRESERVED = "PREEMPT: registrants, nothing is reserved";
@@ -65,6 +66,7 @@ ways! {
     ABORT_SELF = "PREEMPT AND ABORT: the holder's own reservation";
     ABORT_HOLDER = "PREEMPT AND ABORT: takes over from the holder";
     ABORT_OWN_KEY = "PREEMPT AND ABORT: the sender's own key";
+    ABORT_SELF_OF_ALL = "PREEMPT AND ABORT: the sender's own key, one of all registrants";
     ABORT_SOME_OF_ALL = "PREEMPT AND ABORT: some of all registrants";
     ABORT_OTHERS = "PREEMPT AND ABORT: registrants who hold nothing";
     ABORT_UNRESERVED = "PREEMPT AND ABORT: registrants, nothing is reserved";
@@ -100,6 +102,7 @@ pub(crate) fn aborting(way: Way) -> Way {
         PREEMPT_SELF => ABORT_SELF,
         PREEMPT_HOLDER => ABORT_HOLDER,
         PREEMPT_OWN_KEY => ABORT_OWN_KEY,
+        PREEMPT_SELF_OF_ALL => ABORT_SELF_OF_ALL,
         PREEMPT_SOME_OF_ALL => ABORT_SOME_OF_ALL,
         PREEMPT_OTHERS => ABORT_OTHERS,
         _ => ABORT_UNRESERVED,

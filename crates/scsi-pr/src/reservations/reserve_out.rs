@@ -289,7 +289,10 @@ impl Reservations {
         Ok(CHANGED)
     }
 
-    /// Whom it preempted, in the order of their registrations.
+    /// The nexuses whose key was preempted, in the order of their registrations. The sender may be one of them.
+    ///
+    /// Under a reservation of all registrants, a sender whose own key is preempted keeps its registration, as with LIO and
+    /// SCST: otherwise a self-preempt by the last registrant would end the reservation (`docs/reference/standard.md`).
     fn preempt(&mut self, nexus: &Nexus, key: Key, victim: Key, scope_type: ScopeType) -> Result<Vec<Nexus>, Refusal> {
         self.check_registrant(nexus, key)?;
         let held_by_all = matches!(&self.reservation, Some(Holding { holder: None, .. }));
@@ -317,7 +320,8 @@ impl Reservations {
         for registrant in &preempted {
             if registrant != nexus {
                 self.remove(registrant, Some(Attention::RegistrationsPreempted));
-            } else if !takes_over {
+            } else if !takes_over && !held_by_all {
+                // A registrant that preempts itself must not end, by its own departure, the reservation of all.
                 self.remove(registrant, None);
             }
         }
@@ -326,8 +330,6 @@ impl Reservations {
             if old.is_some_and(|old| old.reservation_type != new_type) {
                 self.tell_released(nexus);
             }
-        } else if self.registrations.is_empty() {
-            self.reservation = None;
         }
         self.generation = self.generation.next();
         Ok(preempted)

@@ -7,6 +7,7 @@ mod attentions;
 mod conflicts;
 mod length;
 mod losses;
+mod migration;
 mod moving;
 mod preempting;
 mod reading;

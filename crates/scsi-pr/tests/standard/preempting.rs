@@ -39,11 +39,14 @@ mod table_72 {
         all_registrants_a_key_that_is_nobodys: held(WE_AR), preempt(B, KEY_B, OTHER, EA) => CONFLICT, ALL_THREE, All(WE_AR), [];
         all_registrants_the_key_of_some:
             shared(EA_AR), preempt(C, KEY_C, OTHER, EA) => COUNTED, [(C, KEY_C)], All(EA_AR), [(A, PREEMPTED), (B, PREEMPTED)];
-        all_registrants_the_senders_own_key:
-            held(WE_AR), preempt(B, KEY_B, KEY_B, EA) => COUNTED, [(A, KEY_A), (C, KEY_C)], All(WE_AR), [];
-        all_registrants_everybodys_key_ends_it:
+        all_registrants_the_senders_own_key_keeps_the_sender:
+            held(WE_AR), preempt(B, KEY_B, KEY_B, EA) => COUNTED, ALL_THREE, All(WE_AR), [];
+        all_registrants_the_key_of_all_keeps_the_sender_and_the_reservation:
             [register(A, NONE, OTHER), register(B, NONE, OTHER), reserve(A, OTHER, WE_AR)], preempt(B, OTHER, OTHER, EA)
-            => COUNTED, [], Nobody, [(A, PREEMPTED)];
+            => COUNTED, [(B, OTHER)], All(WE_AR), [(A, PREEMPTED)];
+        all_registrants_the_key_of_the_only_one_keeps_it_and_the_reservation:
+            [register(A, NONE, KEY_A), reserve(A, KEY_A, EA_AR)], preempt(A, KEY_A, KEY_A, EA_AR)
+            => COUNTED, [(A, KEY_A)], All(EA_AR), [];
         all_registrants_a_key_and_no_type:
             held(WE_AR), preempt(B, KEY_B, KEY_A, ScopeType(0xff)) => COUNTED, [(B, KEY_B), (C, KEY_C)], All(WE_AR), [(A, PREEMPTED)];
         one_holder_no_key: held(WE_RO), preempt(B, KEY_B, NONE, WE_RO) => BAD_LIST, ALL_THREE, One(WE_RO, A), [];

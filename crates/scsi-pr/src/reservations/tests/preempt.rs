@@ -27,11 +27,11 @@ fn preempt_all_registrants_with_a_key_removes_only_registrations() {
     unit.keys_are(4, &[2, 3]);
     assert_eq!(unit.held(), Some((NONE, EA_AR)));
     assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![REGISTRATION_PREEMPTED], vec![], vec![]));
-    // The own key too; and with the last registrant the reservation goes.
+    // The sender keeps its own registration, and with it the reservation.
     assert_eq!(unit.preempt(3, key(2), WE), GOOD);
-    assert_eq!(unit.preempt(3, key(3), WE), GOOD);
-    unit.keys_are(6, &[]);
-    assert_eq!(unit.held(), None);
+    assert_eq!(unit.out(3, &preempt_and_abort(3, key(3), WE)), GOOD);
+    unit.keys_are(6, &[3]);
+    assert_eq!(unit.held(), Some((NONE, EA_AR)));
     assert!(unit.told(3).is_empty());
 }
 
