@@ -31,10 +31,10 @@ const FIGURES: [Figure; 13] = [
     figure("alone RELEASE", "multipath: RELEASE", MPATHPERSIST, Some(1.2)),
     figure("alone unregister", "multipath: the registration undone", MPATHPERSIST, Some(1.2)),
     figure("alone", "multipath: these four together", MPATHPERSIST, Some(1.2)),
-    figure("at once, ours", "multipath: the four on ten maps at once", "one map", Some(3.0)),
+    figure("at once, helper", "multipath: the four on ten maps at once", "one map", Some(3.0)),
     figure("at once, mpathpersist", "multipath: mpathpersist on ten maps at once", "one map", None),
     figure(
-        "slow array, ours",
+        "slow array, helper",
         "multipath: the four on ten maps at once, where the array takes 20 ms to answer",
         "one map",
         None,

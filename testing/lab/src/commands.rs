@@ -1,4 +1,4 @@
-//! The commands of the lab, in words and in bytes.
+//! The commands of the lab: their text in reports, and their bytes.
 
 use std::fmt;
 
@@ -15,12 +15,12 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// As a manager takes it.
+    /// The command for a [`PrManager`](scsi_pr::PrManager).
     pub(crate) fn command(&self) -> Command<'_> {
         self.command.command()
     }
 
-    /// The command without its rules: any service action, TYPE byte and parameter list. `length` bytes are announced.
+    /// A command that need not be valid. `length` is the length in the CDB, whatever the length of `list`.
     pub(crate) fn raw(
         text: &str,
         opcode: Opcode,
@@ -74,30 +74,30 @@ pub(crate) fn read_full_status() -> Request {
     Request::read(ReserveInAction::ReadFullStatus)
 }
 
-/// REGISTER: gives the sender, who has the key `from` or none, the key `to`.
+/// REGISTER: replaces the sender's key `from`, zero for none, by `to`.
 pub(crate) fn register(from: Key, to: Key) -> Request {
     register_with(from, to, None, false, false)
 }
 
-/// REGISTER for all target ports: ALL_TG_PT.
-pub(crate) fn register_everywhere(to: Key) -> Request {
+/// REGISTER with ALL_TG_PT, for all target ports.
+pub(crate) fn register_all_tg_pt(to: Key) -> Request {
     register_with(Key::ZERO, to, None, true, false)
 }
 
-/// REGISTER to survive a loss of power: APTPL.
-pub(crate) fn register_for_good(to: Key) -> Request {
+/// REGISTER with APTPL, to persist through a power loss.
+pub(crate) fn register_aptpl(to: Key) -> Request {
     register_with(Key::ZERO, to, None, false, true)
 }
 
-/// REGISTER of the sender and of other ports: SPEC_I_PT.
-pub(crate) fn register_for(to: Key, ports: &[TransportId]) -> Request {
+/// REGISTER with SPEC_I_PT, for the sender and for other ports.
+pub(crate) fn register_spec_i_pt(to: Key, ports: &[TransportId]) -> Request {
     register_with(Key::ZERO, to, Some(ports.to_vec()), false, false)
 }
 
 fn register_with(from: Key, to: Key, ports: Option<Vec<TransportId>>, all_tg_pt: bool, aptpl: bool) -> Request {
     let mut detail = match (from.is_zero(), to.is_zero()) {
         (true, _) => short(to),
-        (false, true) => format!("nothing instead of {}", short(from)),
+        (false, true) => format!("no key instead of {}", short(from)),
         (false, false) => format!("{} instead of {}", short(to), short(from)),
     };
     for (set, name) in [(ports.is_some(), " SPEC_I_PT"), (all_tg_pt, " ALL_TG_PT"), (aptpl, " APTPL")] {
@@ -130,13 +130,13 @@ pub(crate) fn clear(key: Key) -> Request {
     Request::out(format!("with {}", short(key)), &ReserveOut::Clear { key })
 }
 
-/// PREEMPT of who has the key `victim`.
+/// PREEMPT of the registrants with the key `victim`.
 pub(crate) fn preempt(key: Key, victim: Key, kind: Type) -> Request {
     let detail = format!("{}, {}", short(victim), with(key, kind));
     Request::out(detail, &ReserveOut::Preempt { key, service_action_key: victim, scope_type: ScopeType::from(kind) })
 }
 
-/// PREEMPT AND ABORT of who has the key `victim`.
+/// PREEMPT AND ABORT of the registrants with the key `victim`.
 pub(crate) fn preempt_and_abort(key: Key, victim: Key, kind: Type) -> Request {
     let detail = format!("{}, {}", short(victim), with(key, kind));
     Request::out(

@@ -1,5 +1,5 @@
-//! `cargo xtask demo --real`: the main job, told step by step. A reservation is taken, seen, enforced and, when its holder
-//! fails, taken over.
+//! `cargo xtask demo --real`: the failover of a cluster, step by step. One host reserves a disk, the disk enforces it, and
+//! another host takes over when the holder fails.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -20,64 +20,64 @@ const KEY_A: Key = Key(0xaaaa);
 const KEY_B: Key = Key(0xbbbb);
 const KIND: Type = Type::WriteExclusive;
 
-/// Tells the story with the helper at `program`; ends with an error at the first step that does not behave.
+/// Runs every step with the helper at `program`. Ends with an error at the first unexpected result.
 pub(crate) fn run(program: &Path) -> Result<()> {
     line("Two hosts, one disk: who may write?");
     line("");
     let unit = Target::start()?.unit()?;
     let [a, b] = &unit.disks;
-    line("A real SCSI target, the Linux kernel's own, offers one disk to two initiators over iSCSI:");
+    line("A real SCSI target, the Linux kernel's, offers one disk to two initiators over iSCSI:");
     line(&format!(
         "  {} is the disk as host A sees it, {} is the same disk as host B sees it.",
         a.display(),
         b.display()
     ));
     let helper = Helper::start(program, "pr-helper", &[])?;
-    line("The helper runs as an administrator would start it:");
+    line("The helper runs as an administrator starts it:");
     line(&format!("  qemu-pr-helper -k {}", helper.socket().display()));
     line(
         "Every PERSISTENT RESERVE below goes to it as QEMU sends it: 16 bytes of CDB, the open disk, a parameter list.",
     );
     line("Reads and writes go straight to the disk.");
-    tell(&mut Story::new(&helper, &unit)?)?;
+    steps(&mut Demo::new(&helper, &unit)?)?;
     line("");
-    line("One writer at a time, enforced by the disk itself. That is all there is to it.");
+    line("The disk itself enforced one writer at a time.");
     Ok(())
 }
 
-fn tell(story: &mut Story) -> Result<()> {
-    story.step("A makes itself known to the disk: it registers a key.");
-    story.command(A, &register(Key::ZERO, KEY_A), &Expect::Good)?;
-    story.step("A takes the reservation. From now on only A may write.");
-    story.command(A, &reserve(KEY_A, KIND), &Expect::Good)?;
-    story.step("B sees who has it.");
-    story.command(B, &read_reservation(), &Expect::Reservation(Some((KEY_A, KIND))))?;
-    story.step("B registers too, but it cannot reserve what A has.");
-    story.command(B, &register(Key::ZERO, KEY_B), &Expect::Good)?;
-    story.command(B, &reserve(KEY_B, KIND), &Expect::Conflict)?;
-    story.step("The disk enforces it: B's write is refused, A's passes.");
-    story.write(B, false)?;
-    story.write(A, true)?;
-    story.read(B, A)?;
-    story.step("A hangs. It answers nobody, and nobody knows what it will still write. B throws it out.");
-    story.command(B, &preempt_and_abort(KEY_B, KEY_A, KIND), &Expect::Good)?;
-    story.command(B, &read_keys(), &Expect::Keys(vec![KEY_B]))?;
-    story.command(B, &read_reservation(), &Expect::Reservation(Some((KEY_B, KIND))))?;
-    story.step("Now B has the disk, and goes on with A's work.");
-    story.write(B, true)?;
-    story.step("A wakes up. The disk tells it once what happened, and lets none of its late writes through.");
-    story.command(A, &read_reservation(), &Expect::Sense(SenseCode::REGISTRATIONS_PREEMPTED))?;
-    story.write(A, false)?;
-    story.read(A, B)
+fn steps(demo: &mut Demo) -> Result<()> {
+    demo.step("A registers a key.");
+    demo.command(A, &register(Key::ZERO, KEY_A), &Expect::Good)?;
+    demo.step("A reserves the disk. From now on only A may write.");
+    demo.command(A, &reserve(KEY_A, KIND), &Expect::Good)?;
+    demo.step("B reads the reservation and sees A's key.");
+    demo.command(B, &read_reservation(), &Expect::Reservation(Some((KEY_A, KIND))))?;
+    demo.step("B registers too, but it cannot reserve the disk that A holds.");
+    demo.command(B, &register(Key::ZERO, KEY_B), &Expect::Good)?;
+    demo.command(B, &reserve(KEY_B, KIND), &Expect::Conflict)?;
+    demo.step("The disk refuses B's write and accepts A's.");
+    demo.write(B, false)?;
+    demo.write(A, true)?;
+    demo.read(B, A)?;
+    demo.step("A hangs, and its late writes would be a danger. B preempts A.");
+    demo.command(B, &preempt_and_abort(KEY_B, KEY_A, KIND), &Expect::Good)?;
+    demo.command(B, &read_keys(), &Expect::Keys(vec![KEY_B]))?;
+    demo.command(B, &read_reservation(), &Expect::Reservation(Some((KEY_B, KIND))))?;
+    demo.step("B holds the disk now, and continues A's work.");
+    demo.write(B, true)?;
+    demo.step("A wakes up. The disk reports the preemption once, and refuses A's late writes.");
+    demo.command(A, &read_reservation(), &Expect::Sense(SenseCode::REGISTRATIONS_PREEMPTED))?;
+    demo.write(A, false)?;
+    demo.read(A, B)
 }
 
-struct Story {
+struct Demo {
     helper: HelperClient,
     disks: [Disk; 2],
     steps: u32,
 }
 
-impl Story {
+impl Demo {
     fn new(helper: &Helper, unit: &Unit) -> Result<Self> {
         let [a, b] = &unit.disks;
         Ok(Self { helper: helper.client(), disks: [Disk::open(a)?, Disk::open(b)?], steps: 0 })
@@ -95,12 +95,12 @@ impl Story {
         let what = format!("{}, service action {action:02x}h: {request}", command.opcode());
         let completion = self.helper.execute(self.disk(node).file().as_fd(), command)?;
         let answer =
-            if expected.is_met_by(&completion) { in_words(&completion, expected) } else { completion.to_string() };
-        said(node, &what, &answer);
+            if expected.is_met_by(&completion) { text_of(&completion, expected) } else { completion.to_string() };
+        print_exchange(node, &what, &answer);
         if expected.is_met_by(&completion) { Ok(()) } else { bail!("the answer should have been: {expected}") }
     }
 
-    /// `node` writes its letter.
+    /// `node` writes its letter. The disk must accept it, or refuse it if not `passes`.
     fn write(&self, node: Node, passes: bool) -> Result<()> {
         let outcome = self.disk(node).write(letter(node));
         let answer = match &outcome {
@@ -108,7 +108,7 @@ impl Story {
             Err(error) if is_conflict(error) => "refused: RESERVATION CONFLICT (18h)".to_owned(),
             Err(error) => error.to_string(),
         };
-        said(node, &format!("WRITE of a block full of \"{node:?}\""), &answer);
+        print_exchange(node, &format!("WRITE of a block full of \"{node:?}\""), &answer);
         match outcome {
             Ok(()) if passes => Ok(()),
             Err(error) if !passes && is_conflict(&error) => Ok(()),
@@ -116,11 +116,11 @@ impl Story {
         }
     }
 
-    /// `node` reads what `writer` has written.
+    /// `node` reads the block, which must have `writer`'s letter.
     fn read(&self, node: Node, writer: Node) -> Result<()> {
-        let found = self.disk(node).read()?;
-        said(node, "READ of that block", &format!("full of \"{}\"", char::from(found)));
-        if found == letter(writer) { Ok(()) } else { bail!("the block should have been full of \"{writer:?}\"") }
+        let byte = self.disk(node).read()?;
+        print_exchange(node, "READ of that block", &format!("full of \"{}\"", char::from(byte)));
+        if byte == letter(writer) { Ok(()) } else { bail!("the block should have been full of \"{writer:?}\"") }
     }
 
     fn disk(&self, node: Node) -> &Disk {
@@ -139,13 +139,13 @@ fn letter(node: Node) -> u8 {
     }
 }
 
-fn said(node: Node, what: &str, answer: &str) {
+fn print_exchange(node: Node, what: &str, answer: &str) {
     line(&format!("     {node:?} sends   {what}"));
     line(&format!("     {node:?} gets    {answer}"));
 }
 
-/// An answer that is as it should be.
-fn in_words(completion: &Completion, expected: &Expect) -> String {
+/// The text of an answer that is as expected.
+fn text_of(completion: &Completion, expected: &Expect) -> String {
     match completion {
         Completion::Good(_) => format!("GOOD (00h){}", expected.to_string().trim_start_matches("GOOD")),
         Completion::CheckCondition(_) => expected.to_string(),

@@ -1,4 +1,4 @@
-//! One initiator's disk: reads and writes that reach the target, and nothing in between that remembers them.
+//! One initiator's disk. Reads and writes bypass every cache and reach the target.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// What O_DIRECT wants of a buffer: its address and its length are multiples of this.
+/// The alignment, in bytes, that O_DIRECT requires of a buffer's address and length.
 const BLOCK: usize = 4096;
 
-/// A disk, open for reading and writing, past the page cache.
+/// A disk, open for reading and writing with O_DIRECT.
 pub(crate) struct Disk(File);
 
 impl Disk {
@@ -23,12 +23,12 @@ impl Disk {
         Ok(Self(file.with_context(|| format!("open {}", path.display()))?))
     }
 
-    /// The open device, to send commands about.
+    /// The open device, for commands.
     pub(crate) fn file(&self) -> &File {
         &self.0
     }
 
-    /// Writes its first block, all of it `byte`.
+    /// Fills its first block with `byte`.
     pub(crate) fn write(&self, byte: u8) -> io::Result<()> {
         let memory = [byte; 2 * BLOCK];
         let start = memory.as_ptr().align_offset(BLOCK);
@@ -45,7 +45,7 @@ impl Disk {
     }
 }
 
-/// Whether a read or a write ended like this because a reservation shuts the initiator out.
+/// Whether a read or a write failed because of a reservation conflict.
 pub(crate) fn is_conflict(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::BADE.raw_os_error())
 }

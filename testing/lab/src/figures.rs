@@ -1,7 +1,7 @@
-//! `cargo xtask bench multipath`: what commands on multipath maps take, each against something else that takes turns with
-//! it in the same boot.
+//! `cargo xtask bench multipath`: the times of commands on multipath maps, each next to another measurement that alternates
+//! with it in the same boot.
 //!
-//! One line is printed a round, `round FIGURE OURS OTHER` with tabs in between. The bench makes its table of them.
+//! Each round prints a line `round FIGURE HELPER OTHER`, separated by tabs. The bench makes its table from these lines.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -27,10 +27,10 @@ use crate::target::Target;
 const KEY: Key = Key(0xaaa);
 const KIND: Type = Type::WriteExclusiveRegistrantsOnly;
 
-/// How many maps there are, and are reserved at once.
+/// The number of maps that are reserved at once.
 const MAPS: usize = 10;
 
-/// The paths of each.
+/// The number of paths of each map.
 const PATHS: usize = 2;
 
 /// Measures the helper at `program`, as an ordinary user.
@@ -64,9 +64,9 @@ fn start(program: &Path, name: &str, options: &[&str]) -> Result<Helper> {
     Helper::start(program, name, &[&["-u", "nobody"], options].concat())
 }
 
-/// What figures are made of: a round's time of ours, and of what it is held against.
-fn round(figure: &str, ours: f64, other: f64) {
-    line(&format!("round\t{figure}\t{ours}\t{other}"));
+/// Prints a round: the helper's value, and the one that it is compared with.
+fn round(figure: &str, helper: f64, other: f64) {
+    line(&format!("round\t{figure}\t{helper}\t{other}"));
 }
 
 /// A map, for the helper and for mpathpersist.
@@ -84,14 +84,15 @@ impl Device {
     }
 }
 
-/// A command, and what mpathpersist is told to have it do the same.
+/// A command, and the arguments of mpathpersist for the same command.
 struct Step {
     name: &'static str,
     request: Request,
     arguments: Vec<String>,
 }
 
-/// What a cluster does: each leaves the map as the next wants it, and the last as the first does.
+/// The commands of a cluster. Each leaves the map in the state that the next one needs, and the last one in the initial
+/// state.
 fn steps() -> [Step; 4] {
     let step = |name, request, arguments: String| Step {
         name,
@@ -107,21 +108,21 @@ fn steps() -> [Step; 4] {
     ]
 }
 
-/// What runs a step.
-trait Way {
+/// A program that runs steps.
+trait Runner {
     fn run(&self, step: &Step, device: &Device) -> Result<()>;
 }
 
-impl Way for HelperClient {
+impl Runner for HelperClient {
     fn run(&self, step: &Step, device: &Device) -> Result<()> {
         send(self, &step.request, device.file.as_fd())
     }
 }
 
-/// Debian's mpathpersist, as from a shell.
+/// Debian's mpathpersist, started once for each command.
 struct Mpathpersist;
 
-impl Way for Mpathpersist {
+impl Runner for Mpathpersist {
     fn run(&self, step: &Step, device: &Device) -> Result<()> {
         let mut command = Command::new("mpathpersist");
         command.arg("--out").args(&step.arguments).arg(&device.name);
@@ -138,97 +139,96 @@ fn send(helper: &HelperClient, request: &Request, device: BorrowedFd<'_>) -> Res
     }
 }
 
-/// What `act` takes, in ms.
+/// The time of `act`, in ms.
 fn timed(act: impl FnOnce() -> Result<()>) -> Result<f64> {
     let start = Instant::now();
     act()?;
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 
-/// One command after the other: each by ours and by mpathpersist, of which neither always goes first, nor always has the
-/// same map.
+/// One command after the other, each by the helper and by mpathpersist. The two alternate in order and in map.
 fn alone(helper: &Helper, one: &Device, other: &Device) -> Result<()> {
     const ROUNDS: usize = 41;
     let client = helper.client();
     let steps = steps();
     for number in 0..ROUNDS {
-        let (our_map, other_map) = if number % 4 < 2 { (one, other) } else { (other, one) };
-        let (mut ours, mut others) = (0.0, 0.0);
+        let (helper_map, other_map) = if number % 4 < 2 { (one, other) } else { (other, one) };
+        let (mut helper_sum, mut other_sum) = (0.0, 0.0);
         for step in &steps {
-            let by_us = || timed(|| client.run(step, our_map));
+            let by_helper = || timed(|| client.run(step, helper_map));
             let by_other = || timed(|| Mpathpersist.run(step, other_map));
-            let (our, other);
+            let (helper_time, other_time);
             if number % 2 == 0 {
-                our = by_us()?;
-                other = by_other()?;
+                helper_time = by_helper()?;
+                other_time = by_other()?;
             } else {
-                other = by_other()?;
-                our = by_us()?;
+                other_time = by_other()?;
+                helper_time = by_helper()?;
             }
-            round(&format!("alone {}", step.name), our, other);
-            ours += our;
-            others += other;
+            round(&format!("alone {}", step.name), helper_time, other_time);
+            helper_sum += helper_time;
+            other_sum += other_time;
         }
-        round("alone", ours, others);
+        round("alone", helper_sum, other_sum);
     }
     Ok(())
 }
 
-/// A command on one map, and the same on ten others at once, from the first request until the last answer: on a target
-/// that answers as fast as it can, and on one that takes its time.
+/// A command on one map, and the same on ten others at once, from the first request until the last answer. The target
+/// answers first without, then with a delay.
 fn at_once(helper: &Helper, maps: &[Device]) -> Result<()> {
     const ROUNDS: usize = 5;
     let clients: Vec<HelperClient> = maps.iter().map(|_| helper.client()).collect();
-    let ours: Vec<&(dyn Way + Sync)> = clients.iter().map(|client| client as _).collect();
-    let mpathpersist: Vec<&(dyn Way + Sync)> = maps.iter().map(|_| &Mpathpersist as _).collect();
-    let measure = |figure: &str, ways: &[&(dyn Way + Sync)]| -> Result<()> {
+    let by_helper: Vec<&(dyn Runner + Sync)> = clients.iter().map(|client| client as _).collect();
+    let mpathpersist: Vec<&(dyn Runner + Sync)> = maps.iter().map(|_| &Mpathpersist as _).collect();
+    let measure = |figure: &str, runners: &[&(dyn Runner + Sync)]| -> Result<()> {
         let (mut all, mut one) = (0.0, 0.0);
         for step in steps() {
-            one += together(&maps[MAPS..], &ways[MAPS..], &step)?;
-            all += together(&maps[..MAPS], &ways[..MAPS], &step)?;
+            one += together(&maps[MAPS..], &runners[MAPS..], &step)?;
+            all += together(&maps[..MAPS], &runners[..MAPS], &step)?;
         }
         round(figure, all, one);
         Ok(())
     };
     for _ in 0..ROUNDS {
-        measure("at once, ours", &ours)?;
+        measure("at once, helper", &by_helper)?;
         measure("at once, mpathpersist", &mpathpersist)?;
     }
-    // iSCSI takes the way over lo there and back.
+    // Each command of iSCSI crosses lo twice.
     run_program("modprobe", &["sch_netem"])?;
     let queue = |action, rest: &[&str]| run_program("tc", &[&["qdisc", action, "dev", "lo", "root"], rest].concat());
     queue("add", &["netem", "delay", "10ms", "limit", "10000"])?;
     for _ in 0..ROUNDS {
-        measure("slow array, ours", &ours)?;
+        measure("slow array, helper", &by_helper)?;
     }
     queue("del", &[])?;
     Ok(())
 }
 
-/// What it takes until the last has been answered.
-fn together(maps: &[Device], ways: &[&(dyn Way + Sync)], step: &Step) -> Result<f64> {
+/// The time until the last answer, in ms.
+fn together(maps: &[Device], runners: &[&(dyn Runner + Sync)], step: &Step) -> Result<f64> {
     let start = Barrier::new(maps.len() + 1);
     thread::scope(|scope| {
         let running: Vec<_> = maps
             .iter()
-            .zip(ways)
-            .map(|(map, way)| {
+            .zip(runners)
+            .map(|(map, runner)| {
                 let start = &start;
                 scope.spawn(move || {
                     start.wait();
-                    way.run(step, map)
+                    runner.run(step, map)
                 })
             })
             .collect();
         timed(|| {
             start.wait();
-            running.into_iter().try_for_each(|running| running.join().expect("it does not panic"))
+            running.into_iter().try_for_each(|running| running.join().expect("the thread does not panic"))
         })
     })
 }
 
-/// PERSISTENT RESERVE IN on a map, against one of its paths, and against both by turns, as the kernel uses them. All go
-/// through the helper.
+/// PERSISTENT RESERVE IN on a map, next to one of its paths, and next to both paths in turn, as the kernel uses them. All
+/// commands go through the helper.
 fn reading(helper: &Helper, map: &Device, paths: &[File]) -> Result<()> {
     const ROUNDS: usize = 25;
     const COMMANDS: usize = 40;
@@ -244,9 +244,9 @@ fn reading(helper: &Helper, map: &Device, paths: &[File]) -> Result<()> {
         let paths: Vec<_> = paths.iter().map(AsFd::as_fd).collect();
         for _ in 0..ROUNDS {
             let (one, both) = (median(&paths[..1])?, median(&paths)?);
-            let ours = median(&[map.file.as_fd()])?;
-            round(&format!("in {name}"), ours, one);
-            round(&format!("in turns {name}"), ours, both);
+            let helper = median(&[map.file.as_fd()])?;
+            round(&format!("in {name}"), helper, one);
+            round(&format!("in turns {name}"), helper, both);
         }
     }
     send(&client, &register_ignoring(Key::ZERO), map.file.as_fd())
@@ -254,8 +254,8 @@ fn reading(helper: &Helper, map: &Device, paths: &[File]) -> Result<()> {
 
 const TRACING: &str = "/sys/kernel/tracing";
 
-/// The system calls of a READ KEYS of a disk that was seen before, by the helper that looks what a device is, and by one
-/// that is told (`--manager=sg-io`). The kernel counts.
+/// The system calls that routing adds to a READ KEYS of a known disk. The helper with `--manager=sg-io` does not route.
+/// The kernel counts the calls.
 fn routing(program: &Path, path: &File) -> Result<()> {
     run_program("mount", &["-t", "tracefs", "tracefs", TRACING])?;
     let tracing = |attribute: &str| format!("{TRACING}/{attribute}");
@@ -263,7 +263,6 @@ fn routing(program: &Path, path: &File) -> Result<()> {
         const COMMANDS: usize = 20;
         let helper = start(program, "counted", options)?;
         let client = helper.client();
-        // A connection that is busy keeps its thread.
         for _ in 0..3 {
             send(&client, &read_keys(), path.as_fd())?;
         }

@@ -1,4 +1,4 @@
-//! Helpers as an administrator starts them.
+//! Helper processes, started as an administrator starts them.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -11,75 +11,73 @@ use scsi_pr_helper::HelperClient;
 
 use crate::system::wait_for;
 
-/// A running helper; killed when dropped.
+/// A running helper. It is killed when dropped.
 pub(crate) struct Helper {
     process: Child,
     name: String,
     socket: PathBuf,
-    /// How much of its log was asked for.
-    heard: Cell<usize>,
+    /// How many bytes of its log the lab has read.
+    read: Cell<usize>,
 }
 
 impl Helper {
-    /// Starts `program` with a socket named after `name`, and waits until it can be connected to. What it logs is in
-    /// /run/NAME.log.
+    /// Starts `program` with the socket /run/NAME.sock and the log /run/NAME.log, and waits until it accepts connections.
     pub(crate) fn start(program: &Path, name: &str, options: &[&str]) -> Result<Self> {
         let socket = PathBuf::from(format!("/run/{name}.sock"));
         let log = File::create(format!("/run/{name}.log"))?;
         let mut command = Command::new(program);
         command.arg("-k").arg(&socket).args(options).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = command.spawn().with_context(|| format!("start {}", program.display()))?;
-        let mut helper = Self { process, name: name.to_owned(), socket, heard: Cell::new(0) };
+        let mut helper = Self { process, name: name.to_owned(), socket, read: Cell::new(0) };
         let ended =
             wait_for(&format!("helper at {}", helper.socket.display()), || match helper.process.try_wait()? {
                 None => UnixStream::connect(&helper.socket).map(|_| None),
-                // It will never listen.
                 Some(status) => Ok(Some(status)),
             })?;
         match ended {
             None => Ok(helper),
-            Some(status) => bail!("{} ended ({status}), and said: {}", program.display(), log_of(name)),
+            Some(status) => bail!("{} ended ({status}); its log: {}", program.display(), log_of(name)),
         }
     }
 
-    /// A client of it.
+    /// A new client.
     pub(crate) fn client(&self) -> HelperClient {
         HelperClient::new(&self.socket)
     }
 
-    /// The lines that it has logged since this was last asked.
+    /// The lines that it has logged since the last call.
     pub(crate) fn logged(&self) -> Vec<String> {
         let log = log_of(&self.name);
-        let lines = log.get(self.heard.get()..).unwrap_or_default().lines().map(str::to_owned).collect();
-        self.heard.set(log.len());
+        let lines = log.get(self.read.get()..).unwrap_or_default().lines().map(str::to_owned).collect();
+        self.read.set(log.len());
         lines
     }
 
-    /// Its process.
+    /// Its process ID.
     pub(crate) fn process(&self) -> u32 {
         self.process.id()
     }
 
-    /// Where it listens.
+    /// The path of its socket.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// What /proc says of its process: the words of a line, by its name.
+    /// Reads /proc/PID/status. The result returns the values of a line, by the name of the line.
     pub(crate) fn status(&self) -> Result<impl Fn(&str) -> String> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         Ok(move |name: &str| {
-            let words = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-            words.split_whitespace().collect::<Vec<_>>().join(" ")
+            let values = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            values.split_whitespace().collect::<Vec<_>>().join(" ")
         })
     }
 
-    /// Leaves it to the end of the guest: a process in the middle of a call that the kernel does not end cannot be killed.
+    /// Leaves the process running until the guest ends. SIGKILL has no effect on a process in an uninterruptible call.
     pub(crate) fn abandon(self) {
         std::mem::forget(self);
     }
 
-    /// Kills it as a crash would: nothing is tidied up.
+    /// Kills it with SIGKILL, so that it cannot clean up.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.process.kill()?;
         self.process.wait()?;
@@ -87,7 +85,7 @@ impl Helper {
     }
 }
 
-/// What the helper called `name` has logged.
+/// The log of the helper `name`.
 pub(crate) fn log_of(name: &str) -> String {
     std::fs::read_to_string(format!("/run/{name}.log")).unwrap_or_default()
 }

@@ -1,17 +1,16 @@
-//! Where LIO, the target of Linux 6.1, differs from the standard in persistent reservations: each difference by its name
-//! and with its reason. [`Lio`] says what it answers, beside what the standard has it answer.
+//! The deviations of LIO, the target of Linux 6.1, from the standard of persistent reservations. [`Lio`] predicts LIO's
+//! answers.
 //!
-//! A [`Deviation`] is a check that LIO makes and the standard does not, or makes at another time, or something else that
-//! it does. Everything else is as the model of the standard has it.
+//! A [`Deviation`] is an additional check, a check in another order, or another effect. Everything else follows the model
+//! of the standard.
 
 use model::{Answer, Holding, Model, Nexus, Registrant};
 
-/// A difference.
+/// A deviation from the standard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Deviation {
-    /// In a few words.
     pub(crate) name: &'static str,
-    /// What LIO does.
+    /// LIO's behaviour.
     pub(crate) reason: &'static str,
 }
 
@@ -19,67 +18,67 @@ macro_rules! deviations {
     ($($name:ident = $text:literal, $reason:literal;)*) => {
         $(const $name: Deviation = Deviation { name: $text, reason: $reason };)*
 
-        /// All that there are.
+        /// Every deviation.
         pub(crate) const DEVIATIONS: &[Deviation] = &[$($name),*];
     };
 }
 
 deviations! {
-    ONE_ATTENTION = "one unit attention for all", "what is pending is told once, by the oldest; the others are forgotten with it";
-    CONFLICT_FIRST = "conflict before the list", "whether the reservation of another shuts the command out is checked before its parameter list";
-    KEY_FIRST = "key first", "the key is looked at before the scope, and before the length of what REGISTER and REGISTER AND MOVE list";
-    NOT_REGISTERED = "02/08/00 for RESERVATION CONFLICT", "who is not registered gets LOGICAL UNIT COMMUNICATION FAILURE";
-    SPEC_I_PT_FIRST = "SPEC_I_PT first", "SPEC_I_PT with another service action than REGISTER is refused before anything is looked at but the length";
-    TYPE_FIRST = "type first", "the type is looked at before registration and key, and with PREEMPT always";
-    SCOPE_IN_LIST = "05/26/00 for the scope", "another scope is taken for a fault of the parameter list, and looked at after the key";
-    REPLACE_UNKNOWN = "REPLACE LOST RESERVATION unknown", "LIO does not have it";
-    RELEASE_ANY_KEY = "RELEASE without its key", "who holds nothing gets GOOD whatever the key";
+    ONE_ATTENTION = "one unit attention for all", "LIO reports the oldest unit attention and drops the others";
+    CONFLICT_FIRST = "conflict before the list", "a reservation conflict is checked before the parameter list";
+    KEY_FIRST = "key first", "the key is checked before the scope, and before the lengths in the lists of REGISTER and REGISTER AND MOVE";
+    NOT_REGISTERED = "02/08/00 for RESERVATION CONFLICT", "an unregistered initiator gets LOGICAL UNIT COMMUNICATION FAILURE";
+    SPEC_I_PT_FIRST = "SPEC_I_PT first", "SPEC_I_PT with another service action than REGISTER is refused before all checks but that of the length";
+    TYPE_FIRST = "type first", "the type is checked before registration and key, and with PREEMPT always";
+    SCOPE_IN_LIST = "05/26/00 for the scope", "another scope is an error of the parameter list, and is checked after the key";
+    REPLACE_UNKNOWN = "REPLACE LOST RESERVATION unknown", "LIO does not support it";
+    RELEASE_ANY_KEY = "RELEASE without its key", "an initiator that is not the holder gets GOOD with any key";
     RELEASE_TYPE = "conflict for 05/26/04", "RELEASE of another type is a conflict";
-    MOVE_LIST_FIRST = "REGISTER AND MOVE: list first", "key and TransportID are looked at before the reservation, and a wrong length is a fault of the list";
-    NOT_COUNTED = "unregistering does not count", "PRGENERATION stays when a registration is removed by REGISTER, and when there is none";
+    MOVE_LIST_FIRST = "REGISTER AND MOVE: list first", "key and TransportID are checked before the reservation, and a wrong length is an error of the list";
+    NOT_COUNTED = "unregistering does not count", "PRGENERATION stays when REGISTER removes a registration, or finds none to remove";
     SPEC_I_PT_COUNTS_EACH = "SPEC_I_PT counts each", "PRGENERATION counts every nexus that SPEC_I_PT registers";
-    SPEC_I_PT_SKIPS = "SPEC_I_PT skips registrants", "nexuses that are registered already are left as they are";
-    SPEC_I_PT_LENGTH = "05/26/00 for a list without TransportIDs", "SPEC_I_PT with too short a list is a fault of the list";
-    SPEC_I_PT_UNREAD = "SPEC_I_PT unread", "without a key to register, the TransportIDs are not looked at";
-    ALL_TG_PT_KEPT = "ALL_TG_PT once and for all", "a registration that was made with ALL_TG_PT is changed only with it: else 05/24/00";
+    SPEC_I_PT_SKIPS = "SPEC_I_PT skips registrants", "nexuses that are registered already stay unchanged";
+    SPEC_I_PT_LENGTH = "05/26/00 for a list without TransportIDs", "SPEC_I_PT with too short a list is an error of the list";
+    SPEC_I_PT_UNREAD = "SPEC_I_PT unread", "without a key to register, the TransportIDs are ignored";
+    ALL_TG_PT_REQUIRED = "ALL_TG_PT required", "a registration with ALL_TG_PT can be changed only with ALL_TG_PT: else 05/24/00";
     ALL_TG_PT_SHOWN = "ALL_TG_PT shown", "READ FULL STATUS shows the bit, and then no target port";
-    CLEAR_APTPL = "CLEAR ends APTPL", "CLEAR switches APTPL off";
-    PREEMPT_REMEMBERED = "one of all registrants", "LIO remembers one of all registrants as the holder; PREEMPT with its key takes the reservation over";
-    ALLOW_COMMANDS = "ALLOW COMMANDS 001b", "LIO lets fewer commands pass than SPC-4 allows";
-    SHORT_READ = "05/24/00 for a short allocation length", "LIO wants room for the header";
-    SPC2_HOLDER = "SPC-2 for the holder alone", "a registrant who does not hold the reservation gets a conflict for RESERVE and RELEASE of SPC-2 under registrants only and all registrants";
-    CUT_READ = "data cut at the wrong place", "READ KEYS leaves zeros where a key does not fit whole, READ RESERVATION if the type does not fit";
-    SPC2_SHUTS_OUT_MORE = "SPC-2 shuts out more", "under another's RESERVE of SPC-2 even READ CAPACITY conflicts";
-    NO_DATA = "no data, no write", "a command without data passes write exclusive from who is not registered, SYNCHRONIZE CACHE too, and conflicts from registrants";
-    READ_CAPACITY = "READ CAPACITY reads", "neither READ CAPACITY is among the commands that always pass";
+    CLEAR_APTPL = "CLEAR ends APTPL", "CLEAR disables APTPL";
+    PREEMPT_REMEMBERED = "one of all registrants", "LIO stores one of all registrants as the holder; PREEMPT with its key takes the reservation over";
+    ALLOW_COMMANDS = "ALLOW COMMANDS 001b", "LIO allows fewer commands than SPC-4 does";
+    SHORT_READ = "05/24/00 for a short allocation length", "LIO requires space for the header";
+    SPC2_HOLDER = "SPC-2 for the holder alone", "under registrants only and all registrants, a registrant that is not the holder gets a conflict for RESERVE and RELEASE of SPC-2";
+    CUT_READ = "data cut at the wrong place", "READ KEYS returns zeros for a partial key, READ RESERVATION if the type does not fit";
+    SPC2_CONFLICTS_MORE = "SPC-2 conflicts with more", "under another's RESERVE of SPC-2 even READ CAPACITY conflicts";
+    NO_DATA = "no data, no write", "under write exclusive, a command without data, SYNCHRONIZE CACHE too, passes from an unregistered initiator and conflicts from a registrant";
+    READ_CAPACITY = "READ CAPACITY reads", "READ CAPACITY (10) and (16) are not among the commands that always pass";
     MODE_SENSE = "MODE SENSE for registrants", "a registrant may send it under another's exclusive access";
 }
 
-/// What LIO knows.
+/// LIO's state.
 #[derive(Clone, Debug)]
 pub(crate) struct Lio {
-    /// What the standard has it know.
+    /// The state by the standard.
     pub(crate) model: Model,
-    /// Whom it takes for the holder among all registrants.
+    /// The registrant that LIO treats as the holder of an all-registrants reservation.
     remembered: Option<Nexus>,
-    /// Who was registered with ALL_TG_PT.
-    everywhere: Vec<Nexus>,
+    /// The nexuses that registered with ALL_TG_PT.
+    all_tg_pt: Vec<Nexus>,
 }
 
-/// What is to be expected of a command.
+/// The expected result of a command.
 pub(crate) struct Expected {
     /// LIO's answer.
     pub(crate) answer: Answer,
-    /// The way it goes by the standard.
+    /// The way of the standard's model, one of `model::WAYS`.
     pub(crate) way: &'static str,
-    /// Why that is not what LIO does.
+    /// The deviation, if LIO's answer or effect differs.
     pub(crate) deviation: Option<Deviation>,
 }
 
 /// A check that ends a command.
 struct Check {
     answer: Answer,
-    /// Why the standard may answer otherwise.
+    /// The deviation, if the standard may answer differently.
     name: Option<Deviation>,
 }
 
@@ -107,13 +106,13 @@ fn number(bytes: &[u8]) -> u64 {
 
 impl Lio {
     pub(crate) fn new(model: Model) -> Self {
-        Self { model, remembered: None, everywhere: Vec::new() }
+        Self { model, remembered: None, all_tg_pt: Vec::new() }
     }
 
-    /// Whether a command is not sent to LIO, because it would be left in a state that it cannot mean, or that nobody can
-    /// see: with SPEC_I_PT it registers twice who is named twice, and a sender that names itself. A TransportID of an
-    /// iSCSI node without a port, which the standard lets be refused, it takes for some port of the node.
-    pub(crate) fn is_spared(nexus: &Nexus, cdb: &[u8; 16], list: &[u8]) -> bool {
+    /// Whether the histories leave this command out, because it would bring LIO into an invalid or invisible state. With
+    /// SPEC_I_PT, LIO registers a nexus twice if the list names it twice, or if the sender names itself. LIO takes a
+    /// TransportID of an iSCSI node without a port for any port of the node; the standard permits to refuse it.
+    pub(crate) fn is_excluded(nexus: &Nexus, cdb: &[u8; 16], list: &[u8]) -> bool {
         let names_a_node = |at: usize| list.get(at) == Some(&0x05);
         if cdb[0] == 0x5f && (cdb[1] == 7 && names_a_node(24) || cdb[1] == 0 && names_a_node(28)) {
             return true;
@@ -131,8 +130,8 @@ impl Lio {
         let done = self.model.execute(nexus, cdb, list);
         let expected = |answer, deviation| Expected { answer, way: done.way, deviation };
         if let Answer::Check(6, ..) = done.answer {
-            let forgotten = self.forget(nexus);
-            return expected(done.answer, forgotten);
+            let dropped = self.drop_attentions(nexus);
+            return expected(done.answer, dropped);
         }
         let (answer, deviation) = match cdb[0] {
             0x5e => before.read(cdb, done.answer),
@@ -145,7 +144,7 @@ impl Lio {
                 None => self.effect(&before, nexus, cdb, list, done.answer),
             },
         };
-        self.settle(nexus);
+        self.update_holder(nexus);
         expected(answer, deviation)
     }
 
@@ -155,10 +154,10 @@ impl Lio {
         let done = self.model.spc2(nexus, reserve);
         let expected = |answer, deviation| Expected { answer, way: done.way, deviation };
         if let Answer::Check(6, ..) = done.answer {
-            let forgotten = self.forget(nexus);
-            return expected(done.answer, forgotten);
+            let dropped = self.drop_attentions(nexus);
+            return expected(done.answer, dropped);
         }
-        let beside_another = before.taken_for_holder().is_some_and(|holder| holder != nexus);
+        let beside_another = before.apparent_holder().is_some_and(|holder| holder != nexus);
         if done.answer == good() && beside_another && before.model.key_of(nexus).is_some() {
             return expected(CONFLICT, Some(SPC2_HOLDER));
         }
@@ -172,13 +171,13 @@ impl Lio {
             return Expected { answer: good(), way, deviation: None };
         }
         if let Some((asc, ascq)) = self.model.take_attention(nexus) {
-            let deviation = self.forget(nexus);
+            let deviation = self.drop_attentions(nexus);
             return Expected { answer: Answer::Check(6, asc, ascq), way, deviation };
         }
         let permitted = self.model.permits(nexus, cdb);
         let registered = self.model.key_of(nexus).is_some();
         let differs = match (&self.model.spc2_holder, &self.model.reservation) {
-            (Some(holder), _) => (permitted && matches!(cdb[0], 0x25 | 0x9e) && holder != nexus, SPC2_SHUTS_OUT_MORE),
+            (Some(holder), _) => (permitted && matches!(cdb[0], 0x25 | 0x9e) && holder != nexus, SPC2_CONFLICTS_MORE),
             (None, Some(reservation)) if !self.model.is_holder(nexus) => match (cdb[0], reservation.kind) {
                 // SYNCHRONIZE CACHE, VERIFY.
                 (0x35 | 0x2f, 1) if !data => (permitted == registered, NO_DATA),
@@ -194,8 +193,8 @@ impl Lio {
         Expected { answer, way, deviation: differs.0.then_some(differs.1) }
     }
 
-    /// Once `nexus` has been told one thing, nothing else is to be told.
-    fn forget(&mut self, nexus: &Nexus) -> Option<Deviation> {
+    /// Drops the other unit attentions of `nexus` after it has received one.
+    fn drop_attentions(&mut self, nexus: &Nexus) -> Option<Deviation> {
         let more = self.model.attentions.len();
         self.model.attentions.retain(|(whose, _)| whose != nexus);
         (self.model.attentions.len() < more).then_some(ONE_ATTENTION)
@@ -203,9 +202,9 @@ impl Lio {
 
     /// PERSISTENT RESERVE IN.
     fn read(&self, cdb: &[u8; 16], standard: Answer) -> (Answer, Option<Deviation>) {
-        let room = usize::from(u16::from_be_bytes([cdb[7], cdb[8]]));
+        let allocation_length = usize::from(u16::from_be_bytes([cdb[7], cdb[8]]));
         let Answer::Good(data) = &standard else { return (standard, None) };
-        if room < if cdb[1] == 2 { 6 } else { 8 } {
+        if allocation_length < if cdb[1] == 2 { 6 } else { 8 } {
             return (CDB, Some(SHORT_READ));
         }
         let mut data = data.clone();
@@ -223,10 +222,10 @@ impl Lio {
                 data[3] = data[3] & 0x8f | 0x10;
                 (Answer::Good(data), Some(ALLOW_COMMANDS))
             }
-            3 if !self.everywhere.is_empty() => {
+            3 if !self.all_tg_pt.is_empty() => {
                 let mut at = 8;
                 for Registrant { nexus, .. } in &self.model.registrants {
-                    if self.everywhere.contains(nexus) {
+                    if self.all_tg_pt.contains(nexus) {
                         data[at + 12] |= 2;
                         data[at + 18..at + 20].fill(0);
                     }
@@ -238,15 +237,14 @@ impl Lio {
         }
     }
 
-    /// The checks of PERSISTENT RESERVE OUT in LIO's order: what ends the command, and the name of that if it is not what
-    /// the standard has end it.
+    /// The checks of PERSISTENT RESERVE OUT in LIO's order. Returns the check that ends the command.
     fn checks(&self, nexus: &Nexus, cdb: &[u8; 16], list: &[u8]) -> Option<Check> {
         let action = cdb[1];
         let registered = self.model.key_of(nexus);
         if self.model.spc2_holder.is_some() {
             return ends(CONFLICT);
         }
-        if let (Some(reservation), false) = (&self.model.reservation, self.taken_for_holder() == Some(nexus)) {
+        if let (Some(reservation), false) = (&self.model.reservation, self.apparent_holder() == Some(nexus)) {
             let passes = match (registered, reservation.kind) {
                 (None, _) => matches!(action, 0 | 6),
                 (Some(_), 1 | 3) => matches!(action, 0 | 2..=6),
@@ -273,7 +271,7 @@ impl Lio {
             return differs(CDB, TYPE_FIRST);
         }
         if registered.is_none() && !matches!(action, 0 | 6) {
-            // PREEMPT has it right.
+            // PREEMPT is as in the standard.
             return if matches!(action, 4 | 5) { ends(CONFLICT) } else { differs(FAILURE, NOT_REGISTERED) };
         }
         let wrong_key = registered != Some(number(&list[0..8]));
@@ -297,7 +295,7 @@ impl Lio {
             None if spec_i_pt && (list.len() < 28 || ids(list).is_none()) => differs(LIST, SPEC_I_PT_LENGTH),
             None => None,
             Some(_) if spec_i_pt => differs(LIST, SPEC_I_PT_LENGTH),
-            Some(_) if self.everywhere.contains(nexus) && !all_tg_pt => differs(CDB, ALL_TG_PT_KEPT),
+            Some(_) if self.all_tg_pt.contains(nexus) && !all_tg_pt => differs(CDB, ALL_TG_PT_REQUIRED),
             Some(_) => None,
         }
     }
@@ -337,8 +335,8 @@ impl Lio {
         }
     }
 
-    /// The holder, or whom LIO remembers among all registrants.
-    fn taken_for_holder(&self) -> Option<&Nexus> {
+    /// The holder, or the registrant that LIO treats as the holder.
+    fn apparent_holder(&self) -> Option<&Nexus> {
         self.model.reservation.as_ref()?.holder.as_ref().or(self.remembered.as_ref())
     }
 
@@ -346,7 +344,7 @@ impl Lio {
         self.remembered.as_ref().and_then(|nexus| self.model.key_of(nexus))
     }
 
-    /// What LIO does once all is checked, where it is not what the standard has done by now.
+    /// Applies LIO's effect after all checks. The model has already applied the standard's effect.
     fn effect(
         &mut self,
         before: &Self,
@@ -380,7 +378,7 @@ impl Lio {
             }
             0 | 6 => {
                 if !registered && list[20] & 4 != 0 {
-                    self.everywhere.push(nexus.clone());
+                    self.all_tg_pt.push(nexus.clone());
                 }
                 (standard, None)
             }
@@ -394,7 +392,7 @@ impl Lio {
                     return (standard, None);
                 }
                 if service_action_key != 0 && before.remembered_key() == Some(service_action_key) {
-                    // As if the one that it remembers were the only holder.
+                    // LIO acts as if the stored registrant were the only holder.
                     *self = before.clone();
                     let kind = self.model.reservation.as_ref().map_or(0, |it| it.kind);
                     self.model.reservation = Some(Holding { kind, holder: self.remembered.clone() });
@@ -411,18 +409,18 @@ impl Lio {
         }
     }
 
-    fn register(&mut self, nexus: &Nexus, key: u64, everywhere: bool) {
+    fn register(&mut self, nexus: &Nexus, key: u64, all_tg_pt: bool) {
         self.model.generation = self.model.generation.wrapping_add(1);
         self.model.registrants.push(Registrant { nexus: nexus.clone(), key });
-        if everywhere {
-            self.everywhere.push(nexus.clone());
+        if all_tg_pt {
+            self.all_tg_pt.push(nexus.clone());
         }
     }
 
-    /// After a command of `nexus`: whom LIO remembers.
-    fn settle(&mut self, nexus: &Nexus) {
-        let Self { model, remembered, everywhere } = self;
-        everywhere.retain(|one| model.key_of(one).is_some());
+    /// Updates the registrant that LIO treats as the holder, after a command of `nexus`.
+    fn update_holder(&mut self, nexus: &Nexus) {
+        let Self { model, remembered, all_tg_pt } = self;
+        all_tg_pt.retain(|one| model.key_of(one).is_some());
         match &model.reservation {
             Some(Holding { holder: None, .. }) => match remembered {
                 None => *remembered = Some(nexus.clone()),
@@ -454,13 +452,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_difference_has_a_name(history in histories(MIX, 200)) {
+        fn lio_without_deviation_equals_the_model(history in histories(MIX, 200)) {
             let world = World::new(4, &[1]);
             let mut lio = Lio::new(Model::new(&[1]));
             for step in &history {
                 let Act::Command { from, cdb, list } = world.act(step, &lio.model) else { continue };
                 let nexus = &world.nexuses[from];
-                if Lio::is_spared(nexus, &cdb, &list) {
+                if Lio::is_excluded(nexus, &cdb, &list) {
                     continue;
                 }
                 let mut standard = lio.model.clone();

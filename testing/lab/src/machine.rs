@@ -1,4 +1,4 @@
-//! [`Machine`]: QEMU, with a small Linux guest whose SCSI disks are passed through and whose reservations go to helpers.
+//! [`Machine`]: QEMU with a small Linux guest. Its SCSI disks are passed through, and its reservations go to helpers.
 
 use std::fmt;
 use std::fs;
@@ -13,14 +13,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::system::wait_for;
 
-/// It is emulated by what is emulated itself.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// The longest wait. The machine is emulated by an emulated machine.
+const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 const QMP: &str = "/run/qmp.sock";
 
 /// A disk of the machine.
 pub(crate) struct Disk<'a> {
-    /// What to call its pr-manager-helper object.
+    /// The id of its pr-manager-helper object.
     pub(crate) manager: &'a str,
     /// The helper's socket.
     pub(crate) socket: &'a Path,
@@ -28,7 +28,7 @@ pub(crate) struct Disk<'a> {
     pub(crate) device: &'a Path,
 }
 
-/// A running virtual machine; ends when dropped.
+/// A running virtual machine. It ends when dropped.
 pub(crate) struct Machine {
     qemu: Child,
     commands: ChildStdin,
@@ -37,12 +37,12 @@ pub(crate) struct Machine {
     events: Receiver<String>,
 }
 
-/// How a command in the machine ended.
+/// The result of a command in the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
-    /// Its exit status.
+    /// The exit status.
     pub(crate) status: i32,
-    /// What it printed.
+    /// Standard output and standard error.
     pub(crate) output: String,
 }
 
@@ -53,9 +53,9 @@ impl fmt::Display for Ending {
 }
 
 impl Machine {
-    /// Goes on with the machine that was put aside in `directory`; `disks` are /dev/sda, /dev/sdb and so on in it.
+    /// Resumes the machine that was saved in `directory`. `disks` are /dev/sda, /dev/sdb and so on in it.
     pub(crate) fn resume(directory: &Path, disks: &[Disk<'_>]) -> Result<Self> {
-        let arguments = fs::read_to_string(directory.join("arguments")).context("read how the machine was started")?;
+        let arguments = fs::read_to_string(directory.join("arguments")).context("read QEMU's arguments")?;
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(arguments.lines()).args(["-incoming", "exec:cat state"]).current_dir(directory);
         qemu.args(["-serial", "stdio", "-qmp", &format!("unix:{QMP},server=on,wait=off")]);
@@ -71,18 +71,18 @@ impl Machine {
         let console = lines(qemu.stdout.take().context("QEMU has no output")?);
         let events = events()?;
         let mut machine = Self { qemu, commands, console, events };
-        // It was put aside without any disks, and now looks for them.
+        // The machine was saved without disks.
         for (number, letter) in ('a'..='z').take(disks.len()).enumerate() {
             let find = format!("echo 0 {number} 0 >/sys/class/scsi_host/host0/scan");
             let ending = machine.run(&format!("{find} && until test -b /dev/sd{letter}; do sleep 0.3; done"))?;
             if ending.status != 0 {
-                bail!("the virtual machine cannot look for its disks: {ending}");
+                bail!("the virtual machine cannot find its disks: {ending}");
             }
         }
         Ok(machine)
     }
 
-    /// Runs a line of shell in the machine.
+    /// Runs a line of shell in the machine, and waits until it ends.
     pub(crate) fn run(&mut self, line: &str) -> Result<Ending> {
         writeln!(self.commands, "{line}")?;
         let (mut output, last) =
@@ -92,22 +92,22 @@ impl Machine {
         Ok(Ending { status, output: output.concat() })
     }
 
-    /// The events so far of one of its pr-manager-helper objects: whether it said that it is connected.
+    /// The new events of a pr-manager-helper object, each as whether the object is connected.
     pub(crate) fn connections(&self, manager: &str) -> Vec<bool> {
         let events = self.events.try_iter().filter(|event| event.contains("\"PR_MANAGER_STATUS_CHANGED\""));
         let events = events.filter(|event| event.contains(&format!("\"id\": \"{manager}\"")));
         events.map(|event| event.contains("\"connected\": true")).collect()
     }
 
-    /// The lines up to one that ends it, and that one.
-    fn until(&mut self, ends: impl Fn(&str) -> bool) -> Result<(Vec<String>, String)> {
-        let deadline = Instant::now() + PATIENCE;
+    /// Reads lines up to the first one that `is_last` accepts. Returns the lines before it, and that line.
+    fn until(&mut self, is_last: impl Fn(&str) -> bool) -> Result<(Vec<String>, String)> {
+        let deadline = Instant::now() + TIMEOUT;
         let mut before = Vec::new();
         loop {
             match self.console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) if ends(&line) => return Ok((before, line)),
+                Ok(line) if is_last(&line) => return Ok((before, line)),
                 Ok(line) => before.push(line),
-                Err(error) => bail!("no answer from the virtual machine ({error}); it said: {}", before.join("\n")),
+                Err(error) => bail!("no answer from the virtual machine ({error}); its output: {}", before.join("\n")),
             }
         }
     }
@@ -120,25 +120,25 @@ impl Drop for Machine {
     }
 }
 
-/// Asks QEMU for its events, once the machine runs: what it is sent before it has its old state is lost.
+/// Subscribes to QEMU's events, and waits until the machine runs. Serial input that arrives earlier is lost.
 fn events() -> Result<Receiver<String>> {
     let mut socket = wait_for("QMP of the virtual machine", || UnixStream::connect(QMP))?;
     let answers = lines(socket.try_clone()?);
     socket.write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while Instant::now() < deadline {
         socket.write_all(b"{\"execute\":\"query-status\"}\n")?;
-        // An event that is skipped here is of the start; nobody asks for those.
+        // This may skip events of the start, which no scenario needs.
         let answer = answers.iter().find(|answer| answer.contains("\"running\""));
         if answer.context("QEMU has ended")?.contains("\"running\": true") {
             return Ok(answers);
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    bail!("the virtual machine did not go on after {PATIENCE:?}")
+    bail!("the virtual machine did not resume within {TIMEOUT:?}")
 }
 
-/// The lines of a stream, as they come.
+/// The lines of a stream, while it is open.
 fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {

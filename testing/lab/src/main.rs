@@ -1,27 +1,30 @@
-//! The guest's side of the lab: sets up real targets and runs scenarios on them. `cargo xtask lab` starts it.
+//! The program of the lab guest: it sets up real targets and runs scenarios on them. `cargo xtask lab` starts it.
 //!
 //! ```text
-//! lab-guest --list                              the scenarios: boot, name and purpose of each
-//! lab-guest --programs DIRECTORY SCENARIO...    runs them; only ever in the guest, as root
-//!     --machine DIRECTORY                       where a virtual machine is that was put aside, booted
-//!     --seed NUMBER                             what the random histories begin with; 1 if nothing is said
-//! lab-guest --programs DIRECTORY --demo         tells the story of `cargo xtask demo`
-//! lab-guest --programs DIRECTORY --figures      measures for `cargo xtask bench`
+//! lab-guest --list                              prints boot, name and purpose of each scenario
+//! lab-guest --programs DIRECTORY SCENARIO...    runs scenarios; only in the guest, as root
+//!     --machine DIRECTORY                       the saved state of a booted virtual machine
+//!     --seed NUMBER                             the seed of the random histories (default: 1)
+//! lab-guest --programs DIRECTORY --demo         runs the steps of `cargo xtask demo --real`
+//! lab-guest --programs DIRECTORY --figures      measures for `cargo xtask bench multipath`
 //! ```
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod commands;
 mod demo;
 mod disk;
 mod figures;
 mod helper;
+mod lab;
+mod layer;
+mod library;
 mod lio;
 mod machine;
 mod map;
 mod nvmet;
-mod ours;
-mod over;
 mod report;
+mod scenario;
 mod scenarios;
 mod script;
 mod scripts;
@@ -38,8 +41,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use lexopt::{Arg, ValueExt};
 
+use lab::Lab;
 use report::{Report, line};
-use scenarios::{ALL, DEFAULT_SEED, Lab, Scenario};
+use scenario::Scenario;
+use scenarios::{ALL, DEFAULT_SEED};
 
 fn main() -> ExitCode {
     match run() {
@@ -93,9 +98,9 @@ fn run() -> Result<()> {
         report.scenario(scenario.name, scenario.purpose);
         let start = std::time::Instant::now();
         if let Err(error) = (scenario.run)(&mut lab, &mut report) {
-            report.check("the scenario comes to its end", Err(format!("{error:#}")));
+            report.check("the scenario runs to its end", Err(format!("{error:#}")));
         }
-        line(&format!("  that took {:.0} s", start.elapsed().as_secs_f64()));
+        line(&format!("  time    {:.0} s", start.elapsed().as_secs_f64()));
     }
     report.end();
     Ok(())

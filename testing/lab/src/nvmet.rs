@@ -1,4 +1,4 @@
-//! A real NVMe target with reservations, nvmet of Linux 6.13 or later, and two hosts of it, all in this kernel: nvme-loop.
+//! A real NVMe target with reservations (nvmet of Linux 6.13 or later), and two hosts in the same kernel (nvme-loop).
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use crate::target::Unit;
 const NVMET: &str = "/sys/kernel/config/nvmet";
 const NAMESPACE_BYTES: u64 = 16 << 20;
 
-/// Who the hosts are: their HOSTIDs.
+/// The HOSTIDs of the hosts.
 pub(crate) const HOSTS: [u128; 2] = [0xa0000000_0000_4000_8000_0000000000a1, 0xb0000000_0000_4000_8000_0000000000b2];
 
 /// The target.
@@ -22,8 +22,8 @@ pub(crate) struct Nvmet {
 }
 
 impl Nvmet {
-    /// Sets up the target, without anything in it. With `multipath`, the kernel takes all controllers of a subsystem for
-    /// paths of one host's, as it does by default; without, two hosts can be connected.
+    /// Sets up an empty target. With `multipath`, the kernel's default, all controllers of a subsystem are paths of one
+    /// host. Without it, two hosts can connect.
     pub(crate) fn start(multipath: bool) -> Result<Self> {
         run("modprobe", &["nvme-core", if multipath { "multipath=Y" } else { "multipath=N" }])?;
         run("modprobe", &["--all", "nvmet", "nvme-loop"])?;
@@ -32,19 +32,19 @@ impl Nvmet {
         Ok(Self { subsystems: 0 })
     }
 
-    /// Makes a namespace without reservations, and connects both hosts to it.
+    /// Creates a namespace without reservations, and connects both hosts to it.
     pub(crate) fn namespace(&mut self) -> Result<Unit> {
         let serial = self.add_subsystem()?;
         let disks = [disk_of(connect(&serial, HOSTS[0])?)?, disk_of(connect(&serial, HOSTS[1])?)?];
         Ok(Unit { serial, disks })
     }
 
-    /// Makes a namespace without reservations, and connects the first host to it by two controllers. Both disks are the
-    /// namespace by both paths.
+    /// Creates a namespace without reservations, and connects the first host to it by two controllers. Both disks of the
+    /// unit are the same device, with both paths.
     pub(crate) fn namespace_with_paths(&mut self) -> Result<(Unit, [Controller; 2])> {
         let serial = self.add_subsystem()?;
         let controllers = [connect(&serial, HOSTS[0])?, connect(&serial, HOSTS[0])?];
-        // It is called after the first of its controllers.
+        // The device has the number of its first controller.
         let disk = disk_of(controllers[0])?;
         Ok((Unit { serial, disks: [disk.clone(), disk] }, controllers))
     }
@@ -75,7 +75,7 @@ impl Nvmet {
 pub(crate) struct Controller(u32);
 
 impl Controller {
-    /// Disconnects it.
+    /// Disconnects the controller.
     pub(crate) fn disconnect(self) -> Result<()> {
         write(format!("/sys/class/nvme/nvme{}/delete_controller", self.0), "1")
     }
@@ -94,12 +94,12 @@ fn connect(subsystem: &str, host: u128) -> Result<Controller> {
     fabrics.write_all(options.as_bytes()).with_context(|| format!("connect by {options}"))?;
     let mut answer = String::new();
     fabrics.read_to_string(&mut answer)?;
-    let Some((_, instance)) = answer.split_once("instance=") else { bail!("nvme-fabrics says {answer:?}") };
+    let Some((_, instance)) = answer.split_once("instance=") else { bail!("nvme-fabrics answered {answer:?}") };
     let instance = instance.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
-    Ok(Controller(instance.parse().with_context(|| format!("nvme-fabrics says {answer:?}"))?))
+    Ok(Controller(instance.parse().with_context(|| format!("nvme-fabrics answered {answer:?}"))?))
 }
 
-/// The one namespace of a controller.
+/// The device of a controller's only namespace.
 fn disk_of(Controller(instance): Controller) -> Result<PathBuf> {
     let disk = PathBuf::from(format!("/dev/nvme{instance}n1"));
     wait_for(&format!("{}", disk.display()), || is_block_device(&disk))?;

@@ -1,7 +1,7 @@
-//! [`Run`]: a script of commands, reads and writes by two initiators of one unit, and the transcript of what came back.
+//! [`Run`]: a script of commands, reads and writes by two initiators of one unit, and the transcript of the answers.
 //!
-//! A script says what each answer means to say (a conflict, these keys); the transcript has every byte, so that two
-//! ways to the same kind of unit can be compared.
+//! A script expects the meaning of each answer, such as a conflict or certain keys. The transcript has every byte, so
+//! that transcripts of two managers can be compared.
 
 use std::fmt;
 use std::io;
@@ -18,21 +18,19 @@ use crate::disk::{Disk, is_conflict};
 use crate::report::Report;
 use crate::target::Unit;
 
-/// Which initiator acts.
+/// An initiator.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Node {
-    /// The first.
     A,
-    /// The second.
     B,
 }
 
 use Node::{A, B};
 
-/// What an answer should say.
+/// The expected answer.
 #[derive(Clone, Debug)]
 pub(crate) enum Expect {
-    /// GOOD, with whatever data.
+    /// GOOD, with any data.
     Good,
     /// RESERVATION CONFLICT.
     Conflict,
@@ -44,42 +42,43 @@ pub(crate) enum Expect {
     Reservation(Option<(Key, Type)>),
 }
 
-/// One step: what was done and what came of it.
+/// One step and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     what: String,
-    /// What it comes to.
+    /// The meaning of the answer.
     summary: String,
     /// Every byte of the answer.
     answer: String,
-    /// What was expected, where it did not come.
-    disappointment: Option<String>,
+    /// The expected answer, if the actual one differs.
+    missed: Option<String>,
 }
 
-/// A script under way.
+/// A running script.
 pub(crate) struct Run<'a> {
     manager: &'a dyn PrManager,
     disks: [Disk; 2],
     transcript: Vec<Entry>,
-    understood: bool,
+    /// Whether this project's parsers and encoders preserve all data so far.
+    preserved: bool,
 }
 
 impl<'a> Run<'a> {
-    /// Commands go through `manager` to `unit`, which nobody has used yet.
+    /// Sends commands through `manager` to `unit`, which must be new.
     pub(crate) fn new(manager: &'a dyn PrManager, unit: &Unit) -> Result<Self> {
         let [a, b] = &unit.disks;
-        Ok(Self { manager, disks: [Disk::open(a)?, Disk::open(b)?], transcript: Vec::new(), understood: true })
+        Ok(Self { manager, disks: [Disk::open(a)?, Disk::open(b)?], transcript: Vec::new(), preserved: true })
     }
 
-    /// Sends a command. The data of a GOOD answer.
+    /// Sends a command. Returns the data of a GOOD answer.
     pub(crate) fn send(&mut self, node: Node, request: &Request, expected: Expect) -> Vec<u8> {
         let answer = self.manager.execute(self.disk(node).file().as_fd(), request.command());
-        let disappointed = !matches!(&answer, Ok(completion) if expected.is_met_by(completion));
+        let missed = !matches!(&answer, Ok(completion) if expected.is_met_by(completion));
         if let (Ok(Completion::Good(data)), Ok(read)) = (&answer, ReserveIn::parse(request.command())) {
-            self.understood &= is_understood(read.action(), data);
+            self.preserved &= is_preserved(read.action(), data);
         }
         let (summary, in_full) = match &answer {
-            Ok(completion) if disappointed => (completion.to_string(), in_full(completion)),
+            Ok(completion) if missed => (completion.to_string(), in_full(completion)),
             Ok(completion) => (expected.to_string(), in_full(completion)),
             Err(error) => ("no answer".to_owned(), error.to_string()),
         };
@@ -87,7 +86,7 @@ impl<'a> Run<'a> {
             what: format!("{node:?}: {request}"),
             summary,
             answer: in_full,
-            disappointment: disappointed.then(|| expected.to_string()),
+            missed: missed.then(|| expected.to_string()),
         });
         match answer {
             Ok(Completion::Good(data)) => data,
@@ -95,30 +94,30 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Writes a block, which must pass (`true`) or be refused because of a reservation.
+    /// Writes a block. It must succeed, or fail with a reservation conflict if not `passes`.
     pub(crate) fn write(&mut self, node: Node, passes: bool) {
         let outcome = self.disk(node).write(0x55);
         self.note_io(node, "writes", outcome, passes);
     }
 
-    /// Reads a block, which must pass (`true`) or be refused because of a reservation.
+    /// Reads a block. It must succeed, or fail with a reservation conflict if not `passes`.
     pub(crate) fn read(&mut self, node: Node, passes: bool) {
         let outcome = self.disk(node).read().map(drop);
         self.note_io(node, "reads", outcome, passes);
     }
 
-    /// Adds to the transcript something else that is to be seen.
+    /// Adds another check to the transcript.
     pub(crate) fn observe(&mut self, what: &str, seen: bool) {
         self.note(what.to_owned(), seen.to_string(), (!seen).then(|| "true".to_owned()));
     }
 
-    /// What happened.
+    /// Ends the script.
     pub(crate) fn transcript(mut self) -> Vec<Entry> {
-        self.observe("all data that were returned are read and written again without a loss", self.understood);
+        self.observe("all returned data are the same after parsing and encoding", self.preserved);
         self.transcript
     }
 
-    /// Reports each step, of a script that has nothing to be compared with.
+    /// Ends the script and reports each step, without a comparison.
     pub(crate) fn report(self, report: &mut Report) -> Result<()> {
         let transcript = self.transcript();
         check(report, &transcript, &transcript)
@@ -134,42 +133,41 @@ impl<'a> Run<'a> {
     fn note_io(&mut self, node: Node, does: &str, outcome: io::Result<()>, passes: bool) {
         let text = |refused: bool| if refused { "refused, reservation conflict (EBADE)" } else { "done" }.to_owned();
         let refused = outcome.as_ref().is_err_and(is_conflict);
-        let disappointed = if passes { outcome.is_err() } else { !refused };
+        let missed = if passes { outcome.is_err() } else { !refused };
         let answer = match outcome {
             Err(error) if !refused => error.to_string(),
             _ => text(refused),
         };
-        self.note(format!("{node:?} {does}"), answer, disappointed.then(|| text(!passes)));
+        self.note(format!("{node:?} {does}"), answer, missed.then(|| text(!passes)));
     }
 
-    fn note(&mut self, what: String, answer: String, disappointment: Option<String>) {
-        self.transcript.push(Entry { what, summary: answer.clone(), answer, disappointment });
+    fn note(&mut self, what: String, answer: String, missed: Option<String>) {
+        self.transcript.push(Entry { what, summary: answer.clone(), answer, missed });
     }
 }
 
-/// Checks each step of a transcript: whether it did what it should, and whether the same step did exactly the same in
-/// `reference`.
+/// Checks each step of a transcript: the expected answer, and byte by byte the answer to the same step in `reference`.
 pub(crate) fn check(report: &mut Report, transcript: &[Entry], reference: &[Entry]) -> Result<()> {
     for (number, entry) in transcript.iter().enumerate() {
         let same = reference.get(number).filter(|other| other.what == entry.what);
-        let outcome = match (&entry.disappointment, same) {
+        let outcome = match (&entry.missed, same) {
             (Some(expected), _) => Err(format!("expected {expected}, got {}", entry.answer)),
             (None, Some(same)) if same.answer == entry.answer => Ok(()),
             (None, Some(same)) => {
                 Err(format!("expected, as without a helper,\n{}\ngot\n{}", same.answer, entry.answer))
             }
-            (None, None) => Err("this step was not made without a helper".to_owned()),
+            (None, None) => Err("the run without a helper has no such step".to_owned()),
         };
         report.check(format!("{}: {}", entry.what, entry.summary), outcome);
     }
     if transcript.len() != reference.len() {
-        bail!("{} steps were made, and {} without a helper", transcript.len(), reference.len());
+        bail!("the run had {} steps, and {} without a helper", transcript.len(), reference.len());
     }
     Ok(())
 }
 
 impl Expect {
-    /// Whether `completion` says so.
+    /// Whether `completion` is as expected.
     pub(crate) fn is_met_by(&self, completion: &Completion) -> bool {
         match (self, completion) {
             (Self::Good, Completion::Good(_)) => true,
@@ -203,9 +201,9 @@ impl fmt::Display for Expect {
     }
 }
 
-/// Whether our reading of returned data, written again, gives the same bytes: a real target's are a good test of it.
-/// What was cut to the allocation length cannot come whole again.
-fn is_understood(action: ReserveInAction, data: &[u8]) -> bool {
+/// Whether parsing and encoding returned data gives the same bytes. Data that were cut to the allocation length cannot be
+/// compared.
+fn is_preserved(action: ReserveInAction, data: &[u8]) -> bool {
     fn same<T>(data: &[u8], parsed: Result<Parsed<T>, InvalidData>, encode: fn(&T) -> Vec<u8>) -> bool {
         parsed.is_ok_and(|parsed| parsed.truncated || encode(&parsed.value) == data)
     }
@@ -218,7 +216,7 @@ fn is_understood(action: ReserveInAction, data: &[u8]) -> bool {
     }
 }
 
-/// Every byte that a completion has.
+/// A completion with every byte.
 fn in_full(completion: &Completion) -> String {
     match completion {
         Completion::Good(data) if data.is_empty() => "GOOD".to_owned(),
@@ -241,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_meets_what_was_expected_or_not() {
+    fn answer_meets_its_own_expectation_only() {
         let one = Keys { keys: vec![Key(7)], ..Keys::default() }.encode();
         assert!(Expect::Keys(vec![Key(7)]).is_met_by(&Completion::Good(one.clone())));
         assert!(!Expect::Keys(vec![]).is_met_by(&Completion::Good(one)));
@@ -253,15 +251,15 @@ mod tests {
     }
 
     #[test]
-    fn data_that_do_not_come_whole_again_are_noticed() {
+    fn data_that_encoding_changes_are_not_preserved() {
         let mut status = Capabilities::default().encode();
-        assert!(is_understood(ReserveInAction::ReportCapabilities, &status));
+        assert!(is_preserved(ReserveInAction::ReportCapabilities, &status));
         status[6] = 1;
-        assert!(!is_understood(ReserveInAction::ReportCapabilities, &status));
+        assert!(!is_preserved(ReserveInAction::ReportCapabilities, &status));
     }
 
     #[test]
-    fn an_answer_is_shown_in_full() {
+    fn transcript_has_every_byte() {
         assert_eq!(in_full(&Completion::Good(vec![0xab, 1])), "GOOD, 2 bytes: ab 01");
         let check = in_full(&Completion::check(SenseCode::INVALID_FIELD_IN_CDB));
         assert!(check.ends_with(": 70 00 05 00 00 00 00 0a 00 00 00 00 24"), "{check}");

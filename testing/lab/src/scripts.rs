@@ -1,7 +1,6 @@
-//! The scripts that run through every helper, and without one: what clusters, LVM and Windows send.
+//! The scripts that run through every helper, and without a helper: the commands of clusters, LVM and Windows.
 //!
-//! The expectations are those of LIO, which is a real target and differs from the standard here and there; each place
-//! where it does is marked.
+//! The expected answers are LIO's, which deviates from the standard in places. Each such place has a comment.
 
 use anyhow::{Context, Result, bail};
 use scsi_pr::{FullStatus, InitiatorPort, Key, Opcode, SenseCode, SenseKey, TransportId, Type};
@@ -16,10 +15,10 @@ const KEY_A: Key = Key(0xa1);
 const KEY_B: Key = Key(0xb2);
 const NONE: Key = Key(0);
 
-/// What LIO says to who is not registered, where the standard has RESERVATION CONFLICT: 2/08/00.
+/// LIO's answer to an unregistered initiator, 02/08/00. The standard has RESERVATION CONFLICT.
 const NOT_REGISTERED: SenseCode = SenseCode { key: SenseKey::NOT_READY, asc: 0x08, ascq: 0x00 };
 
-/// A part of the script: its name, and what it does on a unit without registrations, which it leaves behind like that.
+/// A script and its name. It starts and ends with a unit without registrations.
 type Part = (&'static str, fn(&mut Run<'_>, &Unit) -> Result<()>);
 
 const PARTS: &[Part] = &[
@@ -38,7 +37,7 @@ const PARTS: &[Part] = &[
     ("Windows", windows),
 ];
 
-/// Runs every part on a new unit through `manager`.
+/// Runs every script on a new unit through `manager`.
 pub(crate) fn run(manager: &dyn scsi_pr::PrManager, target: &Target) -> Result<Vec<Entry>> {
     let unit = target.unit()?;
     let mut run = Run::new(manager, &unit)?;
@@ -129,7 +128,7 @@ fn all_registrants(run: &mut Run<'_>, _: &Unit) -> Result<()> {
         run.send(B, &register(NONE, KEY_B), Good);
         run.write(B, true);
         run.send(B, &reserve(KEY_B, kind), Good);
-        // Every registrant holds it, so that no key can be named.
+        // Every registrant holds it, so READ RESERVATION has no key.
         run.send(B, &read_reservation(), Reservation(Some((NONE, kind))));
         run.send(B, &read_full_status(), Good);
         run.send(A, &register(KEY_A, NONE), Good);
@@ -169,7 +168,7 @@ fn aborting(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     run.send(A, &read_reservation(), Reservation(Some((KEY_B, kind))));
     run.write(A, false);
     run.write(B, true);
-    // A registrant without the reservation is thrown out in the same way, and the reservation stays.
+    // PREEMPT removes a registrant that is not the holder, and the reservation stays.
     run.send(A, &register(NONE, KEY_A), Good);
     run.send(B, &preempt_and_abort(KEY_B, KEY_A, kind), Good);
     run.send(A, &read_keys(), Sense(SenseCode::REGISTRATIONS_PREEMPTED));
@@ -200,25 +199,25 @@ fn moving(run: &mut Run<'_>, _: &Unit) -> Result<()> {
 
 fn other_ports(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     let (port_b, _) = port_of(run, B)?;
-    run.send(A, &register_for(KEY_A, std::slice::from_ref(&port_b)), Good);
+    run.send(A, &register_spec_i_pt(KEY_A, std::slice::from_ref(&port_b)), Good);
     run.send(A, &read_keys(), Keys(vec![KEY_A, KEY_A]));
     run.send(A, &read_full_status(), Good);
     run.send(B, &register(KEY_A, NONE), Good);
     run.send(A, &register(KEY_A, NONE), Good);
-    run.send(A, &register_everywhere(KEY_A), Good);
+    run.send(A, &register_all_tg_pt(KEY_A), Good);
     run.send(A, &read_full_status(), Good);
     run.send(A, &clear(KEY_A), Good);
     Ok(())
 }
 
 fn power_loss(run: &mut Run<'_>, unit: &Unit) -> Result<()> {
-    run.send(A, &register_for_good(KEY_A), Good);
+    run.send(A, &register_aptpl(KEY_A), Good);
     run.send(A, &reserve(KEY_A, Type::WriteExclusive), Good);
     run.send(A, &report_capabilities(), Good);
-    let kept = unit.kept();
+    let file = unit.aptpl_file();
     run.observe(
-        "the target has put the registration on its disk",
-        kept.contains("sa_res_key=161") && kept.contains("res_holder=1"),
+        "the target has written the registration to its disk",
+        file.contains("sa_res_key=161") && file.contains("res_holder=1"),
     );
     run.send(A, &register_ignoring(KEY_A), Good);
     run.send(A, &report_capabilities(), Good);
@@ -237,7 +236,7 @@ fn mistakes(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     let spec_i_pt = Request::raw("REGISTER with SPEC_I_PT and no list", Opcode::ReserveOut, 0, 0, 24, spec_i_pt);
     let mut reserve = vec![0; 24];
     reserve[7] = 0xa1;
-    let reserve = Request::raw("RESERVE of a type that is none", Opcode::ReserveOut, 1, 2, 24, reserve);
+    let reserve = Request::raw("RESERVE of an undefined type", Opcode::ReserveOut, 1, 2, 24, reserve);
     let unknown = Request::raw("PERSISTENT RESERVE IN, service action 31", Opcode::ReserveIn, 0x1f, 0, 24, Vec::new());
     run.send(A, &unknown, Sense(SenseCode::INVALID_FIELD_IN_CDB));
     run.send(A, &bare(9, 24), Sense(SenseCode::INVALID_FIELD_IN_CDB));
@@ -255,7 +254,7 @@ fn mistakes(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     Ok(())
 }
 
-/// The fence agent of Pacemaker: both nodes register, one reserves, the other is fenced and comes back.
+/// Pacemaker's fence_scsi: both nodes register, one reserves, fences the other, and that one comes back.
 fn fence_scsi(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     let kind = Type::WriteExclusiveRegistrantsOnly;
     for (node, key) in [(A, KEY_A), (B, KEY_B)] {
@@ -270,7 +269,7 @@ fn fence_scsi(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     run.send(A, &preempt_and_abort(KEY_A, KEY_B, kind), Good);
     run.send(A, &read_keys(), Keys(vec![KEY_A]));
     run.write(B, false);
-    // The unit attention went with the write; the node unfences itself.
+    // The write has taken the unit attention. The node unfences itself.
     run.send(B, &register_ignoring(KEY_B), Good);
     run.write(B, true);
     run.send(A, &clear(KEY_A), Good);
@@ -278,7 +277,7 @@ fn fence_scsi(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     Ok(())
 }
 
-/// LVM's lvmpersist: start on both hosts, take over from one that died, stop.
+/// LVM's lvmpersist: start on both hosts, remove a host that failed, stop.
 fn lvm(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     let (host_1, host_2) = (Key(0x1000_0000_0000_0001), Key(0x1000_0000_0000_0002));
     let kind = Type::WriteExclusiveAllRegistrants;
@@ -317,7 +316,7 @@ fn windows(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     Ok(())
 }
 
-/// The port of `node` and the target port it uses, as READ FULL STATUS shows them while it is registered.
+/// The TransportID of `node` and its relative target port, from READ FULL STATUS while it is registered.
 fn port_of(run: &mut Run<'_>, node: crate::script::Node) -> Result<(TransportId, u16)> {
     run.send(node, &register(NONE, KEY_B), Good);
     let status = run.send(node, &read_full_status(), Good);
@@ -325,6 +324,8 @@ fn port_of(run: &mut Run<'_>, node: crate::script::Node) -> Result<(TransportId,
     let status = FullStatus::parse(&status)?.value;
     let [registration] = &status.descriptors[..] else { bail!("one registration was expected: {status:?}") };
     let port = registration.transport_id()?;
-    let InitiatorPort::Iscsi { isid: Some(_), .. } = port.port() else { bail!("{port:?} is no port of iSCSI") };
+    let InitiatorPort::Iscsi { isid: Some(_), .. } = port.port() else {
+        bail!("{port:?} is not an iSCSI initiator port")
+    };
     Ok((port, registration.relative_target_port))
 }

@@ -1,6 +1,6 @@
 //! Any SCSI command, by write and read on a `/dev/sgN`: the first interface of sg(4), which has no pointers in it.
 //!
-//! Nobody between here and the target looks at the command, tries it again or eats a unit attention.
+//! No layer between this module and the target checks the command, retries it or consumes a unit attention.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -15,26 +15,26 @@ const HEADER: usize = 36;
 /// A disk, for any command.
 pub(crate) struct Sg(File);
 
-/// What a command moves.
+/// The data transfer of a command.
 #[derive(Clone, Copy)]
 pub(crate) enum Transfer<'a> {
-    /// Nothing, or up to so many bytes to us.
+    /// Up to so many bytes from the disk.
     In(usize),
     /// These bytes to the disk.
     Out(&'a [u8]),
 }
 
-/// What the disk answered.
+/// The disk's answer.
 #[derive(Debug)]
 pub(crate) struct Reply {
     /// The status byte.
     pub(crate) status: u8,
-    /// As much of the sense data as there is room for.
+    /// The first bytes of the sense data.
     pub(crate) sense: [u8; 16],
 }
 
 impl Sg {
-    /// Opens the disk that is the block device `disk` too.
+    /// Opens the SCSI generic device of the block device `disk`.
     pub(crate) fn open(disk: &Path) -> Result<Self> {
         let name = disk.file_name().context("a disk has a name")?.to_string_lossy();
         let directory = format!("/sys/block/{name}/device/scsi_generic");
@@ -44,23 +44,23 @@ impl Sg {
         Ok(Self(file.with_context(|| format!("open {}", path.display()))?))
     }
 
-    /// Sends a command of 6, 10 or 16 bytes, and waits for its end.
+    /// Sends a command of 6, 10 or 16 bytes, and waits until it ends.
     pub(crate) fn send(&self, cdb: &[u8], transfer: Transfer<'_>) -> Result<Reply> {
-        let (room, data) = match transfer {
-            Transfer::In(room) => (HEADER + room, &[][..]),
+        let (capacity, data) = match transfer {
+            Transfer::In(length) => (HEADER + length, &[][..]),
             Transfer::Out(data) => (HEADER, data),
         };
         let mut request = vec![0; HEADER];
-        request[4..8].copy_from_slice(&i32::try_from(room)?.to_ne_bytes());
+        request[4..8].copy_from_slice(&i32::try_from(capacity)?.to_ne_bytes());
         request.extend_from_slice(cdb);
         request.extend_from_slice(data);
         let written = (&self.0).write(&request).context("send a command by sg")?;
-        ensure!(written == request.len(), "sg took {written} of {} bytes", request.len());
-        let mut reply = vec![0; room];
+        ensure!(written == request.len(), "sg accepted {written} of {} bytes", request.len());
+        let mut reply = vec![0; capacity];
         let count = (&self.0).read(&mut reply).context("read the answer of sg")?;
         ensure!(count >= HEADER, "sg answered {count} bytes");
         let bits = u32::from_ne_bytes(reply[16..20].try_into()?);
-        // Of the status, the field has bits 5 to 1.
+        // The field has bits 5 to 1 of the status.
         let (status, host) = ((bits >> 1 & 0x1f) << 1, bits >> 6 & 0xff);
         ensure!(host == 0, "the host reports error {host} about command {cdb:02x?}");
         Ok(Reply { status: u8::try_from(status)?, sense: reply[20..36].try_into()? })

@@ -14,9 +14,9 @@ use scsi_pr_linux::SgIo;
 use crate::commands::{Request, clear, read_full_status, read_keys, register, register_ignoring, reserve};
 use crate::disk::{self, is_conflict};
 use crate::helper::Helper;
+use crate::lab::Lab;
 use crate::map::{Disk, Map};
 use crate::report::Report;
-use crate::scenarios::Lab;
 use crate::sg_raw::SgRaw;
 use crate::system::{run, wait_for};
 
@@ -47,7 +47,7 @@ pub(crate) type Registration = (String, Key, bool);
 impl<'a> Stage<'a> {
     /// A map of so many paths, and our helper as an ordinary user.
     pub(crate) fn new(lab: &'a mut Lab, report: &'a mut Report, paths: usize) -> Result<Self> {
-        let helper = Helper::start(&lab.programs.join("qemu-pr-helper"), "stage", &["-u", "nobody"])?;
+        let helper = Helper::start(&lab.helper(), "stage", &["-u", "nobody"])?;
         let map = lab.multipath()?.map(paths, 0)?;
         let device = disk::Disk::open(&map.device)?;
         let theirs = disk::Disk::open(&map.other_host.path())?;

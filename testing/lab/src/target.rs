@@ -1,7 +1,6 @@
-//! A real SCSI target, LIO, and initiators of it, all in this kernel: iSCSI over 127.0.0.1.
+//! A real SCSI target, LIO, and its initiators in the same kernel, by iSCSI over 127.0.0.1.
 //!
-//! Loopback (tcm_loop) would be quicker to set up, but it deadlocks on PREEMPT AND ABORT, and its initiators have no
-//! names of their own.
+//! Loopback (tcm_loop) would be faster to set up, but it deadlocks on PREEMPT AND ABORT, and its initiators have no names.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -22,16 +21,16 @@ pub(crate) const INITIATORS: [&str; 2] = ["a", "b"];
 
 /// The target and the sessions of its initiators.
 pub(crate) struct Target {
-    /// What its units are called by, each with a number.
+    /// The start of the serial numbers of its units.
     prefix: String,
     units: Cell<usize>,
-    /// The initiators that iscsiadm has been told of.
+    /// The initiators that iscsiadm has records of.
     known: Rc<RefCell<Vec<String>>>,
 }
 
-/// A logical unit that nobody has used yet, as each initiator sees it.
+/// A new logical unit, as each initiator sees it.
 pub(crate) struct Unit {
-    /// What the target calls it: where it keeps reservations for APTPL.
+    /// The serial number, which names the target's file for APTPL.
     pub(crate) serial: String,
     /// The block devices, one for each of [`INITIATORS`].
     pub(crate) disks: [PathBuf; 2],
@@ -46,7 +45,8 @@ impl Target {
         Ok(target)
     }
 
-    /// Sets up another target beside this one. To be made before anybody logs in: who does looks for targets once.
+    /// Sets up another target beside this one. Initiators discover targets once, at their first login, so this must come
+    /// before.
     pub(crate) fn another(&self, name: &str) -> Result<Self> {
         Self::new(format!("{name}-"), Rc::clone(&self.known))
     }
@@ -63,7 +63,7 @@ impl Target {
         ] {
             write(format!("{group}/attrib/{attribute}"), value)?;
         }
-        // Whoever logs in looks for unit 0.
+        // A login scans for unit 0.
         target.add_unit()?;
         write(format!("{group}/enable"), "1")?;
         Ok(target)
@@ -77,7 +77,7 @@ impl Target {
         format!("{TARGETS}/{}/tpgt_1", self.name())
     }
 
-    /// Makes a unit without reservations, which no other scenario has touched.
+    /// Creates a unit without reservations.
     pub(crate) fn unit(&self) -> Result<Unit> {
         let (number, serial) = self.add_unit()?;
         let mut disks = Vec::new();
@@ -88,17 +88,17 @@ impl Target {
         Ok(Unit { serial, disks })
     }
 
-    /// The disk by which `initiator` sees the unit of this number; the initiator is logged in, should it not be.
+    /// The disk by which `initiator` sees the unit of this number. Logs the initiator in first if needed.
     pub(crate) fn disk(&self, initiator: &str, unit: usize) -> Result<PathBuf> {
         let session = self.log_in(initiator)?;
         write(format!("/sys/class/scsi_host/{}/scan", host_of(&session)?), &format!("0 0 {unit}"))?;
         let disk = wait_for(&format!("disk {unit} of initiator {initiator}"), || disk_of(&session, unit))?;
-        // New units are announced with unit attentions; whoever compares answers wants them gone.
+        // Each initiator's first command gets a unit attention, which no scenario expects.
         wait_for(&format!("ready {}", disk.display()), || run("sg_turs", &[&disk.to_string_lossy()]))?;
         Ok(disk)
     }
 
-    /// The session that `initiator` has, or gets.
+    /// The session of `initiator`, after a login if needed.
     fn log_in(&self, initiator: &str) -> Result<PathBuf> {
         let target = self.name();
         if let Ok(session) = session_of(initiator, &target) {
@@ -117,10 +117,10 @@ impl Target {
         wait_for("session", || session_of(initiator, &target))
     }
 
-    /// A unit that nobody sees yet: its number and its serial number.
+    /// Creates a unit that no initiator has scanned yet. Returns its number and its serial number.
     pub(crate) fn add_unit(&self) -> Result<(usize, String)> {
         let number = self.units.get();
-        // The unit's name is made of the hexadecimal digits in this, and filled up with zeros: 1 and 10 would have one name.
+        // LIO takes the hexadecimal digits of this and pads them with zeros, so that 1 and 10 would give one identifier.
         let serial = format!("{}{number:03}", self.prefix);
         let backstore = format!("{CORE}/{serial}");
         make(&backstore)?;
@@ -136,19 +136,18 @@ impl Target {
 }
 
 impl Unit {
-    /// What the target keeps of this unit's reservations for APTPL, as text; the kernel looks for it in the root file
-    /// system that it started with.
-    pub(crate) fn kept(&self) -> String {
+    /// The text of the target's file for APTPL. The kernel writes it in the root file system that it booted with.
+    pub(crate) fn aptpl_file(&self) -> String {
         fs::read_to_string(format!("/proc/1/root/var/target/pr/aptpl_{}", self.serial)).unwrap_or_default()
     }
 }
 
-/// The name by which a unit knows `initiator`.
+/// The iSCSI name of `initiator`.
 pub(crate) fn name_of(initiator: &str) -> String {
     format!("iqn.2026-11.lab:{initiator}")
 }
 
-/// Starts open-iscsi with a configuration of its own, in which nobody looks for disks who was not told to.
+/// Starts open-iscsi with a separate configuration, without automatic logins and scans.
 fn start_iscsid() -> Result<()> {
     for directory in ["/etc/iscsi", "/var/lib/iscsi"] {
         make(directory)?;
@@ -161,7 +160,7 @@ fn start_iscsid() -> Result<()> {
     Ok(())
 }
 
-/// The directory of the session that `initiator` has with `target`.
+/// The sysfs directory of the session of `initiator` with `target`.
 fn session_of(initiator: &str, target: &str) -> Result<PathBuf> {
     for session in fs::read_dir("/sys/class/iscsi_session")? {
         let session = session?.path();
@@ -175,7 +174,7 @@ fn session_of(initiator: &str, target: &str) -> Result<PathBuf> {
     bail!("initiator {initiator} has no session with {target}")
 }
 
-/// The name of the SCSI host above `session`, as in host3.
+/// The name of the SCSI host of `session`, such as host3.
 fn host_of(session: &Path) -> Result<String> {
     let host = session.parent().and_then(Path::file_name).context("a session without a host")?;
     Ok(host.to_string_lossy().into_owned())

@@ -63,6 +63,9 @@ impl<'a> Check<'a> {
     /// Checks an identifier and its parts.
     pub(super) fn identifier(&mut self, line: usize, name: &str) {
         let banned = self.banned;
+        if banned.allowed_identifiers.iter().any(|term| term.words == [name]) {
+            return;
+        }
         let whole = banned.identifiers.iter().find(|term| term.words == [name]);
         let parts = parts(name);
         let part = || banned.parts.iter().find(|term| parts.iter().any(|part| term.words == [part.as_str()]));
@@ -74,11 +77,13 @@ impl<'a> Check<'a> {
     fn terms(&mut self, sentence: &[Word]) {
         let banned = self.banned;
         let words: Vec<(String, usize)> = sentence.iter().flat_map(plain_words).collect();
+        let is_allowed = |end: usize| banned.allowed.iter().any(|term| ends_with(&words[..end], term));
         for term in &banned.prose {
-            let matches =
-                |window: &&[(String, usize)]| window.iter().zip(&term.words).all(|((word, _), banned)| word == banned);
-            for window in words.windows(term.words.len()).filter(matches) {
-                self.push(window[0].1, Rule::BannedTerm, replacement(term), joined(sentence));
+            for end in term.words.len()..=words.len() {
+                if ends_with(&words[..end], term) && !is_allowed(end) {
+                    let line = words[end - term.words.len()].1;
+                    self.push(line, Rule::BannedTerm, replacement(term), joined(sentence));
+                }
             }
         }
     }
@@ -96,6 +101,11 @@ impl<'a> Check<'a> {
     fn push(&mut self, line: usize, rule: Rule, detail: String, text: String) {
         self.findings.push(Finding { line, rule, detail, text });
     }
+}
+
+fn ends_with(words: &[(String, usize)], term: &Term) -> bool {
+    words.len() >= term.words.len()
+        && words.iter().rev().zip(term.words.iter().rev()).all(|((word, _), banned)| word == banned)
 }
 
 fn replacement(Term { words, replacement }: &Term) -> String {

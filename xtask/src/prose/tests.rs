@@ -112,6 +112,12 @@ fn words_that_contain_a_banned_term_are_allowed() {
 }
 
 #[test]
+fn unix_user_nobody_is_allowed() {
+    assert_eq!(in_comment("// The helper with -u nobody.\nconst NOBODY: u32 = 65534; f(\"the user nobody\");\n"), []);
+    assert_eq!(in_comment("// The group nobody.\n"), [(1, Rule::BannedTerm)]);
+}
+
+#[test]
 fn literals_and_lifetimes_do_not_confuse_the_scanner() {
     let code = "fn f<'a>(x: &'a str) { m('\\'', '\"', b'\\\\', '\\u{1F600}', \"\\\"// no\"); } // nobody\n";
     assert_eq!(in_comment(code), [(1, Rule::BannedTerm)]);

@@ -1,50 +1,50 @@
-//! Two initiators of one unit through a helper: every answer is, byte for byte, what SG_IO without a helper brings.
+//! Two initiators of one unit through a helper: every answer is, byte for byte, the answer to SG_IO without a helper.
 
 use std::path::Path;
 
 use anyhow::Result;
 use scsi_pr::PrManager;
 
-use super::{Lab, Scenario};
 use crate::helper::Helper;
+use crate::lab::Lab;
 use crate::report::Report;
-use crate::script::{self, Entry};
+use crate::scenario::Scenario;
+use crate::script;
 use crate::scripts;
-use crate::sg_raw::SgRaw;
 
-/// The script without a helper.
+/// The scripts without a helper.
 pub(super) const DIRECT: Scenario = Scenario {
     name: "sg-io",
     boot: "target",
-    purpose: "without a helper, the target does what the script expects of it",
+    purpose: "without a helper, the target answers as the scripts expect",
     run: |lab, report| {
-        let reference = reference(lab)?;
+        let reference = lab.reference()?;
         script::check(report, &reference, &reference)
     },
 };
 
-/// Our helper.
-pub(super) const OURS: Scenario = Scenario {
-    name: "ours",
+/// This project's helper.
+pub(super) const SCSI_PR: Scenario = Scenario {
+    name: "scsi-pr",
     boot: "target",
-    purpose: "through our helper, every answer is that of SG_IO without one",
+    purpose: "through this project's helper, every answer is that of SG_IO without a helper",
     run: |lab, report| {
-        let helper = Helper::start(&lab.programs.join("qemu-pr-helper"), "ours", &[])?;
+        let helper = Helper::start(&lab.helper(), "scsi-pr", &[])?;
         compare(lab, report, &helper.client())
     },
 };
 
-/// Our helper as an ordinary user.
-pub(super) const NOBODY: Scenario = Scenario {
-    name: "nobody",
+/// This project's helper as an ordinary user.
+pub(super) const UNPRIVILEGED: Scenario = Scenario {
+    name: "unprivileged",
     boot: "target",
-    purpose: "the same through our helper with -u nobody",
+    purpose: "the same through this project's helper with -u nobody",
     run: |lab, report| {
-        let helper = Helper::start(&lab.programs.join("qemu-pr-helper"), "nobody", &["-u", "nobody"])?;
+        let helper = Helper::start(&lab.helper(), "unprivileged", &["-u", "nobody"])?;
         compare(lab, report, &helper.client())?;
-        // It listens before it drops its privileges; now that it has answered, it has dropped them.
+        // The helper listens before it drops its privileges, and drops them before it answers.
         let status = helper.status()?;
-        // CAP_SYS_RAWIO, without which the kernel sends no reservation, and nothing else.
+        // CAP_SYS_RAWIO alone: the kernel refuses reservations without it.
         report.equal("real, effective, saved and file system user", "65534 65534 65534 65534", &status("Uid:"));
         report.equal("effective capabilities", "0000000000020000", &status("CapEff:"));
         Ok(())
@@ -55,7 +55,7 @@ pub(super) const NOBODY: Scenario = Scenario {
 pub(super) const QEMU: Scenario = Scenario {
     name: "qemu",
     boot: "target",
-    purpose: "the same through QEMU's own helper",
+    purpose: "the same through QEMU's helper",
     run: |lab, report| {
         let helper = Helper::start(Path::new("/usr/bin/qemu-pr-helper"), "qemu", &[])?;
         compare(lab, report, &helper.client())
@@ -63,15 +63,7 @@ pub(super) const QEMU: Scenario = Scenario {
 };
 
 fn compare(lab: &mut Lab, report: &mut Report, manager: &dyn PrManager) -> Result<()> {
-    let reference = reference(lab)?;
+    let reference = lab.reference()?;
     let transcript = scripts::run(manager, &*lab.target()?)?;
     script::check(report, &transcript, &reference)
-}
-
-/// The transcript without a helper; made once a boot.
-fn reference(lab: &mut Lab) -> Result<Vec<Entry>> {
-    if lab.reference.is_none() {
-        lab.reference = Some(scripts::run(&SgRaw, &*lab.target()?)?);
-    }
-    Ok(lab.reference.clone().expect("it was just made"))
 }

@@ -1,4 +1,4 @@
-//! The managers that know what a command means, on devices that really reserve: `BlockIoctl` on a SCSI disk and on an NVMe
+//! The managers that translate commands, on devices with reservations: `BlockIoctl` on a SCSI disk and on an NVMe
 //! namespace, `Nvme` on an NVMe namespace, each with two initiators or hosts.
 
 use std::fs::{File, OpenOptions};
@@ -10,12 +10,13 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 use scsi_pr::{Command, Completion, Error, FullStatus, InitiatorPort, Key, Opcode, PrManager, SenseCode, Type};
 use scsi_pr_linux::{Attempt, BlockIoctl, Nvme};
 
-use super::{Lab, Scenario};
 use crate::commands::*;
 use crate::helper::Helper;
+use crate::lab::Lab;
+use crate::layer::Layer;
 use crate::nvmet::{Controller, HOSTS, Nvmet};
-use crate::over::Over;
 use crate::report::Report;
+use crate::scenario::Scenario;
 use crate::script::Expect::{Conflict, Good, Keys, Reservation, Sense};
 use crate::script::Node::{A, B};
 use crate::script::Run;
@@ -29,7 +30,7 @@ const NONE: Key = Key(0);
 const LIST: SenseCode = SenseCode::INVALID_FIELD_IN_PARAMETER_LIST;
 const CDB: SenseCode = SenseCode::INVALID_FIELD_IN_CDB;
 
-/// The ioctls on a SCSI disk, on the stable kernel, which cannot read by ioctl.
+/// IOC_PR on a SCSI disk, on the stable kernel, which has no ioctls to read reservations.
 pub(super) const SCSI: Scenario = Scenario {
     name: "block-ioctl",
     boot: "target",
@@ -48,7 +49,7 @@ pub(super) const SCSI: Scenario = Scenario {
     },
 };
 
-/// The same on a kernel that can.
+/// The same on a kernel with those ioctls.
 pub(super) const SCSI_ON_A_NEWER_KERNEL: Scenario = Scenario {
     name: "block-ioctl-reads",
     boot: "nvme",
@@ -68,11 +69,11 @@ pub(super) const SCSI_ON_A_NEWER_KERNEL: Scenario = Scenario {
     },
 };
 
-/// NVMe's own commands.
+/// NVMe's reservation commands.
 pub(super) const NVME: Scenario = Scenario {
     name: "nvme",
     boot: "nvme",
-    purpose: "by NVMe's own commands on a namespace with two hosts",
+    purpose: "by NVMe's reservation commands on a namespace with two hosts",
     run: |lab, report| {
         let unit = lab.nvmet()?.namespace()?;
         let manager = Nvme::new();
@@ -85,11 +86,11 @@ pub(super) const NVME: Scenario = Scenario {
     },
 };
 
-/// The same through our helper.
+/// The same through the helper.
 pub(super) const NVME_BY_HELPER: Scenario = Scenario {
     name: "nvme-helper",
     boot: "nvme",
-    purpose: "a namespace with two hosts through our helper with -u nobody, also with --manager=nvme and =block",
+    purpose: "a namespace with two hosts through the helper with -u nobody, also with --manager=nvme and =block",
     run: |lab, report| {
         type Script = fn(&mut Run<'_>) -> Result<()>;
         let script: [(&str, Script); 3] = [("auto", nvme), ("nvme", nvme), ("block", nvme_by_ioctl)];
@@ -105,11 +106,11 @@ pub(super) const NVME_BY_HELPER: Scenario = Scenario {
     },
 };
 
-/// The ioctls through our helper, on a kernel that permits them to CAP_SYS_ADMIN alone: by workers.
+/// IOC_PR through the helper. Its workers send the ioctls, because this kernel requires CAP_SYS_ADMIN.
 pub(super) const SCSI_BY_HELPER: Scenario = Scenario {
     name: "block-helper",
     boot: "target",
-    purpose: "by IOC_PR on a SCSI disk through our helper with -u nobody --manager=block",
+    purpose: "by IOC_PR on a SCSI disk through the helper with -u nobody --manager=block",
     run: |lab, report| {
         let unit = lab.target()?.unit()?;
         let helper = helper(lab, "block")?;
@@ -121,13 +122,13 @@ pub(super) const SCSI_BY_HELPER: Scenario = Scenario {
     },
 };
 
-/// Our helper as an ordinary user, with one manager for whatever comes.
+/// The helper as an ordinary user, with one manager for every device.
 fn helper(lab: &Lab, manager: &str) -> Result<Helper> {
     let options = ["-u", "nobody", &format!("--manager={manager}")];
-    Helper::start(&lab.programs.join("qemu-pr-helper"), &format!("by-{manager}"), &options)
+    Helper::start(&lab.helper(), &format!("by-{manager}"), &options)
 }
 
-/// The ioctls on NVMe.
+/// IOC_PR on NVMe.
 pub(super) const NVME_BY_IOCTL: Scenario = Scenario {
     name: "nvme-by-ioctl",
     boot: "nvme",
@@ -142,11 +143,11 @@ pub(super) const NVME_BY_IOCTL: Scenario = Scenario {
     },
 };
 
-/// A namespace with two paths, which is what the kernel makes of it unless told otherwise.
+/// A namespace with two paths, by the kernel's own multipath support, which is on by default.
 pub(super) const NVME_WITH_PATHS: Scenario = Scenario {
     name: "nvme-paths",
     boot: "nvme-paths",
-    purpose: "by NVMe's own commands and by IOC_PR on a namespace with two paths",
+    purpose: "by NVMe's reservation commands and by IOC_PR on a namespace with two paths",
     run: |_, report| {
         let (unit, [first, second]) = Nvmet::start(true)?.namespace_with_paths()?;
         let manager = Nvme::new();
@@ -177,7 +178,7 @@ pub(super) const NVME_WITH_PATHS: Scenario = Scenario {
     },
 };
 
-/// What the managers say when the last path to a namespace goes while it is open.
+/// The managers must not answer GOOD after the last path to an open namespace is gone.
 fn without_a_path(disk: &Path, last: Controller, report: &mut Report) -> Result<()> {
     let device = OpenOptions::new().read(true).write(true).open(disk)?;
     last.disconnect()?;
@@ -187,30 +188,20 @@ fn without_a_path(disk: &Path, last: Controller, report: &mut Report) -> Result<
             let answer = manager.execute(device.as_fd(), request.command())?;
             let what = format!("{name}, without a path: {request}: {answer}");
             let is_good = matches!(answer, Completion::Good(_));
-            report.check(what, if is_good { Err("it cannot be".to_owned()) } else { Ok(()) });
+            report.check(what, if is_good { Err("no command can succeed".to_owned()) } else { Ok(()) });
         }
     }
     Ok(())
 }
 
-impl Lab {
-    /// The NVMe target.
-    pub(super) fn nvmet(&mut self) -> Result<&mut Nvmet> {
-        if self.nvmet.is_none() {
-            self.nvmet = Some(Nvmet::start(false)?);
-        }
-        Ok(self.nvmet.as_mut().expect("it was just started"))
-    }
-}
-
-/// Changes by a manager, and reads by `sg_raw`, which nothing of ours is in.
+/// Sends PERSISTENT RESERVE OUT by a manager, and PERSISTENT RESERVE IN by `sg_raw`, which has no code of this project.
 struct ReadBySgRaw<M>(M);
 
 impl<M: PrManager> PrManager for ReadBySgRaw<M> {
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
         match command.opcode() {
             Opcode::ReserveIn => {
-                // The unit attentions of a preemption and the like are not what is looked at here.
+                // This takes the unit attention that a preemption may have left.
                 SgRaw.execute(device, read_keys().command())?;
                 SgRaw.execute(device, command)
             }
@@ -224,7 +215,8 @@ fn finish(mut run: Run<'_>, report: &mut Report) -> Result<()> {
     run.report(report)
 }
 
-/// What goes alike on a SCSI disk and on a namespace, by any manager. It ends with both registered, and A the holder.
+/// Commands with the same result on a SCSI disk and on a namespace, by any manager. At the end both initiators are
+/// registered, and A is the holder.
 fn everywhere(run: &mut Run<'_>) {
     run.send(A, &read_keys(), Keys(vec![]));
     run.send(A, &read_reservation(), Reservation(None));
@@ -269,13 +261,13 @@ fn everywhere(run: &mut Run<'_>) {
         run.send(A, &read_reservation(), Reservation(Some((KEY_B, Type::WriteExclusiveRegistrantsOnly))));
         run.write(A, false);
         run.write(B, true);
-        // Its own key: the type changes, and the registration stays.
+        // A preemption of the sender's key changes the type, and the registration stays.
         run.send(B, &preempts(KEY_B, KEY_B, Type::WriteExclusive), Good);
         run.send(A, &read_reservation(), Reservation(Some((KEY_B, Type::WriteExclusive))));
         run.send(B, &release(KEY_B, Type::WriteExclusive), Good);
         run.send(A, &register_ignoring(KEY_A), Good);
     }
-    // Everybody else is thrown out of what all hold.
+    // A preemption with the key zero removes all other registrants of an all-registrants reservation.
     run.send(A, &reserve(KEY_A, Type::WriteExclusiveAllRegistrants), Good);
     run.write(B, true);
     run.send(B, &preempt(KEY_B, NONE, Type::ExclusiveAccessRegistrantsOnly), Good);
@@ -292,25 +284,25 @@ fn everywhere(run: &mut Run<'_>) {
     run.write(B, true);
 }
 
-/// What no translation can say.
-fn refused(run: &mut Run<'_>) {
+/// Commands that no ioctl or NVMe command can express.
+fn untranslatable(run: &mut Run<'_>) {
     run.send(A, &replace_lost(KEY_A), Sense(CDB));
-    run.send(A, &register_for(KEY_A, &[]), Sense(LIST));
+    run.send(A, &register_spec_i_pt(KEY_A, &[]), Sense(LIST));
 }
 
 fn scsi(run: &mut Run<'_>) -> Result<()> {
     run.send(B, &reserve(KEY_B, Type::WriteExclusive), Sense(SenseCode::LUN_COMMUNICATION_FAILURE));
     run.send(A, &register_ignoring(NONE), Good);
     everywhere(run);
-    refused(run);
-    run.send(A, &register_everywhere(KEY_A), Sense(LIST));
-    // The holder throws the other registrant out, which is how nodes are fenced.
+    untranslatable(run);
+    run.send(A, &register_all_tg_pt(KEY_A), Sense(LIST));
+    // The holder removes the other registrant. Clusters fence a node in this way.
     run.send(A, &preempt_and_abort(KEY_A, KEY_B, Type::WriteExclusiveRegistrantsOnly), Good);
     run.send(A, &read_keys(), Keys(vec![KEY_A]));
     run.write(B, false);
     run.send(A, &register(KEY_A, NONE), Good);
     run.write(B, true);
-    run.send(B, &register_for_good(KEY_B), Good);
+    run.send(B, &register_aptpl(KEY_B), Good);
     run.send(B, &register_ignoring(NONE), Good);
     Ok(())
 }
@@ -322,10 +314,10 @@ fn nvme(run: &mut Run<'_>) -> Result<()> {
     run.send(A, &register(NONE, NONE), Good);
     everywhere(run);
     run.send(A, &register(NONE, NONE), Conflict);
-    refused(run);
-    run.send(A, &register_for_good(KEY_A), Sense(LIST));
+    untranslatable(run);
+    run.send(A, &register_aptpl(KEY_A), Sense(LIST));
     hosts(run)?;
-    // This target says to the holder that it was done, and it was not.
+    // nvmet reports success to the holder although nothing changed.
     let kind = Type::WriteExclusiveRegistrantsOnly;
     for preempts in [preempt, preempt_and_abort] {
         run.send(A, &preempts(KEY_A, KEY_B, kind), Sense(SenseCode::TARGET_FAILURE));
@@ -334,21 +326,21 @@ fn nvme(run: &mut Run<'_>) -> Result<()> {
         run.send(A, &preempts(KEY_A, Key(0xdead), kind), Conflict);
         run.send(A, &preempts(KEY_A, NONE, kind), Sense(LIST));
     }
-    // The holder leaves, and its reservation with it.
+    // The reservation ends with the holder's registration.
     run.send(A, &register(KEY_A, NONE), Good);
     run.send(B, &read_reservation(), Reservation(None));
-    // To this target, the second registrant holds nothing.
+    // nvmet does not count the second registrant as a holder.
     let all = Type::WriteExclusiveAllRegistrants;
     run.send(B, &reserve(KEY_B, all), Good);
     run.write(A, false);
-    run.send(A, &register_everywhere(KEY_A), Good);
+    run.send(A, &register_all_tg_pt(KEY_A), Good);
     run.write(A, true);
     run.send(A, &reserve(KEY_A, all), Good);
     run.send(A, &reserve(Key(0xdead), all), Conflict);
     run.send(A, &release(KEY_A, kind), Sense(SenseCode::INVALID_RELEASE));
     run.send(A, &release(KEY_A, all), Sense(SenseCode::TARGET_FAILURE));
     run.send(A, &read_reservation(), Reservation(Some((NONE, all))));
-    // The reservation goes with the last registrant.
+    // The reservation ends with the last registration.
     run.send(B, &register_ignoring(NONE), Good);
     run.send(B, &register_ignoring(NONE), Good);
     run.write(B, false);
@@ -374,9 +366,9 @@ fn nvme_by_ioctl(run: &mut Run<'_>) -> Result<()> {
     run.send(A, &report_capabilities(), Good);
     run.send(B, &reserve(KEY_B, Type::WriteExclusive), Conflict);
     everywhere(run);
-    refused(run);
-    run.send(A, &register_everywhere(KEY_A), Sense(LIST));
-    run.send(A, &register_for_good(KEY_A), Sense(LIST));
+    untranslatable(run);
+    run.send(A, &register_all_tg_pt(KEY_A), Sense(LIST));
+    run.send(A, &register_aptpl(KEY_A), Sense(LIST));
     let kind = Type::WriteExclusiveRegistrantsOnly;
     for preempts in [preempt, preempt_and_abort] {
         run.send(A, &preempts(KEY_A, KEY_B, kind), Sense(SenseCode::TARGET_FAILURE));
@@ -384,7 +376,7 @@ fn nvme_by_ioctl(run: &mut Run<'_>) -> Result<()> {
         run.send(A, &preempts(KEY_A, Key(0xdead), kind), Conflict);
         run.send(A, &preempts(KEY_A, NONE, kind), Sense(LIST));
     }
-    // The kernel would leave a registration of the key zero behind.
+    // The kernel would leave a registration with the key zero.
     for unregisters in [register(KEY_B, NONE), register_ignoring(NONE), register(NONE, NONE)] {
         run.send(B, &unregisters, Sense(LIST));
     }
@@ -413,10 +405,10 @@ fn refused_on(
     run.report(report)
 }
 
-/// Through device mapper, an abort would be lost, and an unregistration on NVMe would not be one.
+/// Device mapper drops the abort of PREEMPT AND ABORT, and does not pass on an unregistration on NVMe.
 fn on_device_mapper(unit: &Unit, report: &mut Report) -> Result<()> {
     let [a, b] = &unit.disks;
-    let (a, b) = (Over::linear(a)?, Over::linear(b)?);
+    let (a, b) = (Layer::linear(a)?, Layer::linear(b)?);
     let is_nvme = unit.disks[0].to_string_lossy().contains("nvme");
     let mapped = Unit { serial: unit.serial.clone(), disks: [a.path.clone(), b.path.clone()] };
     let manager = BlockIoctl::default();
@@ -440,46 +432,46 @@ fn on_device_mapper(unit: &Unit, report: &mut Report) -> Result<()> {
     run.report(report)
 }
 
-/// Whether a thread without CAP_SYS_ADMIN is told that it is not permitted.
+/// Checks which commands the manager may send from a thread without CAP_SYS_ADMIN.
 fn privileges(disk: &Path, report: &mut Report, manager: &(impl Attempt + Sync), expected: &Permissions) -> Result<()> {
     let open = |write: bool| OpenOptions::new().read(true).write(write).open(disk).context("open the disk");
     let (for_reading, for_writing) = (open(false)?, open(true)?);
     let permitted = |device: &File, request: &Request| manager.try_execute(device.as_fd(), request.command()).is_ok();
-    let (ours, theirs) = (register_ignoring(KEY_A), clear(KEY_A));
-    for (who, device, request, expected) in [
-        ("a registration, on a descriptor for reading", &for_reading, &ours, false),
-        ("a registration, on a descriptor for writing", &for_writing, &ours, expected.change),
-        ("its end", &for_writing, &theirs, expected.change),
+    let (register, clear) = (register_ignoring(KEY_A), clear(KEY_A));
+    for (what, device, request, expected) in [
+        ("a registration, on a descriptor for reading", &for_reading, &register, false),
+        ("a registration, on a descriptor for writing", &for_writing, &register, expected.change),
+        ("CLEAR, on a descriptor for writing", &for_writing, &clear, expected.change),
         ("READ KEYS, on a descriptor for reading", &for_reading, &read_keys(), expected.read),
     ] {
         let seen = without_privilege(|| permitted(device, request))?;
-        report.equal(format!("without CAP_SYS_ADMIN, {who} is permitted"), &expected, &seen);
+        report.equal(format!("without CAP_SYS_ADMIN, {what} is permitted"), &expected, &seen);
     }
-    for (what, request) in [("a registration", &ours), ("its end", &theirs)] {
+    for (what, request) in [("a registration", &register), ("CLEAR", &clear)] {
         report.equal(format!("with CAP_SYS_ADMIN, {what} is permitted"), &true, &permitted(&for_reading, request));
     }
     Ok(())
 }
 
-/// What the kernel permits without CAP_SYS_ADMIN.
+/// The commands that the kernel permits without CAP_SYS_ADMIN.
 struct Permissions {
-    /// Whether to change something by a descriptor that is open for writing.
+    /// Changes by a descriptor that is open for writing.
     change: bool,
-    /// Whether to read by one that is not.
+    /// Reads by a descriptor that is open for reading alone.
     read: bool,
 }
 
 /// By IOC_PR on a partition, Linux 6.1 reserves the whole disk.
 fn on_a_partition(unit: &Unit, report: &mut Report) -> Result<()> {
     let [a, b] = &unit.disks;
-    let (a, b) = (Over::partition(a)?, Over::partition(b)?);
+    let (a, b) = (Layer::partition(a)?, Layer::partition(b)?);
     let parts = Unit { serial: unit.serial.clone(), disks: [a.path.clone(), b.path.clone()] };
     let none = SenseCode::INVALID_OPCODE;
     let requests = [register_ignoring(KEY_A), report_capabilities()];
     refused_on(&BlockIoctl::default(), &parts, report, &[(&requests[0], none), (&requests[1], none)])
 }
 
-/// Runs `act` in a thread that has no CAP_SYS_ADMIN.
+/// Runs `act` in a thread without CAP_SYS_ADMIN.
 fn without_privilege<T: Send>(act: impl FnOnce() -> T + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {

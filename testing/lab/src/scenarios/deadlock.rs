@@ -1,5 +1,5 @@
-//! A command that the kernel never ends: LIO's loopback (tcm_loop) deadlocks on PREEMPT AND ABORT. What a dying array does
-//! to who asks it, this does without one.
+//! A command that never ends: LIO's loopback (tcm_loop) deadlocks on PREEMPT AND ABORT. Its sender hangs as it would on a
+//! failing array.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -12,17 +12,18 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use scsi_pr::{Completion, Key, PrManager, Type};
 
-use super::{Lab, Scenario};
 use crate::commands::{clear, preempt_and_abort, read_keys, register, reserve};
 use crate::helper::Helper;
+use crate::lab::Lab;
 use crate::report::Report;
+use crate::scenario::Scenario;
 use crate::system::{make, run, wait_for, write};
 
-/// It has a boot of its own: nothing ends what hangs but the end of the guest.
+/// It has a separate boot, because only the end of the guest ends the command.
 pub(super) const DEADLOCK: Scenario = Scenario {
     name: "deadlock",
     boot: "deadlock",
-    purpose: "a command that the kernel never ends: other disks are served, and the helper takes new clients",
+    purpose: "while one command never ends, the helper serves other disks and new clients",
     run: deadlock,
 };
 
@@ -31,20 +32,19 @@ const LOOPBACK: &str = "/sys/kernel/config/target/loopback";
 
 fn deadlock(lab: &mut Lab, report: &mut Report) -> Result<()> {
     let unit = lab.target()?.unit()?;
-    let [ours, theirs] = loopback()?;
-    let helper = Helper::start(&lab.programs.join("qemu-pr-helper"), "deadlock", &["-u", "nobody"])?;
+    let [first, second] = loopback()?;
+    let helper = Helper::start(&lab.helper(), "deadlock", &["-u", "nobody"])?;
     let kind = Type::WriteExclusive;
-    for (disk, key) in [(&ours, Key(1)), (&theirs, Key(2))] {
+    for (disk, key) in [(&first, Key(1)), (&second, Key(2))] {
         let answer = helper.client().execute(open(disk)?.as_fd(), register(Key::ZERO, key).command())?;
         report.equal(format!("REGISTER by {}", disk.display()), &Completion::Good(Vec::new()), &answer);
     }
-    let (client, device) = (helper.client(), open(&ours)?);
+    let (client, device) = (helper.client(), open(&first)?);
     let (sender, answered) = mpsc::channel();
     thread::spawn(move || {
         let _ = sender.send(client.execute(device.as_fd(), preempt_and_abort(Key(1), Key(2), kind).command()));
     });
-    // A thread of the helper waits in the kernel, uninterruptibly.
-    wait_for("thread that hangs", || hangs(helper.process()))?;
+    wait_for("thread of the helper in an uninterruptible wait", || hangs(helper.process()))?;
     for round in 0..3 {
         let client = helper.client();
         let disk = open(&unit.disks[0])?;
@@ -55,13 +55,13 @@ fn deadlock(lab: &mut Lab, report: &mut Report) -> Result<()> {
                 other => outcome = Err(format!("{request}: {other:?}")),
             }
         }
-        report.check(format!("another disk is served, round {round}"), outcome);
+        report.check(format!("the helper serves another disk, round {round}"), outcome);
     }
     let outcome = match answered.recv_timeout(Duration::from_secs(1)) {
         Err(mpsc::RecvTimeoutError::Timeout) => hangs(helper.process()).map_err(|error| error.to_string()),
         answer => Err(format!("{answer:?}")),
     };
-    report.check("and the command still hangs", outcome);
+    report.check("the command still hangs", outcome);
     helper.abandon();
     Ok(())
 }
@@ -70,7 +70,7 @@ fn open(disk: &Path) -> Result<File> {
     Ok(File::options().read(true).write(true).open(disk)?)
 }
 
-/// Whether a thread of the process waits in the kernel for what it cannot be woken from.
+/// Succeeds if a thread of the process is in an uninterruptible wait (state D).
 fn hangs(process: u32) -> Result<()> {
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {
         let stat = fs::read_to_string(thread?.path().join("stat"))?;
@@ -81,7 +81,7 @@ fn hangs(process: u32) -> Result<()> {
     bail!("no thread hangs")
 }
 
-/// Two initiators of a unit, within the kernel.
+/// Two loopback initiators of one unit.
 fn loopback() -> Result<[PathBuf; 2]> {
     run("modprobe", &["--all", "target_core_file", "tcm_loop", "sd_mod", "sg"])?;
     make(CORE)?;

@@ -1,4 +1,4 @@
-//! Which unit a device is of, to shared reservations: one disk is one, by whichever way it is reached, and its parts are others.
+//! The units of devices for shared reservations. Every path to a disk is the same unit, and its parts are other units.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -7,47 +7,47 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use scsi_pr_store::{UnitId, Units};
 
-use super::Scenario;
-use crate::over::Over;
+use crate::layer::Layer;
 use crate::report::Report;
+use crate::scenario::Scenario;
 use crate::system::{make, run};
 
-/// A SCSI disk, what is made of it, and what is over it.
+/// A SCSI disk, its parts, and the devices layered over it.
 pub(super) const SCSI: Scenario = Scenario {
     name: "identity",
     boot: "target",
-    purpose: "a SCSI disk is one unit by both paths, by a map and by loop devices; its parts are units of their own",
+    purpose: "a SCSI disk is one unit by both paths, by a map and by loop devices; its parts are other units",
     run: |lab, report| {
         let unit = lab.target()?.unit()?;
         let [first, second] = &unit.disks;
         let disk = identify(first)?;
-        // LIO's, of which the digits after the company are made of the serial number.
-        begins(report, "a SCSI disk", &disk, "naa.6001405");
-        is(report, "its other path", &disk, second)?;
-        is(report, "the same by SG", &disk, &generic(first)?)?;
+        // LIO's company identifier. LIO takes the digits after it from the serial number.
+        starts_with(report, "a SCSI disk", &disk, "naa.6001405");
+        same(report, "its other path", &disk, second)?;
+        same(report, "the same by SG", &disk, &generic(first)?)?;
         let other = identify(&lab.target()?.unit()?.disks[0])?;
         differs(report, "another disk", &disk, &other);
 
-        let partition = Over::partition(first)?;
+        let partition = Layer::partition(first)?;
         let part = identify(&partition.path)?;
         report.equal("its first partition", format!("{disk}-part1").as_str(), part.as_str());
         let looped = Loop::over(&partition.path, &[])?;
-        is(report, "a loop device over that", &part, &looped.path)?;
+        same(report, "a loop device over that", &part, &looped.path)?;
         drop((looped, partition));
 
-        let map = Over::multipath(&unit.disks)?;
-        is(report, "a multipath map", &disk, &map.path)?;
-        let partition = Over::partition_of_map(&map.path)?;
+        let map = Layer::multipath(&unit.disks)?;
+        same(report, "a multipath map", &disk, &map.path)?;
+        let partition = Layer::partition_of_map(&map.path)?;
         report.equal("the map's first partition", part.as_str(), identify(&partition.path)?.as_str());
         drop((partition, map));
 
-        let linear = Over::linear(second)?;
+        let linear = Layer::linear(second)?;
         let volume = identify(&linear.path)?;
-        begins(report, "a map with a uuid that says nothing", &volume, "dm.LAB-");
+        starts_with(report, "a map with a UUID of no known kind", &volume, "dm.LAB-");
         drop(linear);
 
         let looped = Loop::over(second, &[])?;
-        is(report, "a loop device over the disk", &disk, &looped.path)?;
+        same(report, "a loop device over the disk", &disk, &looped.path)?;
         drop(looped);
         let looped = Loop::over(second, &["--offset", "1048576"])?;
         report.check(
@@ -70,9 +70,9 @@ pub(super) const NVME: Scenario = Scenario {
     run: |lab, report| {
         let unit = lab.nvmet()?.namespace()?;
         let disk = identify(&unit.disks[0])?;
-        begins(report, "a namespace", &disk, "nvme.uuid.");
-        is(report, "the same to the other host", &disk, &unit.disks[1])?;
-        let partition = Over::partition(&unit.disks[0])?;
+        starts_with(report, "a namespace", &disk, "nvme.uuid.");
+        same(report, "the same to the other host", &disk, &unit.disks[1])?;
+        let partition = Layer::partition(&unit.disks[0])?;
         report.equal("its first partition", format!("{disk}-part1").as_str(), identify(&partition.path)?.as_str());
         let other = identify(&lab.nvmet()?.namespace()?.disks[0])?;
         differs(report, "another namespace", &disk, &other);
@@ -80,28 +80,28 @@ pub(super) const NVME: Scenario = Scenario {
     },
 };
 
-/// Files on a disk are known by it, wherever it is mounted.
+/// A file's unit depends on its disk, not on the mount point.
 fn files(report: &mut Report, disk: &Path, unit: &UnitId) -> Result<()> {
     run("modprobe", &["ext4"])?;
     run("mkfs.ext4", &["-q", "-F", &disk.to_string_lossy()])?;
-    let place = PathBuf::from("/run/identity");
-    make(&place)?;
+    let mount_point = PathBuf::from("/run/identity");
+    make(&mount_point)?;
     let mut seen = Vec::new();
     for round in 0..2 {
-        run("mount", &[&disk.to_string_lossy(), &place.to_string_lossy()])?;
-        let [image, other] = ["image", "other"].map(|name| place.join(name));
+        run("mount", &[&disk.to_string_lossy(), &mount_point.to_string_lossy()])?;
+        let [image, other] = ["image", "other"].map(|name| mount_point.join(name));
         if round == 0 {
-            fs::write(&image, [0; 4096]).context("make a file")?;
-            fs::write(&other, [0; 4096]).context("make another file")?;
+            fs::write(&image, [0; 4096]).context("create a file")?;
+            fs::write(&other, [0; 4096]).context("create another file")?;
         }
         let file = identify(&image)?;
-        begins(report, "a file on the disk", &file, &format!("{unit}.inode."));
+        starts_with(report, "a file on the disk", &file, &format!("{unit}.inode."));
         differs(report, "another file on it", &file, &identify(&other)?);
         let looped = Loop::over(&image, &[])?;
-        is(report, "a loop device over the file", &file, &looped.path)?;
+        same(report, "a loop device over the file", &file, &looped.path)?;
         seen.push(file);
         drop(looped);
-        run("umount", &[&place.to_string_lossy()])?;
+        run("umount", &[&mount_point.to_string_lossy()])?;
     }
     report.equal("the file in another mount", seen[0].as_str(), seen[1].as_str());
     Ok(())
@@ -112,14 +112,14 @@ fn identify(path: &Path) -> Result<UnitId> {
     Ok(Units::default().identify(device.as_fd())?)
 }
 
-fn is(report: &mut Report, what: &str, unit: &UnitId, path: &Path) -> Result<()> {
+fn same(report: &mut Report, what: &str, unit: &UnitId, path: &Path) -> Result<()> {
     report.equal(what, unit.as_str(), identify(path)?.as_str());
     Ok(())
 }
 
-fn begins(report: &mut Report, what: &str, unit: &UnitId, prefix: &str) {
+fn starts_with(report: &mut Report, what: &str, unit: &UnitId, prefix: &str) {
     let outcome = if unit.as_str().starts_with(prefix) { Ok(()) } else { Err(format!("it is {unit}")) };
-    report.check(format!("{what} is known by {prefix}…"), outcome);
+    report.check(format!("{what} has a name that starts with {prefix}"), outcome);
 }
 
 fn differs(report: &mut Report, what: &str, unit: &UnitId, other: &UnitId) {
@@ -136,7 +136,7 @@ fn generic(disk: &Path) -> Result<PathBuf> {
     Ok(Path::new("/dev").join(entry.context("the disk has no SCSI generic device")??.file_name()))
 }
 
-/// A loop device; gone when dropped.
+/// A loop device. It is detached when dropped.
 struct Loop {
     path: PathBuf,
 }
@@ -152,7 +152,7 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         if let Err(error) = run("losetup", &["--detach", &self.path.to_string_lossy()]) {
-            eprintln!("lab-guest: {} stays: {error:#}", self.path.display());
+            eprintln!("lab-guest: cannot detach {}: {error:#}", self.path.display());
         }
     }
 }

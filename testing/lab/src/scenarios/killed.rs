@@ -8,8 +8,8 @@ use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
 use scsi_pr::{Completion, PrManager, SenseCode, Status};
 
-use super::Scenario;
 use crate::commands::{Request, preempt, register, release};
+use crate::scenario::Scenario;
 use crate::stage::{GOOD, OTHER, OURS, RO, Stage, THEIRS};
 use crate::system::{run, wait_for};
 use crate::tracer::{Act, Seen, Tracer, number};

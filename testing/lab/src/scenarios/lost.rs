@@ -7,10 +7,10 @@ use std::thread;
 use anyhow::{Result, bail};
 use scsi_pr::Key;
 
-use super::Scenario;
 use crate::commands::{clear, preempt, preempt_and_abort, register, register_ignoring, release, reserve};
 use crate::disk::{self, is_conflict};
 use crate::map::{Disk, is_alive};
+use crate::scenario::Scenario;
 use crate::stage::{GOOD, OTHER, OURS, RO, Registration, Stage, THEIRS};
 use crate::system::wait_for;
 use crate::tracer::{Act, Tracer, first_out};

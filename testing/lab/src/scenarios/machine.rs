@@ -1,30 +1,28 @@
-//! A real virtual machine: QEMU's pr-manager-helper, scsi-block, and sg_persist in the guest. One of its disks has our
-//! helper behind it, the other QEMU's.
+//! A real virtual machine: QEMU's pr-manager-helper, scsi-block, and sg_persist in the guest. This project's helper serves
+//! one of its disks, and QEMU's helper another.
 
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use anyhow::Result;
 use scsi_pr::{Completion, Key, PrManager, Type};
 
-use super::{Lab, Scenario};
+use crate::cluster::Cluster;
 use crate::commands::{preempt_and_abort, register};
 use crate::disk;
-use crate::helper::Helper;
-use crate::machine::{Disk, Machine};
+use crate::lab::Lab;
 use crate::report::Report;
+use crate::scenario::Scenario;
 use crate::sg_raw::SgRaw;
-use crate::target::Unit;
 
 /// A cluster node in a virtual machine.
 pub(super) const GUEST: Scenario = Scenario {
     name: "guest",
     boot: "machine",
-    purpose: "sg_persist in a virtual machine: our helper does for it what QEMU's does",
+    purpose: "sg_persist in a virtual machine gets the same results from this project's helper and from QEMU's",
     run: |lab, report| guest(lab.cluster()?, report),
 };
 
-/// A helper that goes away and comes back.
+/// A helper that is killed and started again.
 pub(super) const RESTART: Scenario = Scenario {
     name: "restart",
     boot: "machine",
@@ -36,82 +34,9 @@ pub(super) const RESTART: Scenario = Scenario {
 pub(super) const MAP: Scenario = Scenario {
     name: "guest-map",
     boot: "machine",
-    purpose: "sg_persist in a virtual machine on a multipath map, whose holder's path dies",
+    purpose: "sg_persist in a virtual machine on a multipath map, when the holder's path fails",
     run: |lab, report| map(lab, report),
 };
-
-/// Our helper, and QEMU's object for it.
-const OURS: &str = "ours";
-
-/// A virtual machine with two disks, one for each helper.
-pub(super) struct Cluster {
-    machine: Machine,
-    /// The units of /dev/sda and /dev/sdb, which the second initiator of the target reaches too.
-    units: [Unit; 2],
-    ours: Option<Helper>,
-    program: std::path::PathBuf,
-    _qemus: Helper,
-    /// The helper of /dev/sdc, which is a multipath map.
-    _map: Helper,
-}
-
-impl Cluster {
-    pub(super) fn start(lab: &mut Lab) -> Result<Self> {
-        let program = lab.programs.join("qemu-pr-helper");
-        let ours = Helper::start(&program, OURS, &[])?;
-        let qemus = Helper::start(Path::new("/usr/bin/qemu-pr-helper"), "qemus", &[])?;
-        let target = lab.target()?;
-        let units = [target.unit()?, target.unit()?];
-        let map = Helper::start(&program, "map", &["-u", "nobody"])?;
-        let device = lab.multipath()?.map(2, 0)?.device.clone();
-        let disks = [
-            Disk { manager: OURS, socket: ours.socket(), device: &units[0].disks[0] },
-            Disk { manager: "qemus", socket: qemus.socket(), device: &units[1].disks[0] },
-            Disk { manager: "map", socket: map.socket(), device: &device },
-        ];
-        let machine = Machine::resume(lab.machine()?, &disks)?;
-        Ok(Self { machine, units, ours: Some(ours), program, _qemus: qemus, _map: map })
-    }
-
-    /// Kills our helper.
-    fn stop(&mut self) -> Result<()> {
-        self.ours.take().map_or(Ok(()), Helper::kill)
-    }
-
-    /// Starts our helper where it was.
-    fn start_again(&mut self) -> Result<()> {
-        self.ours = Some(Helper::start(&self.program, OURS, &[])?);
-        Ok(())
-    }
-
-    /// What QEMU has said of the connection to our helper since it was asked last.
-    fn changes(&self) -> String {
-        let changes =
-            self.machine.connections(OURS).into_iter().map(|connected| if connected { "made" } else { "lost" });
-        changes.collect::<Vec<_>>().join(", ")
-    }
-
-    /// Runs `sg_persist OPTIONS` on both disks.
-    fn sg_persist(&mut self, report: &mut Report, options: &str, status: i32, containing: &str) -> Result<()> {
-        self.both(report, &format!("sg_persist --no-inquiry {options} $DISK"), status, containing)
-    }
-
-    /// Runs a command on both disks; both must end with `status` and say the same, `containing` included.
-    fn both(&mut self, report: &mut Report, command: &str, status: i32, containing: &str) -> Result<()> {
-        let ours = self.machine.run(&format!("DISK=/dev/sda; {command}"))?;
-        let qemus = self.machine.run(&format!("DISK=/dev/sdb; {command}"))?;
-        let outcome = if ours != qemus {
-            Err(format!("expected, as with QEMU's helper,\n{qemus}\ngot\n{ours}"))
-        } else if ours.status != status || !ours.output.contains(containing) {
-            Err(format!("expected exit status {status} and {containing:?}, got\n{ours}"))
-        } else {
-            Ok(())
-        };
-        let said = if containing.is_empty() { String::new() } else { format!(", {containing}") };
-        report.check(format!("{command}: exit status {status}{said}"), outcome);
-        Ok(())
-    }
-}
 
 fn guest(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
     cluster.sg_persist(report, "--in --report-capabilities", 0, "Persist Through Power Loss Capable(PTPL_C): 1")?;
@@ -145,7 +70,7 @@ fn guest(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
     cluster.sg_persist(report, "--in --read-keys", 0, "there are NO registered reservation keys")
 }
 
-/// Writes a block past the cache; the disk is the last word.
+/// Writes a block with O_DIRECT, so that its result is the disk's answer.
 const WRITE: &str = "dd if=/dev/zero bs=4096 count=1 oflag=direct conv=notrunc of=$DISK 2>/dev/null";
 
 fn restart(cluster: &mut Cluster, report: &mut Report) -> Result<()> {
@@ -203,7 +128,7 @@ fn map(lab: &mut Lab, report: &mut Report) -> Result<()> {
     }
     run(lab, report, &sg_persist("--out --release --param-rk=0xabc --prout-type=5"), "")?;
     run(lab, report, &sg_persist("--out --clear --param-rk=0xabc"), "")?;
-    // The path that has not sent the CLEAR is told of it first.
+    // The path that did not send CLEAR may have a pending unit attention.
     let read_keys = sg_persist("--in --read-keys");
     run(lab, report, &format!("{read_keys} || {read_keys}"), "there are NO registered reservation keys")
 }

@@ -8,12 +8,12 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use scsi_pr::{Completion, FullStatus, InitiatorPort, Key, Opcode, Reservation, SenseCode, Status, TransportId, Type};
 
-use super::Scenario;
 use crate::commands::{
-    Request, clear, preempt, read_full_status, read_keys, read_reservation, register, register_for, register_for_good,
-    register_ignoring, release, report_capabilities, reserve, short,
+    Request, clear, preempt, read_full_status, read_keys, read_reservation, register, register_aptpl,
+    register_ignoring, register_spec_i_pt, release, report_capabilities, reserve, short,
 };
 use crate::map::{Disk, multipathd, start_multipathd};
+use crate::scenario::Scenario;
 use crate::stage::{AR, CONFLICT, GOOD, OTHER, OURS, RO, Stage, THEIRS};
 use crate::system::{run, wait_for};
 
@@ -118,7 +118,7 @@ impl<'a> Stage<'a> {
         self.expect_registered("a clear leaves nothing", &[])?;
         self.expect_key("none")?;
 
-        self.expect(&register_for_good(OURS), &GOOD);
+        self.expect(&register_aptpl(OURS), &GOOD);
         self.expect_key("0xaaa:aptpl")?;
         self.expect(&reserve(OURS, RO), &GOOD);
         self.expect(&preempt(OURS, OURS, RO), &GOOD);
@@ -293,7 +293,7 @@ impl<'a> Stage<'a> {
         let port =
             FullStatus::parse(&status)?.value.descriptors.first().context("nobody is registered")?.transport_id()?;
         self.theirs(&clear(THEIRS))?;
-        let request = register_for(OURS, &[port]);
+        let request = register_spec_i_pt(OURS, &[port]);
         let refused = Completion::check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
         self.report.differs("multipath-initiator-ports");
         self.expect_told(&request, &refused, &["SPEC_I_PT", &self.map.name()]);
@@ -309,7 +309,7 @@ impl<'a> Stage<'a> {
         self.expect_registered("both ports are registered", &[(a, OURS, false), (other_host, OURS, false)])?;
         self.expect(&clear(OURS), &GOOD);
         let sas = TransportId::new(InitiatorPort::Sas { address: 1 })?;
-        self.expect(&register_for(OURS, &[sas]), &refused);
+        self.expect(&register_spec_i_pt(OURS, &[sas]), &refused);
         self.expect_registered("nothing is registered of what the library would send cut", &[])?;
 
         self.report.differs("multipath-list");

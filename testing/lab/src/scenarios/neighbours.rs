@@ -14,11 +14,12 @@ use rustix::net::SendFlags;
 use scsi_pr::{Command, Completion, PrManager, SenseCode, Status};
 use scsi_pr_helper::{HelperClient, descriptor};
 
-use super::{Lab, Scenario};
 use crate::commands::{Request, clear, read_keys, read_reservation, register_ignoring, release, reserve};
 use crate::disk;
+use crate::lab::Lab;
 use crate::map::Disk;
 use crate::report::Report;
+use crate::scenario::Scenario;
 use crate::stage::{GOOD, OURS, RO, Stage};
 use crate::system::{run, wait_for, write};
 use crate::tracer::{Act, Tracer, first_out};

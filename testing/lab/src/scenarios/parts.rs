@@ -1,15 +1,16 @@
-//! Devices that are a part of a unit, or one of several ways to it: what our helper refuses there, and what it lets
-//! through.
+//! Devices that are a part of a unit, or one of several paths to it: commands that this project's helper refuses there, and
+//! commands that it sends.
 
 use anyhow::Result;
 use scsi_pr::{Key, SenseCode, Type};
 use scsi_pr_helper::HelperClient;
 
-use super::{Lab, Scenario};
 use crate::commands::*;
 use crate::helper::{Helper, log_of};
-use crate::over::Over;
+use crate::lab::Lab;
+use crate::layer::Layer;
 use crate::report::Report;
+use crate::scenario::Scenario;
 use crate::script::Expect::{Good, Keys, Reservation, Sense};
 use crate::script::Node::{A, B};
 use crate::script::Run;
@@ -20,20 +21,20 @@ const KEY_B: Key = Key(0xb2);
 const NONE: Key = Key(0);
 const KIND: Type = Type::WriteExclusive;
 
-/// What the device does not do.
+/// The sense code of a refused PERSISTENT RESERVE OUT.
 const REFUSED: SenseCode = SenseCode::INVALID_OPCODE;
 
-/// A partition and a linear map: OUT would reserve the whole disk.
+/// A partition and a linear map. PERSISTENT RESERVE OUT would reserve the whole disk.
 pub(super) const PARTS: Scenario = Scenario {
     name: "parts",
     boot: "target",
-    purpose: "on a partition or a linear map our helper reads, and changes nothing on the disk beneath",
+    purpose: "on a partition or a linear map the helper reads, and changes nothing on the disk beneath",
     run: |lab, report| {
         let helpers = Helpers::start(lab, "parts")?;
-        for over in [Over::partition, Over::linear] {
+        for layer in [Layer::partition, Layer::linear] {
             let unit = lab.target()?.unit()?;
-            let over = over(&unit.disks[0])?;
-            let unit = beside(&over, unit);
+            let layer = layer(&unit.disks[0])?;
+            let unit = with_layer(&layer, unit);
             helpers.run(report, &unit, part)?;
             helpers.run_overridden(report, &unit, |run| {
                 run.send(A, &register(NONE, KEY_A), Good);
@@ -46,16 +47,16 @@ pub(super) const PARTS: Scenario = Scenario {
     },
 };
 
-/// A multipath map, and no multipathd that would register paths which come later.
+/// A multipath map without multipathd, which would register paths that come later.
 pub(super) const MULTIPATH: Scenario = Scenario {
     name: "one-path",
     boot: "target",
-    purpose: "on a multipath map without multipathd our helper reads and gives up, and registers nothing",
+    purpose: "on a multipath map without multipathd the helper reads and releases, and registers nothing",
     run: |lab, report| {
         let helpers = Helpers::start(lab, "one-path")?;
         let unit = lab.target()?.unit()?;
-        let over = Over::multipath(&unit.disks)?;
-        let unit = beside(&over, unit);
+        let map = Layer::multipath(&unit.disks)?;
+        let unit = with_layer(&map, unit);
         helpers.run(report, &unit, |run| {
             run.send(A, &read_keys(), Keys(vec![]));
             for request in [register(NONE, KEY_A), register_ignoring(KEY_A)] {
@@ -63,7 +64,7 @@ pub(super) const MULTIPATH: Scenario = Scenario {
             }
             run.send(B, &read_keys(), Keys(vec![]));
         })?;
-        // As it was done before there was a helper that knows better.
+        // The registration of a helper without multipath support.
         helpers.run_overridden(report, &unit, |run| {
             run.send(A, &register(NONE, KEY_A), Good);
             run.send(A, &reserve(KEY_A, KIND), Good);
@@ -77,12 +78,12 @@ pub(super) const MULTIPATH: Scenario = Scenario {
             run.send(A, &register(KEY_A, NONE), Good);
             run.send(B, &read_keys(), Keys(vec![]));
         })?;
-        logged(report, "one-path", "multipathd does not listen");
+        logged(report, "one-path", "multipathd");
         Ok(())
     },
 };
 
-/// A has a part of the disk, B the disk itself.
+/// Initiator A has a part of the disk, B the disk itself.
 fn part(run: &mut Run<'_>) {
     run.send(A, &report_capabilities(), Good);
     run.send(A, &read_keys(), Keys(vec![]));
@@ -100,23 +101,23 @@ fn part(run: &mut Run<'_>) {
     run.send(B, &clear(KEY_B), Good);
 }
 
-/// Our helper as it comes, and the same with `--manager=sg-io`.
+/// This project's helper with its default options, and with `--manager=sg-io`.
 struct Helpers {
     _processes: [Helper; 2],
-    careful: HelperClient,
+    default: HelperClient,
     overridden: HelperClient,
 }
 
 impl Helpers {
     fn start(lab: &Lab, name: &str) -> Result<Self> {
-        let program = lab.programs.join("qemu-pr-helper");
-        let careful = Helper::start(&program, name, &[])?;
+        let program = lab.helper();
+        let default = Helper::start(&program, name, &[])?;
         let overridden = Helper::start(&program, &format!("{name}-overridden"), &["--manager=sg-io"])?;
-        Ok(Self { careful: careful.client(), overridden: overridden.client(), _processes: [careful, overridden] })
+        Ok(Self { default: default.client(), overridden: overridden.client(), _processes: [default, overridden] })
     }
 
     fn run(&self, report: &mut Report, unit: &Unit, script: impl FnOnce(&mut Run<'_>)) -> Result<()> {
-        steps(&self.careful, report, unit, script)
+        steps(&self.default, report, unit, script)
     }
 
     fn run_overridden(&self, report: &mut Report, unit: &Unit, script: impl FnOnce(&mut Run<'_>)) -> Result<()> {
@@ -130,15 +131,15 @@ fn steps(client: &HelperClient, report: &mut Report, unit: &Unit, script: impl F
     run.report(report)
 }
 
-/// `unit`, which its first initiator sees as the device `over` it.
-fn beside(over: &Over, unit: Unit) -> Unit {
+/// `unit`, with `layer` in place of the first initiator's disk.
+fn with_layer(layer: &Layer, unit: Unit) -> Unit {
     let Unit { serial, disks: [_, other] } = unit;
-    Unit { serial, disks: [over.path.clone(), other] }
+    Unit { serial, disks: [layer.path.clone(), other] }
 }
 
-/// Whether the helper's log says why.
-fn logged(report: &mut Report, name: &str, why: &str) {
+/// Checks that the log of the helper `name` contains `text`.
+fn logged(report: &mut Report, name: &str, text: &str) {
     let log = log_of(name);
-    let said = log.contains(why);
-    report.check(format!("the helper's log says why: {why}"), if said { Ok(()) } else { Err(log) });
+    let found = log.contains(text);
+    report.check(format!("the helper's log contains {text:?}"), if found { Ok(()) } else { Err(log) });
 }

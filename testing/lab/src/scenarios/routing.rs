@@ -1,4 +1,4 @@
-//! [`ByDevice`] on real devices of every kind, which come, go and change while it remembers them.
+//! [`ByDevice`] on real devices of every kind, which appear, disappear and change while it caches them.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -11,10 +11,10 @@ use scsi_pr_linux::device::Sysfs;
 use scsi_pr_linux::policy::{ByDevice, Routes, ScsiFirst, WholeUnit};
 use scsi_pr_linux::{BlockIoctl, Nvme, SgIo};
 
-use super::Scenario;
 use crate::commands::{clear, read_full_status, read_keys, register, register_ignoring, release, reserve};
-use crate::over::Over;
+use crate::layer::Layer;
 use crate::report::Report;
+use crate::scenario::Scenario;
 use crate::script::Expect::{Conflict, Good, Keys, Sense};
 use crate::script::Node::{A, B};
 use crate::script::Run;
@@ -27,16 +27,16 @@ const NONE: Key = Key(0);
 const KIND: Type = Type::WriteExclusive;
 const REFUSED: SenseCode = SenseCode::INVALID_OPCODE;
 
-/// Every kind of device, by one manager that has seen all of those before.
+/// Every kind of device, by one manager with all earlier devices in its cache.
 pub(super) const DEVICES: Scenario = Scenario {
     name: "routing",
     boot: "nvme",
-    purpose: "every kind of device has its manager, also when its number or its table has been another's",
+    purpose: "every kind of device gets its manager, also when another device had its number or its table before",
     run: |lab, report| {
         let by_device = ByDevice::new(
             Routes {
                 sg_io: Arc::new(SgIo::new()),
-                // What goes down one path is enough to see who is asked.
+                // One path is enough to see which manager runs the command.
                 multipath: Arc::new(WholeUnit::new(SgIo::new(), Sysfs::default())),
                 nvme: Arc::new(Nvme::new()),
                 block: Arc::new(ScsiFirst::new(BlockIoctl::default())),
@@ -47,9 +47,9 @@ pub(super) const DEVICES: Scenario = Scenario {
         let nvme = lab.nvmet()?.namespace()?;
         for unit in [&scsi, &nvme] {
             steps(&by_device, report, unit, whole)?;
-            for over in [Over::partition, Over::linear] {
-                let over = over(&unit.disks[0])?;
-                steps(&by_device, report, &beside(&over.path, unit), part)?;
+            for layer in [Layer::partition, Layer::linear] {
+                let layer = layer(&unit.disks[0])?;
+                steps(&by_device, report, &with_device(&layer.path, unit), part)?;
             }
         }
         generic(&by_device, report, &scsi)?;
@@ -65,8 +65,8 @@ fn steps(by_device: &ByDevice, report: &mut Report, unit: &Unit, script: fn(&mut
     run.report(report)
 }
 
-/// `unit`, which its first initiator sees as another device.
-fn beside(device: &Path, unit: &Unit) -> Unit {
+/// `unit`, with `device` in place of the first initiator's disk.
+fn with_device(device: &Path, unit: &Unit) -> Unit {
     Unit { serial: unit.serial.clone(), disks: [device.to_owned(), unit.disks[1].clone()] }
 }
 
@@ -78,7 +78,7 @@ fn whole(run: &mut Run<'_>) {
     run.send(A, &clear(KEY_A), Good);
 }
 
-/// A reads what B does, and does nothing.
+/// Initiator A sees B's registration and changes nothing.
 fn part(run: &mut Run<'_>) {
     run.send(B, &register(NONE, KEY_B), Good);
     run.send(A, &read_keys(), Keys(vec![KEY_B]));
@@ -95,7 +95,7 @@ fn generic(by_device: &ByDevice, report: &mut Report, scsi: &Unit) -> Result<()>
     let name = scsi.disks[0].file_name().context("a disk has a name")?;
     let directory = Path::new("/sys/class/block").join(name).join("device/scsi_generic");
     let mut entries = std::fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
-    let path = Path::new("/dev").join(entries.next().context("a disk without a generic device")??.file_name());
+    let path = Path::new("/dev").join(entries.next().context("the disk has no SCSI generic device")??.file_name());
     let device =
         File::options().read(true).write(true).open(&path).with_context(|| format!("open {}", path.display()))?;
     for request in [register(NONE, KEY_A), reserve(KEY_A, KIND), clear(KEY_A)] {
@@ -105,15 +105,15 @@ fn generic(by_device: &ByDevice, report: &mut Report, scsi: &Unit) -> Result<()>
     Ok(())
 }
 
-/// A linear map that gets another table while it is open.
+/// A linear map whose table changes while it is open.
 fn table(by_device: &ByDevice, report: &mut Report, scsi: &Unit, nvme: &Unit) -> Result<()> {
-    let over = Over::linear(&scsi.disks[0])?;
+    let layer = Layer::linear(&scsi.disks[0])?;
     let mut other = Run::new(by_device, nvme)?;
     other.send(B, &register(NONE, KEY_B), Good);
     {
-        let mut through = Run::new(by_device, &beside(&over.path, nvme))?;
+        let mut through = Run::new(by_device, &with_device(&layer.path, nvme))?;
         through.send(A, &read_keys(), Keys(vec![]));
-        let map = over.path.to_string_lossy();
+        let map = layer.path.to_string_lossy();
         run("dmsetup", &["reload", &map, "--table", &format!("0 2048 linear {} 0", nvme.disks[0].display())])?;
         run("env", &["DM_DISABLE_UDEV=1", "dmsetup", "resume", &map])?;
         through.send(A, &read_keys(), Keys(vec![KEY_B]));
@@ -124,31 +124,32 @@ fn table(by_device: &ByDevice, report: &mut Report, scsi: &Unit, nvme: &Unit) ->
     other.report(report)
 }
 
-/// A linear map, and a multipath map that has its number after it; and the other way round.
+/// A linear map, then a multipath map with the same number, then a linear map again.
 fn minor(by_device: &ByDevice, report: &mut Report, scsi: &Unit) -> Result<()> {
     let mut numbers = Vec::new();
     for multipath in [false, true, false] {
-        let over = if multipath { Over::multipath(&scsi.disks)? } else { Over::linear(&scsi.disks[0])? };
-        numbers.push(run("dmsetup", &["info", "-c", "--noheadings", "-o", "minor", &over.path.to_string_lossy()])?);
-        let mut through = Run::new(by_device, &beside(&over.path, scsi))?;
-        // To unregister passes to a map's unit, where nothing is registered.
+        let layer = if multipath { Layer::multipath(&scsi.disks)? } else { Layer::linear(&scsi.disks[0])? };
+        numbers.push(run("dmsetup", &["info", "-c", "--noheadings", "-o", "minor", &layer.path.to_string_lossy()])?);
+        let mut through = Run::new(by_device, &with_device(&layer.path, scsi))?;
+        // An unregistration reaches the map's unit, where no key is registered.
         through.send(A, &register(KEY_A, NONE), if multipath { Conflict } else { Sense(REFUSED) });
         through.send(A, &register(NONE, KEY_A), Sense(REFUSED));
         through.report(report)?;
     }
     let same = numbers.windows(2).all(|pair| pair[0] == pair[1]);
-    report.check("a linear map and a multipath map had one number", same.then_some(()).ok_or(numbers.concat()));
+    report
+        .check("the linear maps and the multipath map had the same number", same.then_some(()).ok_or(numbers.concat()));
     Ok(())
 }
 
-/// A loop device, before and after it is attached to another file.
+/// A loop device with one file, then with another.
 fn reattached(by_device: &ByDevice, report: &mut Report, unit: &Unit) -> Result<()> {
     run("modprobe", &["loop"])?;
     for name in ["one", "two"] {
         let file = format!("/dev/shm/loop-{name}");
         std::fs::write(&file, [0; 1 << 16]).with_context(|| format!("make {file}"))?;
         run("losetup", &["/dev/loop0", &file])?;
-        let outcome = steps(by_device, report, &beside(Path::new("/dev/loop0"), unit), |run| {
+        let outcome = steps(by_device, report, &with_device(Path::new("/dev/loop0"), unit), |run| {
             run.send(A, &register(NONE, KEY_A), Sense(REFUSED));
             run.send(A, &read_keys(), Sense(REFUSED));
         });

@@ -1,28 +1,29 @@
-//! [`Ours`]: `scsi_pr::Reservations` beside the target, command by command, as long as the target does what the standard
-//! has it do; then from where the target went.
+//! [`Library`]: the rules of `scsi_pr::Reservations`, compared with the target's answers command by command.
+//!
+//! The comparison pauses when the target deviates from the standard, and resumes from the state that the target is in then.
 
 use model::{Answer, Holding, Model};
 use scsi_pr::{Cdb, Command, Completion, Key, Nexus, Reservations, ReserveOut, Status, TransportId, Type};
 
-/// The reservations, while they are known to be those of the target.
+/// The library's state, while it equals the target's.
 #[derive(Default)]
-pub(crate) struct Ours(Option<Reservations>);
+pub(crate) struct Library(Option<Reservations>);
 
-impl Ours {
-    /// Follows the target into the state that `model` is in; not while somebody has a unit attention to be told, which
-    /// cannot be made without what led to it.
-    pub(crate) fn follow(&mut self, model: &Model) {
+impl Library {
+    /// Resumes in the state of `model`. A pending unit attention prevents that, because only the commands that led to it
+    /// can produce it.
+    pub(crate) fn resume(&mut self, model: &Model) {
         if self.0.is_none() && model.attentions.is_empty() {
             self.0 = reservations(model);
         }
     }
 
-    /// The target went another way.
-    pub(crate) fn lose(&mut self) {
+    /// Pauses, because the target's state is no longer the one of the standard.
+    pub(crate) fn pause(&mut self) {
         self.0 = None;
     }
 
-    /// The answer to a persistent reservation command, when PRGENERATION is `generation`.
+    /// The answer to a persistent reservation command, with PRGENERATION replaced by `generation`. `None` while paused.
     pub(crate) fn answer(
         &mut self,
         from: &model::Nexus,
@@ -33,7 +34,7 @@ impl Ours {
         let command = Command::new(Cdb::new(*cdb).ok()?, list).ok()?;
         match self.0.as_mut()?.execute(&nexus(from)?, command).completion {
             Completion::Good(mut data) => {
-                // Ours have not seen all that happened before, and so have not counted it.
+                // The library has counted only since it resumed.
                 if cdb[0] == 0x5e && cdb[1] != 2 {
                     data.iter_mut().zip(generation.to_be_bytes()).for_each(|(byte, known)| *byte = known);
                 }
@@ -49,12 +50,12 @@ impl Ours {
     }
 }
 
-/// Reservations in the state of the model, PRGENERATION aside; `None` if no commands lead there.
+/// Reservations in the state of the model, except PRGENERATION. `None` if no commands lead to that state.
 fn reservations(model: &Model) -> Option<Reservations> {
-    let mut ours = Reservations::with_target_ports(model.target_ports.iter().copied());
+    let mut reservations = Reservations::with_target_ports(model.target_ports.iter().copied());
     let mut send = |from: &model::Nexus, command: ReserveOut| {
         let good = Completion::Good(Vec::new());
-        (ours.execute(&nexus(from)?, command.encode().ok()?.command()).completion == good).then_some(())
+        (reservations.execute(&nexus(from)?, command.encode().ok()?.command()).completion == good).then_some(())
     };
     for one in &model.registrants {
         let service_action_key = Key(one.key);
@@ -67,9 +68,9 @@ fn reservations(model: &Model) -> Option<Reservations> {
         send(holder, ReserveOut::Reserve { key, reservation_type: Type::from_code(*kind)? })?;
     }
     if let Some(holder) = &model.spc2_holder {
-        let _ = ours.reserve_spc2(&nexus(holder)?);
+        let _ = reservations.reserve_spc2(&nexus(holder)?);
     }
-    (ours.aptpl() == model.aptpl).then_some(ours)
+    (reservations.aptpl() == model.aptpl).then_some(reservations)
 }
 
 fn nexus(nexus: &model::Nexus) -> Option<Nexus> {

@@ -1,0 +1,88 @@
+//! [`Lab`]: the devices and programs that the scenarios of one boot share.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+
+use crate::cluster::Cluster;
+use crate::map::{self, Multipath};
+use crate::nvmet::Nvmet;
+use crate::script::Entry;
+use crate::scripts;
+use crate::sg_raw::SgRaw;
+use crate::target::Target;
+
+/// Each part is set up when a scenario first uses it.
+pub(crate) struct Lab {
+    /// The directory of this project's programs.
+    pub(crate) programs: PathBuf,
+    /// The seed of the random histories.
+    pub(crate) seed: u64,
+    /// The directory with the saved state of a virtual machine.
+    machine: Option<PathBuf>,
+    target: Option<Rc<Target>>,
+    multipath: Option<Multipath>,
+    nvmet: Option<Nvmet>,
+    cluster: Option<Cluster>,
+    reference: Option<Vec<Entry>>,
+}
+
+impl Lab {
+    /// Sets up nothing yet.
+    pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>, seed: u64) -> Self {
+        Self { programs, seed, machine, target: None, multipath: None, nvmet: None, cluster: None, reference: None }
+    }
+
+    /// The path of this project's helper.
+    pub(crate) fn helper(&self) -> PathBuf {
+        self.programs.join("qemu-pr-helper")
+    }
+
+    /// The SCSI target.
+    pub(crate) fn target(&mut self) -> Result<Rc<Target>> {
+        if self.target.is_none() {
+            self.target = Some(Rc::new(Target::start()?));
+        }
+        Ok(Rc::clone(self.target.as_ref().expect("the target was started above")))
+    }
+
+    /// The multipath maps.
+    pub(crate) fn multipath(&mut self) -> Result<&mut Multipath> {
+        let target = self.target()?;
+        if self.multipath.is_none() {
+            self.multipath = Some(Multipath::start(target, map::UNITS)?);
+        }
+        Ok(self.multipath.as_mut().expect("multipathd was started above"))
+    }
+
+    /// The NVMe target.
+    pub(crate) fn nvmet(&mut self) -> Result<&mut Nvmet> {
+        if self.nvmet.is_none() {
+            self.nvmet = Some(Nvmet::start(false)?);
+        }
+        Ok(self.nvmet.as_mut().expect("the NVMe target was started above"))
+    }
+
+    /// The virtual machine, its helpers and its disks.
+    pub(crate) fn cluster(&mut self) -> Result<&mut Cluster> {
+        if self.cluster.is_none() {
+            let target = self.target()?;
+            let map = self.multipath()?.map(2, 0)?.device.clone();
+            self.cluster = Some(Cluster::start(&self.helper(), &target, &map, self.machine()?)?);
+        }
+        Ok(self.cluster.as_mut().expect("the virtual machine was started above"))
+    }
+
+    /// The transcript of the scripts without a helper.
+    pub(crate) fn reference(&mut self) -> Result<Vec<Entry>> {
+        if self.reference.is_none() {
+            self.reference = Some(scripts::run(&SgRaw, &*self.target()?)?);
+        }
+        Ok(self.reference.clone().expect("the scripts were run above"))
+    }
+
+    fn machine(&self) -> Result<&Path> {
+        self.machine.as_deref().context("--machine is missing")
+    }
+}
