@@ -13,7 +13,7 @@ pub(crate) fn help() -> String {
     format!(
         "\
 Usage: {program} [OPTIONS]
-Runs SCSI persistent reservation commands for virtual machines, which may not run them themselves.
+Runs SCSI persistent reservation commands for virtual machines.
 
   -h, --help                print this and exit
   -V, --version             print the version and exit
@@ -31,14 +31,15 @@ Runs SCSI persistent reservation commands for virtual machines, which may not ru
   -q, --quiet               log nothing about clients
 
       --manager=auto|sg-io|multipath|block|nvme
-                            what runs the commands: 'auto' goes by the device, and changes no reservation of a disk
-                            by a part or by one path of it; the others are used whatever the device is: SCSI commands
-                            as they are, libmpathpersist, the kernel's reservation ioctls, NVMe commands
+                            the way to run commands: 'auto' goes by the device, and changes no reservation
+                            through a part of a disk or through one of its paths; the others are used for every
+                            device: SCSI commands unchanged, libmpathpersist, the kernel's reservation ioctls,
+                            NVMe commands
                             (default 'auto')
-      --max-connections=N   how many clients may be connected (default {connections})
-      --max-commands=N      how many commands may run at once (default {commands})
+      --max-connections=N   the most clients at a time (default {connections})
+      --max-commands=N      the most commands at a time (default {commands})
 
-A socket passed by systemd (LISTEN_FDS) is used in place of --socket.
+A socket that systemd passes (LISTEN_FDS) takes the place of --socket.
 ",
         program = invoked_as(),
         connections = limits.connections,

@@ -19,10 +19,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use options::{Chore, Options};
+use options::{Options, Task};
 
 fn main() -> ExitCode {
-    let Options { chore: Chore::Serve(options) } = Options::parse();
+    let Options { task: Task::Serve(options) } = Options::parse();
     match serve::run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,4 +1,4 @@
-//! The command line, and what its values mean.
+//! The command line and its values.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,86 +13,84 @@ use tracing::level_filters::LevelFilter;
 #[command(name = "scsi-pr", version, disable_help_subcommand = true, max_term_width = 100)]
 pub(crate) struct Options {
     #[command(subcommand)]
-    pub(crate) chore: Chore,
+    pub(crate) task: Task,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Chore {
+pub(crate) enum Task {
     Serve(Serve),
 }
 
 /// Serve reservations that are kept in a store
 ///
-/// Keeps the persistent reservations of disks that have none of their own (image files, logical volumes, Ceph RBD, loop
-/// devices and the like) in a store, and serves them over the protocol of QEMU's qemu-pr-helper. Each socket is one initiator: a
-/// virtual machine, wherever it runs.
+/// Keeps the persistent reservations of disks that have none (image files, logical volumes, Ceph RBD, loop devices and
+/// the like) in a store. Serves them over the protocol of QEMU's qemu-pr-helper. Each socket is one initiator: a virtual
+/// machine, wherever it runs.
 ///
-/// WHAT IS ENFORCED: nothing but the reservations themselves. Who asks here is told who has registered and who holds a
-/// disk, and a RESERVE or PREEMPT that the standard refuses is refused. Reads and writes do not come this way: none is
-/// stopped, neither of a preempted virtual machine nor of anybody else. Clusters whose nodes stop by themselves when they
-/// learn that they lost the reservation are safe; those that rely on the disk to refuse their writes are not.
+/// LIMITS: this program enforces the rules of reservations, and nothing else. It answers which initiators are registered
+/// and which one holds a disk, and it refuses a RESERVE or PREEMPT that the standard refuses. Reads and writes do not pass
+/// it, and it blocks none: a preempted virtual machine can still write. Clusters are safe if their nodes stop when they
+/// learn that the reservation is gone. Clusters that need the disk to refuse writes are not.
 ///
-/// QEMU sends here only what its scsi-block and scsi-generic disks receive, so from QEMU nothing comes but commands for
-/// SCSI devices.
+/// QEMU sends only the commands of its scsi-block and scsi-generic disks. From QEMU, nothing arrives but commands for SCSI
+/// devices.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Sockets that systemd passes (LISTEN_FDS) are served too; FileDescriptorName= says which initiator \
-                        each is.\nSee scsi-pr-serve(1) for systemd, libvirt and what to do when something is refused."
+    after_help = "Sockets that systemd passes (LISTEN_FDS) are served too. FileDescriptorName= names the initiator of \
+                  each.\nSee scsi-pr-serve(1) for systemd, for libvirt and for the causes of refusals."
 )]
 pub(crate) struct Serve {
-    /// Where reservations are kept: sqlite:PATH (one host), dir:PATH (a directory on a cluster file system or NFSv4, for
-    /// several hosts), or memory: (forgotten at the end)
+    /// The store of the reservations: sqlite:PATH (one host), dir:PATH (a directory on a cluster file system or NFSv4, for
+    /// several hosts), or memory: (until the program ends)
     #[arg(long, value_name = "STORE")]
     pub(crate) store: String,
 
     /// Serve initiator NAME on the Unix socket SOCKET; may be given any number of times
     ///
-    /// NAME is what reservations are held by: choose one for each virtual machine, and keep it when the machine moves to
-    /// another host. A name that begins with iqn., eui. or naa. is taken as it is, any other becomes
-    /// iqn.2026-11.scsi-pr:NAME. Two sockets may have one NAME; they are then one initiator, as the two ends of a
-    /// migration are. SOCKET is an absolute path.
+    /// NAME holds the reservations: choose one for each virtual machine, and keep it when the machine moves to another
+    /// host. A name that begins with iqn., eui. or naa. is used unchanged. Any other becomes iqn.2026-11.scsi-pr:NAME. Two
+    /// sockets with one NAME are one initiator, as the two ends of a migration are. SOCKET is an absolute path.
     #[arg(long, value_name = "NAME=SOCKET")]
     pub(crate) listen: Vec<Listen>,
 
-    /// The permissions of the sockets that --listen makes, in octal. Who may write to a socket is its initiator
+    /// The permissions of the sockets that --listen creates, in octal. A client that may write to a socket is its initiator
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode)]
     pub(crate) socket_mode: u32,
 
-    /// The group of the sockets that --listen makes, by name or number
+    /// The group of the sockets that --listen creates, by name or number
     #[arg(long, value_name = "GROUP", value_parser = group)]
     pub(crate) socket_group: Option<u32>,
 
     /// Send commands for devices that have reservations of their own to the helper that listens at SOCKET
     ///
-    /// These are SCSI devices, multipath maps and NVMe namespaces. Without this option, or --keep, commands for them are
-    /// refused: what is kept here would not be known to hosts that use the reservations of the device itself.
+    /// These are SCSI devices, multipath maps and NVMe namespaces. Without this option, or --keep, the program refuses
+    /// commands for them: hosts that use the reservations of the device itself would not see those of the store.
     #[arg(long, value_name = "SOCKET", value_parser = absolute)]
     pub(crate) pass: Option<PathBuf>,
 
     /// Keep the reservations of the device at PATH in the store although it has its own; may be given any number of times
     ///
-    /// For a SCSI target without persistent reservations, and for virtual machines that share a disk on one host, which
-    /// are one initiator to the disk itself. Everybody who uses the disk must then come to this store. PATH is looked up
-    /// for each command. It stands for /dev/sdX and /dev/sgX alike, and for all paths and maps of a unit that tells its
-    /// identity (VPD page 83h); of one that does not, name each.
+    /// For a SCSI target without persistent reservations, and for virtual machines that share a disk on one host: to the
+    /// disk itself, these are one initiator. All users of the disk must then use this store. The program looks PATH up for
+    /// each command. PATH stands for /dev/sdX and /dev/sgX alike. It also stands for all paths and maps of a unit that
+    /// reports its identity (VPD page 83h). Of a unit that does not, name each one.
     #[arg(long, value_name = "PATH", value_parser = absolute)]
     pub(crate) keep: Vec<PathBuf>,
 
     /// Call the device or file at PATH, the block device MAJOR:MINOR, or the unit with this IDENTIFIER by NAME in the
     /// store; may be given any number of times
     ///
-    /// Units are told apart by what identifies them everywhere (a WWN, the UUID of a volume). One that has nothing of the
-    /// kind is known to this host alone, and a store that several hosts share refuses it until it is named, the same on
-    /// every host. IDENTIFIER is what the log calls the unit without a name (naa.600140500000001), and right for a disk
-    /// with several paths. A different NAME for a unit is a different unit, with no reservations.
+    /// The store knows a unit by an identity that is the same on every host (a WWN, the UUID of a volume). A unit without
+    /// such an identity is known to this host only. A store that several hosts share refuses it until it has a name, the
+    /// same on every host. IDENTIFIER is the name of the unit in the log (naa.600140500000001). Use it for a disk with
+    /// several paths. Another NAME for a unit is another unit, without reservations.
     #[arg(long, value_name = "NAME=PATH|MAJOR:MINOR|IDENTIFIER")]
     pub(crate) unit: Vec<Naming>,
 
-    /// How many registrants a unit has room for, 1 to 10000; more are refused with 05/55/04
+    /// The number of registrants of a unit, 1 to 10000; further ones are refused with 05/55/04
     ///
-    /// A virtual machine may register others than itself (SPEC_I_PT), and each change of a unit writes all that is known
-    /// of it. It bounds what one machine can have the store write with a command: some 250 bytes for each registrant, and
-    /// as much for each that has still to be told that it was preempted.
+    /// A virtual machine may register others (SPEC_I_PT), and each change of a unit writes its whole record. This number
+    /// bounds the record: some 250 bytes for each registrant, and as much for each unit attention that is still pending.
     #[arg(long, value_name = "NUMBER", default_value = "1024", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub(crate) registrants: u16,
 
@@ -117,7 +115,7 @@ impl Serve {
     }
 }
 
-/// A socket and whose it is.
+/// A socket and its initiator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listen {
     pub(crate) initiator: InitiatorName,
@@ -172,17 +170,17 @@ mod tests {
 
     fn serve(arguments: &[&str]) -> Serve {
         let all = ["scsi-pr", "serve", "--store=memory:"].iter().chain(arguments);
-        let Chore::Serve(serve) = Options::try_parse_from(all).unwrap().chore;
+        let Task::Serve(serve) = Options::try_parse_from(all).unwrap().task;
         serve
     }
 
     #[test]
-    fn the_definition_is_consistent() {
+    fn definition_is_consistent() {
         Options::command().debug_assert();
     }
 
     #[test]
-    fn what_is_not_said_is_safe() {
+    fn defaults_are_safe() {
         let serve = serve(&[]);
         assert_eq!((serve.socket_mode, serve.socket_group, serve.pass), (0o600, None, None));
         assert_eq!(serve.registrants, 1_024);
@@ -190,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_may_be_said() {
+    fn every_option_is_read() {
         let serve = serve(&[
             "--listen=vm1=/run/1",
             "--listen",
@@ -212,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn room_for_nobody_or_too_many_is_no_room() {
+    fn number_of_registrants_out_of_range_is_refused() {
         for number in ["0", "10001", "-1", "x"] {
             let arguments = ["scsi-pr", "serve", "--store=memory:", &format!("--registrants={number}")];
             assert!(Options::try_parse_from(arguments).is_err(), "{number}");
@@ -220,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn how_much_is_logged() {
+    fn options_set_the_log_level() {
         for (arguments, level) in [
             (&[][..], LevelFilter::INFO),
             (&["-q"], LevelFilter::WARN),
