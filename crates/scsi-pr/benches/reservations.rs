@@ -6,6 +6,10 @@ use scsi_pr::{
     TransportId, Type,
 };
 
+/// Counts allocations, so that the memory of each command is reported beside its time.
+#[global_allocator]
+static ALLOCATOR: divan::AllocProfiler = divan::AllocProfiler::system();
+
 fn main() {
     divan::main();
 }
@@ -66,7 +70,7 @@ fn permits_any_registrant(bencher: Bencher<'_, '_>, count: usize) {
 }
 
 #[divan::bench(args = REGISTRANTS)]
-fn permits_stranger(bencher: Bencher<'_, '_>, count: usize) {
+fn permits_unregistered(bencher: Bencher<'_, '_>, count: usize) {
     let reservations = reserved(count, Type::WriteExclusiveAllRegistrants);
     let nexus = nexus(count);
     bencher.bench_local(|| black_box(&reservations).permits(black_box(&nexus), black_box(Access::Write)));
@@ -127,20 +131,31 @@ fn clear(bencher: Bencher<'_, '_>, count: usize) {
         .bench_local_refs(|reservations| reservations.execute(&nexus, clear.command()));
 }
 
-fn read(bencher: Bencher<'_, '_>, count: usize, action: ReserveInAction) {
+fn read(bencher: Bencher<'_, '_>, count: usize, action: ReserveInAction, allocation_length: usize) {
     let (reservations, nexus) = (reserved(count, Type::WriteExclusiveAllRegistrants), nexus(0));
-    let value = ReserveIn::new(action, 8192);
+    let value = ReserveIn::new(action, allocation_length);
     bencher.bench_local(|| black_box(&reservations).reserve_in(&nexus, black_box(&value)));
 }
 
 #[divan::bench(args = REGISTRANTS)]
 fn read_keys(bencher: Bencher<'_, '_>, count: usize) {
-    read(bencher, count, ReserveInAction::ReadKeys);
+    read(bencher, count, ReserveInAction::ReadKeys, 8192);
 }
 
 #[divan::bench(args = REGISTRANTS)]
 fn read_full_status(bencher: Bencher<'_, '_>, count: usize) {
-    read(bencher, count, ReserveInAction::ReadFullStatus);
+    read(bencher, count, ReserveInAction::ReadFullStatus, 8192);
+}
+
+/// The generation and the length alone.
+#[divan::bench(args = REGISTRANTS)]
+fn read_keys_header(bencher: Bencher<'_, '_>, count: usize) {
+    read(bencher, count, ReserveInAction::ReadKeys, 8);
+}
+
+#[divan::bench(args = REGISTRANTS)]
+fn read_full_status_header(bencher: Bencher<'_, '_>, count: usize) {
+    read(bencher, count, ReserveInAction::ReadFullStatus, 8);
 }
 
 #[divan::bench(args = [8, 1_000, 10_000])]

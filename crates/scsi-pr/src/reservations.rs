@@ -26,9 +26,10 @@ pub use record::InvalidRecord;
 use attention::{Attention, Attentions};
 use by_nexus::ByNexus;
 
+use crate::reserve_in::{Encoder, full_status, keys};
 use crate::{
-    AllowCommands, Capabilities, Command, Completion, FullStatus, FullStatusDescriptor, Generation, Held, Key, Keys,
-    Opcode, Reservation, ReserveIn, ReserveInAction, ReserveOut, ReserveOutAction, SenseCode, Status, Type, TypeMask,
+    AllowCommands, Capabilities, Command, Completion, Generation, Held, Key, Opcode, Reservation, ReserveIn,
+    ReserveInAction, ReserveOut, ReserveOutAction, SenseCode, Status, Type, TypeMask,
 };
 
 /// How many registrants there is room for, unless [`Reservations::with_room_for`] says otherwise.
@@ -61,7 +62,7 @@ pub struct Reservations {
     registrations: ByNexus<Registration>,
     reservation: Option<Holding>,
     /// Nexuses that are not registered and have something to be told. None of them is empty.
-    strangers: ByNexus<Attentions>,
+    unregistered: ByNexus<Attentions>,
     /// How often all registrants but one were to be told RESERVATIONS RELEASED. A counter, because a RELEASE should not
     /// have to visit them all.
     releases: u64,
@@ -155,7 +156,7 @@ impl Reservations {
             aptpl: false,
             registrations: ByNexus::new(),
             reservation: None,
-            strangers: ByNexus::new(),
+            unregistered: ByNexus::new(),
             releases: 0,
             spc2: None,
             target_ports: vec![DEFAULT_TARGET_PORT],
@@ -267,19 +268,30 @@ impl Reservations {
         }
     }
 
-    /// The whole way of one command from `nexus`: a pending unit attention is the answer, and the command is not done;
-    /// then the checks in the order of the standard, and the effect.
+    /// Runs one command from `nexus`, as a device server does. A pending unit attention is the answer, and the command is not
+    /// run. Else the checks follow in the order of the standard, and then the effect.
     ///
-    /// Whatever is refused changes nothing, but that a unit attention which was told is told only once.
+    /// A refused command changes nothing, except that a reported unit attention is no longer pending.
     ///
-    /// QEMU's CLEANUP is no command of the standard and is told of no unit attention: it unregisters `nexus` as REGISTER
-    /// AND IGNORE EXISTING KEY with a key of zero does, except that APTPL stays; GOOD also when there is nothing to do.
+    /// QEMU's CLEANUP is no command of the standard and reports no unit attention. It unregisters `nexus` as REGISTER AND
+    /// IGNORE EXISTING KEY with a key of zero does, except that APTPL stays. It is GOOD also when there is nothing to do.
     pub fn execute(&mut self, nexus: &Nexus, command: Command<'_>) -> Outcome {
+        if command.opcode() != Opcode::Cleanup
+            && let Some(code) = self.take_unit_attention(nexus)
+        {
+            return Outcome { completion: Completion::check(code), changed: true, aborted: Vec::new() };
+        }
+        self.process(nexus, command)
+    }
+
+    /// Does the same as [`execute`](Self::execute), but reports no unit attention.
+    ///
+    /// It is for a front that receives PERSISTENT RESERVE IN and OUT alone. An initiator fetches unit attentions with TEST
+    /// UNIT READY, reads and writes, and expects none from the commands that follow. Such a front also calls
+    /// [`clear_unit_attentions`](Self::clear_unit_attentions) before it stores a change.
+    pub fn process(&mut self, nexus: &Nexus, command: Command<'_>) -> Outcome {
         if command.opcode() == Opcode::Cleanup {
             return self.clean_up(nexus);
-        }
-        if let Some(code) = self.take_unit_attention(nexus) {
-            return Outcome { completion: Completion::check(code), changed: true, aborted: Vec::new() };
         }
         if let Some(completion) = self.answer(nexus, command) {
             return Outcome::unchanged(completion);
@@ -293,10 +305,9 @@ impl Reservations {
         }
     }
 
-    /// What [`execute`](Self::execute) answers a PERSISTENT RESERVE IN with as long as that changes nothing, for those who
-    /// only have the value to read: `None` when the answer is a unit attention, and of any other command.
+    /// The answer to a PERSISTENT RESERVE IN, without unit attentions: `None` for any other command. It changes nothing.
     pub fn answer(&self, nexus: &Nexus, command: Command<'_>) -> Option<Completion> {
-        if command.opcode() != Opcode::ReserveIn || self.has_unit_attention(nexus) {
+        if command.opcode() != Opcode::ReserveIn {
             return None;
         }
         Some(match ReserveIn::parse(command) {
@@ -306,16 +317,16 @@ impl Reservations {
         })
     }
 
-    /// PERSISTENT RESERVE IN, without a look at unit attentions.
+    /// PERSISTENT RESERVE IN, without unit attentions. Time and memory depend on the allocation length, not on the number of
+    /// registrations.
     pub fn reserve_in(&self, nexus: &Nexus, value: &ReserveIn) -> Completion {
         if !self.permits(nexus, Access::ReserveIn) {
             return CONFLICT;
         }
-        let generation = self.generation;
+        let (generation, limit) = (self.generation, value.allocation_length());
         value.answer(match value.action() {
             ReserveInAction::ReadKeys => {
-                let keys = self.registrations.iter().map(|(_, registration)| registration.key).collect();
-                Keys { generation, keys }.encode()
+                keys::encode(generation, self.registrations.iter().map(|(_, registration)| registration.key), limit)
             }
             ReserveInAction::ReadReservation => {
                 let held = self.reservation.as_ref().map(|Holding { reservation_type, holder }| Held {
@@ -325,17 +336,24 @@ impl Reservations {
                 Reservation { generation, held }.encode()
             }
             ReserveInAction::ReportCapabilities => self.capabilities().encode(),
-            ReserveInAction::ReadFullStatus => {
-                let reservation_type = self.reservation.as_ref().map(|holding| holding.reservation_type);
-                let descriptor = |Registrant { nexus, key, is_holder }| {
-                    let port = nexus.relative_target_port();
-                    let mut descriptor = FullStatusDescriptor::new(key, nexus.initiator(), port);
-                    descriptor.held = reservation_type.filter(|_| is_holder);
-                    descriptor
-                };
-                FullStatus { generation, descriptors: self.registrations().map(descriptor).collect() }.encode()
-            }
+            ReserveInAction::ReadFullStatus => self.full_status(limit),
         })
+    }
+
+    /// The data of READ FULL STATUS, at most `limit` bytes.
+    fn full_status(&self, limit: usize) -> Vec<u8> {
+        let length = full_status::descriptors_length(self.registrations.len(), self.registrations.transport_id_bytes());
+        let mut encoder = Encoder::new(self.generation, length, limit);
+        let reservation_type = self.reservation.as_ref().map(|holding| holding.reservation_type);
+        for Registrant { nexus, key, is_holder } in self.registrations() {
+            if encoder.is_full() {
+                break;
+            }
+            let held = reservation_type.filter(|_| is_holder);
+            let port = nexus.relative_target_port();
+            full_status::push_descriptor(&mut encoder, key, false, held, port, nexus.initiator().bytes());
+        }
+        encoder.finish()
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -363,27 +381,36 @@ impl Reservations {
             (registration.attentions, registration.releases) = (pending, releases);
             taken
         } else {
-            let pending = self.strangers.get_mut(nexus)?;
+            let pending = self.unregistered.get_mut(nexus)?;
             let taken = pending.take()?;
             if pending.is_empty() {
-                self.strangers.remove(nexus);
+                self.unregistered.remove(nexus);
             }
             taken
         };
         Some(taken.sense())
     }
 
-    /// Whether there is something that `nexus` has to be told.
-    fn has_unit_attention(&self, nexus: &Nexus) -> bool {
+    /// Makes no unit attention pending, for any nexus.
+    pub fn clear_unit_attentions(&mut self) {
+        let releases = self.releases;
+        for registration in self.registrations.values_mut() {
+            (registration.attentions, registration.releases) = (Attentions::NONE, releases);
+        }
+        self.unregistered = ByNexus::new();
+    }
+
+    /// Whether a unit attention is pending for `nexus`.
+    pub fn has_unit_attention(&self, nexus: &Nexus) -> bool {
         match self.registrations.get(nexus) {
             Some(registration) => !registration.pending(self.releases).is_empty(),
-            None => self.strangers.contains(nexus),
+            None => self.unregistered.contains(nexus),
         }
     }
 
     /// Registers `nexus`, which was not.
     fn add(&mut self, nexus: Nexus, key: Key) {
-        let attentions = self.strangers.remove(&nexus).unwrap_or(Attentions::NONE);
+        let attentions = self.unregistered.remove(&nexus).unwrap_or(Attentions::NONE);
         self.registrations.insert(nexus, Registration { key, attentions, releases: self.releases });
     }
 
@@ -393,23 +420,23 @@ impl Reservations {
         let Some(registration) = self.registrations.remove(nexus) else { return false };
         let mut pending = registration.pending(self.releases);
         attention.into_iter().for_each(|attention| pending.add(attention));
-        self.tell_stranger(nexus.clone(), pending);
+        self.set_attentions_of_unregistered(nexus.clone(), pending);
         true
     }
 
     /// Keeps what a nexus that is not registered has to be told.
-    fn tell_stranger(&mut self, nexus: Nexus, pending: Attentions) {
+    fn set_attentions_of_unregistered(&mut self, nexus: Nexus, pending: Attentions) {
         if !pending.is_empty() {
-            self.strangers.insert(nexus, pending);
+            self.unregistered.insert(nexus, pending);
             let room = usize::try_from(self.room).unwrap_or(usize::MAX);
-            while self.strangers.len() > room {
-                self.strangers.pop_first();
+            while self.unregistered.len() > room {
+                self.unregistered.pop_first();
             }
         }
     }
 
     /// RESERVATIONS RELEASED to every registrant but `sender`.
-    fn tell_released(&mut self, sender: &Nexus) {
+    fn establish_reservations_released(&mut self, sender: &Nexus) {
         let before = self.releases;
         self.releases += 1;
         // One that waits for an earlier release still does.
@@ -423,7 +450,7 @@ impl Reservations {
     /// What each nexus has to be told: of the registrants, and of others.
     fn all_attentions(&self) -> impl Iterator<Item = (&Nexus, Attentions)> {
         let registered = self.registrations.iter().map(|(nexus, it)| (nexus, it.pending(self.releases)));
-        registered.chain(self.strangers.iter().map(|(nexus, pending)| (nexus, *pending)))
+        registered.chain(self.unregistered.iter().map(|(nexus, pending)| (nexus, *pending)))
     }
 }
 

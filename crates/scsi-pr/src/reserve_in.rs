@@ -4,8 +4,8 @@
 //! [`ReserveIn::answer`] cut them to the allocation length; a client parses what came, which may be cut: [`Parsed`].
 
 mod capabilities;
-mod full_status;
-mod keys;
+pub(crate) mod full_status;
+pub(crate) mod keys;
 mod reservation;
 
 use std::fmt;
@@ -228,12 +228,37 @@ impl<'a> Body<'a> {
     fn parsed<T>(&self, value: T) -> Parsed<T> {
         Parsed { value, length: self.length, truncated: self.truncated }
     }
+}
 
-    fn encode(generation: Generation, body: &[u8]) -> Vec<u8> {
+/// Data that begin with a [`Header`], cut to a limit while they are encoded. What does not fit costs neither time nor memory.
+pub(crate) struct Encoder {
+    data: Vec<u8>,
+    limit: usize,
+}
+
+impl Encoder {
+    /// A header that announces `additional_length` bytes. The data have at most `limit` bytes, the header included.
+    pub(crate) fn new(generation: Generation, additional_length: usize, limit: usize) -> Self {
+        let whole = size_of::<Header>().saturating_add(additional_length);
+        let mut encoder = Self { data: Vec::with_capacity(whole.min(limit)), limit };
         // Over 32 bits, the data are cut in any case.
-        let additional_length = u32::try_from(body.len()).unwrap_or(u32::MAX).into();
-        let header = Header { generation: generation.0.into(), additional_length };
-        [header.as_bytes(), body].concat()
+        let additional_length = u32::try_from(additional_length).unwrap_or(u32::MAX).into();
+        encoder.push(Header { generation: generation.0.into(), additional_length }.as_bytes());
+        encoder
+    }
+
+    /// Appends as much of `bytes` as fits.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        let room = self.limit - self.data.len();
+        self.data.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.data.len() == self.limit
+    }
+
+    pub(crate) fn finish(self) -> Vec<u8> {
+        self.data
     }
 }
 

@@ -12,6 +12,8 @@ pub(super) struct ByNexus<V> {
     entries: BTreeMap<u64, (Nexus, V)>,
     numbers: HashMap<Nexus, u64, BuildHasherDefault<AsIs>>,
     next: u64,
+    /// Of all entries together, so that READ FULL STATUS knows its length without visiting them.
+    transport_id_bytes: usize,
 }
 
 /// A nexus brings its hash with it.
@@ -34,7 +36,7 @@ impl Hasher for AsIs {
 
 impl<V> ByNexus<V> {
     pub(super) fn new() -> Self {
-        Self { entries: BTreeMap::new(), numbers: HashMap::default(), next: 0 }
+        Self { entries: BTreeMap::new(), numbers: HashMap::default(), next: 0, transport_id_bytes: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -43,6 +45,11 @@ impl<V> ByNexus<V> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.numbers.is_empty()
+    }
+
+    /// The length of the TransportIDs of all entries together.
+    pub(super) fn transport_id_bytes(&self) -> usize {
+        self.transport_id_bytes
     }
 
     pub(super) fn contains(&self, nexus: &Nexus) -> bool {
@@ -64,6 +71,7 @@ impl<V> ByNexus<V> {
         if let Some(old) = self.get_mut(&nexus) {
             return Some(std::mem::replace(old, value));
         }
+        self.transport_id_bytes += nexus.initiator().bytes().len();
         self.numbers.insert(nexus.clone(), self.next);
         self.entries.insert(self.next, (nexus, value));
         self.next += 1;
@@ -72,12 +80,15 @@ impl<V> ByNexus<V> {
 
     pub(super) fn remove(&mut self, nexus: &Nexus) -> Option<V> {
         let number = self.numbers.remove(nexus)?;
-        self.entries.remove(&number).map(|(_, value)| value)
+        let (nexus, value) = self.entries.remove(&number)?;
+        self.transport_id_bytes -= nexus.initiator().bytes().len();
+        Some(value)
     }
 
     pub(super) fn pop_first(&mut self) -> Option<(Nexus, V)> {
         let (_, (nexus, value)) = self.entries.pop_first()?;
         self.numbers.remove(&nexus);
+        self.transport_id_bytes -= nexus.initiator().bytes().len();
         Some((nexus, value))
     }
 

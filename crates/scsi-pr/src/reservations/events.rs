@@ -14,8 +14,8 @@ impl Reservations {
         match self.registrations.get_mut(nexus) {
             Some(registration) => registration.attentions.add(Attention::NexusLoss),
             None => {
-                let pending = self.strangers.get(nexus).copied().unwrap_or(Attentions::NONE);
-                self.tell_stranger(nexus.clone(), pending.with(Attention::NexusLoss));
+                let pending = self.unregistered.get(nexus).copied().unwrap_or(Attentions::NONE);
+                self.set_attentions_of_unregistered(nexus.clone(), pending.with(Attention::NexusLoss));
             }
         }
     }
@@ -26,7 +26,7 @@ impl Reservations {
     pub fn reset(&mut self) {
         self.spc2 = None;
         let registered = self.registrations.values_mut().map(|registration| &mut registration.attentions);
-        registered.chain(self.strangers.values_mut()).for_each(|pending| pending.add(Attention::Reset));
+        registered.chain(self.unregistered.values_mut()).for_each(|pending| pending.add(Attention::Reset));
     }
 
     /// Power is lost, and comes back. PRGENERATION is zero, a SPC-2 reservation ends, and registrations and the persistent
@@ -36,7 +36,7 @@ impl Reservations {
         self.generation = Generation(0);
         self.spc2 = None;
         let told = Attentions::NONE.with(Attention::Reset);
-        self.strangers.values_mut().for_each(|pending| *pending = told);
+        self.unregistered.values_mut().for_each(|pending| *pending = told);
         if self.aptpl {
             let releases = self.releases;
             self.registrations.values_mut().for_each(|registration| {
@@ -45,7 +45,7 @@ impl Reservations {
         } else {
             self.reservation = None;
             let registrations = std::mem::replace(&mut self.registrations, ByNexus::new());
-            registrations.iter().for_each(|(nexus, _)| self.tell_stranger(nexus.clone(), told));
+            registrations.iter().for_each(|(nexus, _)| self.set_attentions_of_unregistered(nexus.clone(), told));
         }
     }
 }

@@ -68,7 +68,7 @@ impl std::error::Error for InvalidRecord {}
 impl Reservations {
     /// The record: everything but a SPC-2 reservation.
     pub fn to_record(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(64 + 64 * (self.registrations.len() + self.strangers.len()));
+        let mut bytes = Vec::with_capacity(64 + 64 * (self.registrations.len() + self.unregistered.len()));
         bytes.extend(MAGIC);
         bytes.extend(VERSION.to_be_bytes());
         bytes.extend([0; 4]);
@@ -91,8 +91,8 @@ impl Reservations {
             bytes.extend(registration.key.0.to_be_bytes());
             write_nexus(&mut bytes, nexus, &registration.pending(self.releases));
         }
-        bytes.extend(count(self.strangers.len()).to_be_bytes());
-        for (nexus, pending) in self.strangers.iter() {
+        bytes.extend(count(self.unregistered.len()).to_be_bytes());
+        for (nexus, pending) in self.unregistered.iter() {
             write_nexus(&mut bytes, nexus, pending);
         }
 
@@ -243,7 +243,7 @@ fn read_body(reader: &mut Reader<'_>) -> Option<Reservations> {
         let (nexus, pending) = reader.nexus()?;
         if pending.is_empty()
             || value.registrations.contains(&nexus)
-            || value.strangers.insert(nexus, pending).is_some()
+            || value.unregistered.insert(nexus, pending).is_some()
         {
             return None;
         }

@@ -243,7 +243,7 @@ impl Reservations {
             let registrants_only = reservation_type.is_registrants_only();
             self.reservation = None;
             if registrants_only {
-                self.tell_released(sender);
+                self.establish_reservations_released(sender);
             }
         }
     }
@@ -269,7 +269,7 @@ impl Reservations {
                 }
                 self.reservation = None;
                 if reservation_type.is_registrants_only() || reservation_type.is_all_registrants() {
-                    self.tell_released(nexus);
+                    self.establish_reservations_released(nexus);
                 }
                 Ok(CHANGED)
             }
@@ -328,7 +328,7 @@ impl Reservations {
         if let Some(new_type) = new_type {
             let old = self.reservation.replace(Holding::new(new_type, nexus));
             if old.is_some_and(|old| old.reservation_type != new_type) {
-                self.tell_released(nexus);
+                self.establish_reservations_released(nexus);
             }
         }
         self.generation = self.generation.next();

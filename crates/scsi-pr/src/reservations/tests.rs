@@ -9,7 +9,7 @@ mod register;
 mod reserve;
 
 use super::*;
-use crate::{InitiatorPort, ScopeType, SenseKey, TransportId};
+use crate::{FullStatus, InitiatorPort, Keys, ScopeType, SenseKey, TransportId};
 
 pub(super) use Type::{
     ExclusiveAccess as EA, ExclusiveAccessAllRegistrants as EA_AR, ExclusiveAccessRegistrantsOnly as EA_RO,

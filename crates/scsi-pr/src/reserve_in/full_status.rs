@@ -5,7 +5,7 @@ use std::fmt;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Body, InvalidData, Parsed, prefix};
+use super::{Body, Encoder, InvalidData, Parsed, prefix};
 use crate::{Generation, InvalidTransportId, Key, ScopeType, TransportId, Type};
 
 /// Every registration and, with it, the reservation.
@@ -90,19 +90,38 @@ impl FullStatusDescriptor {
         Ok(Some((descriptor, rest)))
     }
 
-    fn encode(&self) -> Vec<u8> {
-        let all_tg_pt = if self.all_tg_pt { ALL_TG_PT } else { 0 };
-        let (r_holder, scope_type) = self.held.map_or((0, 0), |held| (R_HOLDER, ScopeType::from(held).0));
-        let layout = Layout {
-            key: self.key.0.into(),
-            flags: all_tg_pt | r_holder,
-            scope_type,
-            relative_target_port: self.relative_target_port.into(),
-            additional_length: u32::try_from(self.transport_id.len()).expect("it came with a length of 32 bits").into(),
-            ..Layout::default()
-        };
-        [layout.as_bytes(), &self.transport_id].concat()
+    /// The number of bytes of the descriptor.
+    fn length(&self) -> usize {
+        size_of::<Layout>() + self.transport_id.len()
     }
+}
+
+/// The number of bytes of `count` descriptors, whose TransportIDs have `transport_id_bytes` bytes together.
+pub(crate) fn descriptors_length(count: usize, transport_id_bytes: usize) -> usize {
+    count * size_of::<Layout>() + transport_id_bytes
+}
+
+/// Appends a descriptor, as far as it fits.
+pub(crate) fn push_descriptor(
+    encoder: &mut Encoder,
+    key: Key,
+    all_tg_pt: bool,
+    held: Option<Type>,
+    relative_target_port: u16,
+    transport_id: &[u8],
+) {
+    let all_tg_pt = if all_tg_pt { ALL_TG_PT } else { 0 };
+    let (r_holder, scope_type) = held.map_or((0, 0), |held| (R_HOLDER, ScopeType::from(held).0));
+    let layout = Layout {
+        key: key.0.into(),
+        flags: all_tg_pt | r_holder,
+        scope_type,
+        relative_target_port: relative_target_port.into(),
+        additional_length: u32::try_from(transport_id.len()).expect("it came with a length of 32 bits").into(),
+        ..Layout::default()
+    };
+    encoder.push(layout.as_bytes());
+    encoder.push(transport_id);
 }
 
 impl FullStatus {
@@ -131,8 +150,12 @@ impl FullStatus {
 
     /// The data to be returned, before they are cut to the allocation length.
     pub fn encode(&self) -> Vec<u8> {
-        let descriptors: Vec<_> = self.descriptors.iter().map(FullStatusDescriptor::encode).collect();
-        Body::encode(self.generation, &descriptors.concat())
+        let length = self.descriptors.iter().map(FullStatusDescriptor::length).sum();
+        let mut encoder = Encoder::new(self.generation, length, usize::MAX);
+        for FullStatusDescriptor { key, all_tg_pt, held, relative_target_port, transport_id } in &self.descriptors {
+            push_descriptor(&mut encoder, *key, *all_tg_pt, *held, *relative_target_port, transport_id);
+        }
+        encoder.finish()
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use zerocopy::FromBytes;
 use zerocopy::byteorder::big_endian::U64;
-use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Body, InvalidData, Parsed};
+use super::{Body, Encoder, InvalidData, Parsed};
 use crate::{Generation, Key};
 
 /// The registered keys.
@@ -36,9 +36,20 @@ impl Keys {
 
     /// The data to be returned, before they are cut to the allocation length.
     pub fn encode(&self) -> Vec<u8> {
-        let keys: Vec<U64> = self.keys.iter().map(|key| key.0.into()).collect();
-        Body::encode(self.generation, keys.as_bytes())
+        encode(self.generation, self.keys.iter().copied(), usize::MAX)
     }
+}
+
+/// The data of READ KEYS, at most `limit` bytes.
+pub(crate) fn encode(generation: Generation, keys: impl ExactSizeIterator<Item = Key>, limit: usize) -> Vec<u8> {
+    let mut encoder = Encoder::new(generation, keys.len() * size_of::<Key>(), limit);
+    for key in keys {
+        if encoder.is_full() {
+            break;
+        }
+        encoder.push(&key.0.to_be_bytes());
+    }
+    encoder.finish()
 }
 
 impl fmt::Display for Keys {

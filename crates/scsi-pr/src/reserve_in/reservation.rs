@@ -5,7 +5,7 @@ use std::fmt;
 use zerocopy::byteorder::big_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Body, Header, InvalidData, Parsed};
+use super::{Body, Encoder, Header, InvalidData, Parsed};
 use crate::{Generation, Key, ScopeType, Type};
 
 /// The reservation, if there is one.
@@ -71,7 +71,9 @@ impl Reservation {
             let layout = Layout { key: key.0.into(), scope_type, ..Layout::default() };
             [layout.as_bytes(), &[0; 2]].concat()
         });
-        Body::encode(self.generation, &body)
+        let mut encoder = Encoder::new(self.generation, body.len(), usize::MAX);
+        encoder.push(&body);
+        encoder.finish()
     }
 }
 

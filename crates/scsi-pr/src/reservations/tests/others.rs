@@ -241,3 +241,45 @@ fn reserve_and_release_of_spc2_do_no_harm_to_registrants_with_access() {
     assert_eq!(unit.0.reserve_spc2(&nexus(1)), CONFLICT);
     assert_eq!(unit.0.release_spc2(&nexus(1)), CONFLICT);
 }
+
+/// A front that carries reservation commands alone.
+#[test]
+fn process_reports_no_unit_attention_and_clear_drops_all() {
+    let mut unit = Unit::reserved(4, WE_RO);
+    assert_eq!(unit.preempt(2, key(4), WE_RO), GOOD);
+    assert_eq!(unit.release(1, WE_RO), GOOD);
+    for n in [2, 3, 4] {
+        assert!(unit.0.has_unit_attention(&nexus(n)));
+        let read_keys = ReserveIn::new(ReserveInAction::ReadKeys, 8).encode();
+        let outcome = unit.0.process(&nexus(n), read_keys.command());
+        assert!(matches!(outcome.completion, Completion::Good(_)) && !outcome.changed);
+        assert!(unit.0.has_unit_attention(&nexus(n)));
+    }
+    let mut cleared = unit.0.clone();
+    cleared.clear_unit_attentions();
+    assert!((1..=4).all(|n| !cleared.has_unit_attention(&nexus(n))));
+    // One byte for each unit attention, and the unregistered nexus with it.
+    let unregistered_nexus = 2 + 1 + 1 + 24;
+    assert_eq!(unit.0.to_record().len() - cleared.to_record().len(), 3 + unregistered_nexus);
+    assert!(cleared.registrations().eq(unit.0.registrations()));
+}
+
+#[test]
+fn full_status_is_as_long_as_its_header_says_after_any_departure() {
+    let length = |unit: &Unit| {
+        let value = ReserveIn::new(ReserveInAction::ReadFullStatus, 8192);
+        let Completion::Good(data) = unit.0.reserve_in(&nexus(99), &value) else { panic!("READ FULL STATUS") };
+        assert_eq!(data[4..8], u32::try_from(data.len() - 8).unwrap().to_be_bytes());
+        data.len()
+    };
+    let mut unit = Unit::registered(3);
+    assert_eq!(length(&unit), 8 + 3 * 48);
+    assert_eq!(unit.preempt(1, key(2), WE), GOOD);
+    assert_eq!(length(&unit), 8 + 2 * 48);
+    assert_eq!(unit.register(1, key(1), NONE), GOOD);
+    assert_eq!(unit.register(3, key(3), key(5)), GOOD);
+    assert_eq!(length(&unit), 8 + 48);
+    assert_eq!(length(&Unit(Reservations::from_record(&unit.0.to_record()).unwrap())), 8 + 48);
+    unit.0.lose_power();
+    assert_eq!(length(&unit), 8);
+}

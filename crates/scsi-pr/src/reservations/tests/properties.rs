@@ -123,9 +123,9 @@ impl Reservations {
     fn check(&self) {
         let registered = self.registrations.len();
         assert!(registered <= usize::try_from(self.room).unwrap());
-        assert!(self.strangers.len() <= usize::try_from(self.room).unwrap());
+        assert!(self.unregistered.len() <= usize::try_from(self.room).unwrap());
         assert!(self.registrations().all(|it| !it.key.is_zero()));
-        assert!(self.strangers.iter().all(|(nexus, it)| !it.is_empty() && !self.registrations.contains(nexus)));
+        assert!(self.unregistered.iter().all(|(nexus, it)| !it.is_empty() && !self.registrations.contains(nexus)));
         assert!(self.spc2.is_none() || registered == 0);
         let holders = self.registrations().filter(|it| it.is_holder).count();
         match self.reservation() {
