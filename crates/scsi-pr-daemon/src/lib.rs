@@ -5,9 +5,11 @@
 //! * [`notify`]: the word to a service manager.
 //! * [`limits`]: how many descriptors there may be.
 //! * [`log`]: lines for a log that may be full.
+//! * [`FifoMutex`]: a mutex that serves its contenders in their order of arrival.
 //! * [`RateLimiter`]: a bound on the log lines that a client can cause.
 #![forbid(unsafe_code)]
 
+mod fifo_mutex;
 pub mod limits;
 pub mod log;
 pub mod notify;
@@ -18,6 +20,7 @@ pub mod socket;
 use std::fmt;
 use std::io;
 
+pub use fifo_mutex::{FifoMutex, FifoMutexGuard};
 pub use rate_limit::{RateLimiter, Suppressed};
 
 /// Why a daemon cannot start: what was attempted, on what, and why it failed, in words. What a user can do may follow on

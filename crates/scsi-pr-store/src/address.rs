@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::directory::Directory;
-use crate::records::Kept;
+use crate::records::RecordStore;
 use crate::sqlite::Sqlite;
 use crate::{MemoryStore, Store, StoreError};
 
@@ -36,8 +36,10 @@ pub fn open(address: &str) -> Result<Arc<dyn Store>, StoreError> {
     })?;
     Ok(match address {
         Address::Memory => Arc::new(MemoryStore::new()),
-        Address::Sqlite { path, existing, local } => Arc::new(Kept::new(Sqlite::open(path, !existing, local)?)),
-        Address::Directory { path, existing, shared } => Arc::new(Kept::new(Directory::open(path, !existing, shared)?)),
+        Address::Sqlite { path, existing, local } => Arc::new(RecordStore::new(Sqlite::open(path, !existing, local)?)),
+        Address::Directory { path, existing, shared } => {
+            Arc::new(RecordStore::new(Directory::open(path, !existing, shared)?))
+        }
     })
 }
 

@@ -1,4 +1,4 @@
-//! What happens when several want to change one unit at the same time: who was not first begins again.
+//! The compare-and-swap loop of writers that change one unit at the same time.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::thread;
@@ -8,20 +8,20 @@ use scsi_pr::Reservations;
 
 use crate::{Store, StoreError, Swap, UnitId};
 
-/// How long a change is tried for, waiting included. Initiators give a command up after 30 s or more.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// The time within which a command gets its turn and its change is made. Initiators give a command up after 30 s or more.
+pub(crate) const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+const MAX_PAUSE: Duration = Duration::from_millis(2);
 
-/// The compare-and-swap loop. Whoever loses has lost to somebody who got something done, so all get on together; random
-/// pauses that grow keep any one from losing again and again.
+/// Tries a change until it is made, at most for [`CHANGE_TIMEOUT`]. A writer loses only to another writer that made a change,
+/// so the writers make progress together. Random pauses that grow keep one writer from losing again and again.
 pub(crate) fn update<S: Store + ?Sized>(
     store: &S,
     unit: &UnitId,
     change: &mut dyn FnMut(&mut Reservations) -> bool,
 ) -> Result<(), StoreError> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + CHANGE_TIMEOUT;
     for attempt in 1.. {
         let loaded = store.load(unit)?;
         let mut reservations = (*loaded.reservations).clone();
@@ -38,17 +38,17 @@ pub(crate) fn update<S: Store + ?Sized>(
 }
 
 pub(crate) fn too_long(unit: &UnitId) -> StoreError {
-    StoreError::contended(format!("change the reservations of {unit}"))
-        .because(format!("others were changing them for {} s", PATIENCE.as_secs()))
-        .remedy("look for a process that stands still while it uses the store")
+    StoreError::contended(format!("use the reservations of {unit}"))
+        .because(format!("other commands used them for {} s", CHANGE_TIMEOUT.as_secs()))
+        .remedy("look for a process that hangs while it uses the store")
 }
 
-/// How long to wait before attempt number `attempt + 1`: up to a tenth of a millisecond for each attempt so far.
+/// The pause before attempt number `attempt + 1`: at most a tenth of a millisecond for each attempt so far.
 pub(crate) fn pause(attempt: u32) -> Duration {
-    let longest = LONGEST_PAUSE.min(Duration::from_micros(100).saturating_mul(attempt));
-    // The hasher's keys are the standard library's source of chance.
+    let max = MAX_PAUSE.min(Duration::from_micros(100).saturating_mul(attempt));
+    // The standard library has no random numbers but the keys of its hasher.
     let chance = RandomState::new().build_hasher().finish();
-    longest.mul_f64(chance as f64 / u64::MAX as f64)
+    max.mul_f64(chance as f64 / u64::MAX as f64)
 }
 
 #[cfg(test)]
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn pauses_grow_up_to_a_bound() {
         for attempt in [0, 1, 10, 1_000, u32::MAX] {
-            assert!(pause(attempt) <= LONGEST_PAUSE.min(Duration::from_micros(100).saturating_mul(attempt)));
+            assert!(pause(attempt) <= MAX_PAUSE.min(Duration::from_micros(100).saturating_mul(attempt)));
         }
     }
 }

@@ -36,7 +36,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Mode, OFlags, fsync, linkat, openat, unlinkat};
 use rustix::io::Errno;
 
-use crate::order::Place;
+use crate::fifo_file_lock::FifoFileLock;
 use crate::records::Records;
 use crate::unique::unique;
 use crate::{StoreError, Swap, UnitId, Version};
@@ -193,7 +193,7 @@ impl Records for Directory {
         Ok(Swap::Done(version))
     }
 
-    type Turn<'a> = Option<Place<Box<File>>>;
+    type Turn<'a> = Option<FifoFileLock<Box<File>>>;
 
     fn turn(&self, unit: &UnitId) -> Self::Turn<'_> {
         let root = self.store.root(&|| String::new()).ok()?;
@@ -206,14 +206,14 @@ impl Records for Directory {
             }
             file => file,
         };
-        Place::take(Box::new(file.ok()?.into()))
+        FifoFileLock::lock(Box::new(file.ok()?.into()))
     }
 
     fn is_shared_between_hosts(&self) -> bool {
         self.store.is_shared()
     }
 
-    fn place(&self, unit: &UnitId, version: Version) -> String {
+    fn location(&self, unit: &UnitId, version: Version) -> String {
         self.store.path().join("units").join(unit.as_str()).join(versions::name(version)).display().to_string()
     }
 }

@@ -1,7 +1,7 @@
-//! [`Entries`]: what a process remembers of units; nothing of those of which nothing is kept.
+//! [`Entries`]: values that a process keeps for units that are in the store.
 //!
-//! A client may ask for any number of units, one for each file that it can make. Of a unit that was only asked for nothing
-//! stays behind: memory is for units that are in the store.
+//! A client may ask for any number of units, one for each file that it can make. A unit without a record takes no memory once
+//! its command has ended.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 use crate::UnitId;
 use crate::lock::lock;
 
-/// What is remembered of a unit.
+/// A value for a unit.
 pub(crate) trait Entry: Default {
-    /// Whether it is as good as one that was just made.
+    /// Whether the value equals a new one.
     fn is_blank(&self) -> bool;
 }
 
@@ -20,11 +20,11 @@ pub(crate) trait Entry: Default {
 #[derive(Debug)]
 pub(crate) struct Entries<T>(Mutex<HashMap<UnitId, Arc<T>>>);
 
-/// An entry that is in use. When the last user drops it and it is blank, it is forgotten.
-pub(crate) struct Entered<'a, T: Entry> {
+/// An entry that is in use. The last guard that is dropped removes the entry if it is blank.
+pub(crate) struct EntryGuard<'a, T: Entry> {
     entries: &'a Entries<T>,
     unit: &'a UnitId,
-    /// `None` only while this is dropped.
+    /// `None` only while the guard is dropped.
     entry: Option<Arc<T>>,
 }
 
@@ -35,14 +35,14 @@ impl<T> Default for Entries<T> {
 }
 
 impl<T: Entry> Entries<T> {
-    /// The entry of `unit`, made if there is none.
-    pub(crate) fn enter<'a>(&'a self, unit: &'a UnitId) -> Entered<'a, T> {
+    /// The entry of `unit`. It is created if there is none.
+    pub(crate) fn enter<'a>(&'a self, unit: &'a UnitId) -> EntryGuard<'a, T> {
         let mut entries = lock(&self.0);
         let entry = match entries.get(unit) {
             Some(entry) => Arc::clone(entry),
             None => Arc::clone(entries.entry(unit.clone()).or_default()),
         };
-        Entered { entries: self, unit, entry: Some(entry) }
+        EntryGuard { entries: self, unit, entry: Some(entry) }
     }
 
     #[cfg(test)]
@@ -51,20 +51,20 @@ impl<T: Entry> Entries<T> {
     }
 }
 
-impl<T: Entry> Deref for Entered<'_, T> {
+impl<T: Entry> Deref for EntryGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.entry.as_deref().expect("it is there until this is dropped")
+        self.entry.as_deref().expect("only drop takes it")
     }
 }
 
-impl<T: Entry> Drop for Entered<'_, T> {
+impl<T: Entry> Drop for EntryGuard<'_, T> {
     fn drop(&mut self) {
-        // Entries come into use, and go out of it, under this lock alone.
+        // The count of guards changes only under this lock.
         let mut entries = lock(&self.entries.0);
         let Some(entry) = self.entry.take() else { return };
-        // The map, and this.
+        // One reference is the map's, one is this guard's.
         if Arc::strong_count(&entry) == 2 && entry.is_blank() {
             entries.remove(self.unit);
         }
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_blank_is_forgotten_by_its_last_user() {
+    fn last_guard_removes_a_blank_entry() {
         let entries = Entries::<Flag>::default();
         let (one, other) = (unit(1), unit(2));
         let (first, second) = (entries.enter(&one), entries.enter(&one));
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_behind_by_many() {
+    fn concurrent_guards_leave_no_blank_entry() {
         let entries = Entries::<Flag>::default();
         thread::scope(|scope| {
             for _ in 0..8 {

@@ -1,14 +1,13 @@
-//! Persistent reservations that are kept in a store and shared by everyone who uses it.
+//! Persistent reservations in a store that several virtual machines and hosts share.
 //!
 //! * [`SharedReservations`]: a [`PrManager`](scsi_pr::PrManager) for one initiator over a store.
 //! * [`Store`]: one record for each logical unit, changed by compare-and-swap. [`open`] finds the store of an address:
 //!   `memory:`, `sqlite:PATH` or `dir:PATH`.
-//! * [`UnitId`]: which logical unit; [`Units`] tells it of a descriptor.
-//! * [`InitiatorName`]: which virtual machine.
-//! * [`StoreError`]: what a store could not do.
+//! * [`UnitId`]: the identity of a logical unit. [`Units`] finds it for a descriptor.
+//! * [`InitiatorName`]: the identity of a virtual machine.
+//! * [`StoreError`]: the error of a store, with its remedy.
 //!
-//! Shared reservations inform everyone who asks the store. They stop nobody: reads and writes that do not ask are carried
-//! out all the same.
+//! The store does not see reads and writes, so it blocks none. It answers the commands of the initiators that use it.
 #![forbid(unsafe_code)]
 
 mod address;
@@ -16,14 +15,14 @@ mod contention;
 mod directory;
 mod entries;
 mod error;
+mod fifo_file_lock;
 mod file_system;
 mod initiator;
+mod initiators;
 mod lock;
 mod log;
 mod manager;
 mod memory;
-mod order;
-mod queue;
 mod records;
 mod sqlite;
 mod store;
@@ -35,7 +34,7 @@ pub use error::{Fault, StoreError};
 pub use initiator::{InitiatorName, InvalidInitiatorName};
 pub use manager::SharedReservations;
 pub use memory::MemoryStore;
-pub use store::{Loaded, POLL_INTERVAL, Store, Swap, Version};
+pub use store::{Snapshot, Store, Swap, Version};
 pub use unit::{InvalidNaming, Naming, Unidentified, UnitId, Units};
 
 /// Compiles the examples of README.md.

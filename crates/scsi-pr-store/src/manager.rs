@@ -1,93 +1,98 @@
 //! [`SharedReservations`]: a manager that runs commands on the reservations in a store.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use scsi_pr::{
-    Command, Completion, Error, Generation, Nexus, Opcode, Outcome, PrManager, Reservations, SenseCode, SenseKey,
-    Status,
+    Command, Completion, Error, Generation, Nexus, Opcode, Outcome, PrManager, Reservations, SenseCode, Status,
 };
+use scsi_pr_daemon::RateLimiter;
 use tracing::{info, warn};
 
-use crate::contention::{self, PATIENCE};
-use crate::log::Sparse;
-use crate::queue::Queue;
+use crate::initiators::{Initiator, Initiators};
+use crate::log::PERIOD;
 use crate::{Fault, InitiatorName, Store, StoreError, Unidentified, UnitId, Units};
 
 /// The RELATIVE TARGET PORT IDENTIFIER of the one target port that shared units have.
 const TARGET_PORT: u16 = 1;
 
-/// How many units an initiator may bring into a store.
-const MOST_NEW_UNITS: u32 = 256;
+/// The number of units that an initiator may bring into a store.
+const MAX_NEW_UNITS: u32 = 256;
 
-/// How many units an initiator may change at the same time. A store may have one writer, who takes those that wait in the
-/// order in which they came: hundreds of one initiator's are not to be before every one of another's.
-const MOST_CHANGES: usize = 4;
-
-/// How many registrants a unit has room for.
+/// The number of registrants for which a unit has room.
 const DEFAULT_ROOM: usize = 10_000;
 
-/// Runs the commands of one initiator on the reservations that a store keeps.
+/// Runs the commands of one initiator on the reservations in a store.
 ///
-/// The nexus is the initiator's name: the same name in another process or on another host is the same initiator, and finds
-/// its registrations where it left them. So QEMU's CLEANUP, by which the host that a virtual machine has left forgets its
-/// registration, is answered with GOOD and does nothing: it would unregister the virtual machine where it is now.
+/// The nexus is the initiator's name. The same name in another process or on another host is the same initiator, with the same
+/// registrations. QEMU sends CLEANUP so that the host which a virtual machine has left forgets its registration. Here that would
+/// unregister the virtual machine on its new host, so CLEANUP is GOOD and does nothing.
 ///
-/// Every command reads the store, and a change is acknowledged once it is kept there; the same goes for a unit attention,
-/// which is told once. PERSISTENT RESERVE IN writes nothing, unless it is a unit attention that it is answered with.
-/// Nothing is ever done a second time: a change whose fate is not known is reported as that, and the next command finds out.
+/// Every command reads the store. A change is acknowledged once the store has kept it. PERSISTENT RESERVE IN writes nothing. The
+/// manager never repeats a command: if the outcome of a change is unknown, it says so, and the next command finds out.
 ///
-/// | what happens | answer | why |
+/// **Unit attentions** are never reported, and each change drops those in the record. An initiator fetches unit attentions with
+/// TEST UNIT READY, reads and writes, and these do not come here. A unit attention would be the answer to a later PERSISTENT
+/// RESERVE IN instead, which cluster software takes for a failed disk.
+///
+/// | event | answer | reason |
 /// | --- | --- | --- |
-/// | the descriptor is of no disk, or of one that cannot be identified ([`Units`]), or that other hosts would not know by the same identifier (in a store that they share) | CHECK CONDITION 05/20/00 | what a unit without persistent reservations answers |
-/// | the descriptor cannot be identified for the moment | BUSY | it passes |
-/// | the store fails and has changed nothing ([`Fault::Unavailable`]) | CHECK CONDITION 02/04/00, LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE | SPC-4 5.12.5: while what keeps reservations is not ready, so is the unit; it may be tried again |
-/// | the store waits for somebody to act ([`Fault::Refused`]) | CHECK CONDITION 02/04/03, LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED | the same, and waiting does not help |
-/// | others kept changing the unit ([`Fault::Contended`]) | BUSY | nothing was changed, and it passes |
-/// | the store does not know whether the change is kept ([`Fault::OutcomeUnknown`]) | [`Error`] that [may have run](Error::may_have_run): over the helper protocol CHECK CONDITION 0B/08/00 | there is no answer |
+/// | The descriptor is of no disk, or [`Units`] cannot identify it, or other hosts that share the store would not know it by the same identifier. | CHECK CONDITION 05/20/00 | A unit without persistent reservations answers this. |
+/// | The descriptor cannot be identified for the moment. | BUSY | It passes. |
+/// | The store fails and has changed nothing ([`Fault::Unavailable`]). | CHECK CONDITION 02/04/00, LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE | SPC-4 5.12.5: the unit is not ready while its reservations are not. The initiator may try again. |
+/// | The store needs an administrator ([`Fault::Refused`]). | CHECK CONDITION 02/04/03, LOGICAL UNIT NOT READY, MANUAL INTERVENTION REQUIRED | The same, and waiting does not help. |
+/// | Other initiators kept changing the unit ([`Fault::Contended`]). | BUSY | Nothing was changed, and it passes. |
+/// | The store does not know whether the change is durable ([`Fault::OutcomeUnknown`]). | [`Error`] of unknown outcome; over the helper protocol CHECK CONDITION 0B/08/00 | There is no answer. |
 ///
-/// A record stays in the store for good, and a client may make as many files as it likes. So each of these brings at most
-/// 256 units into the store that were not in it, as long as it lives; the next one is refused as if it had no room for
-/// registrants (05/55/04), and units that are in the store are served as before.
+/// # Bounds
+///
+/// **Commands.** An initiator may send any number of commands at the same time. On one unit, one of its reads and one of its
+/// changes are in the store at a time; the others wait, whichever connection they came by. So the time of a command depends on
+/// the number of other initiators that use the unit, not on the number of their commands. A command whose turn does not come
+/// within 20 s is BUSY.
+///
+/// **Units.** A record stays in the store for good, and a client may make any number of files. So each initiator brings at most
+/// 256 units into the store. The next one is refused as if it had no room for registrants (05/55/04).
+///
+/// **The log.** Failures of the store are logged once a minute, and refused descriptors once a minute for each initiator.
 ///
 /// PREEMPT AND ABORT is PREEMPT here: no reads and writes come this way that could be aborted.
-///
-/// Failures of the store are logged once a minute, and refused descriptors once a minute for each initiator.
 pub struct SharedReservations {
     nexus: Nexus,
+    initiator: Arc<Initiator>,
     units: Units,
     store: Arc<dyn Store>,
-    /// How many registrants there may be.
+    /// The number of registrants for which a unit has room.
     room: usize,
-    /// Those who want to change something; those of one unit are in one queue.
-    turns: [Queue<()>; MOST_CHANGES],
-    /// How many units this has brought into the store.
-    new_units: AtomicU32,
-    /// Told by all initiators of a store, once.
-    failures: Arc<Sparse>,
-    refusals: Sparse,
-    told_unstable: AtomicBool,
+    all: Arc<AllInitiators>,
+    reported_unstable: AtomicBool,
+}
+
+/// What the managers of all initiators of a store share.
+struct AllInitiators {
+    initiators: Initiators,
+    failures: RateLimiter<()>,
 }
 
 impl SharedReservations {
     /// The reservations in `store`, as `initiator`.
     pub fn new(store: Arc<dyn Store>, units: Units, initiator: InitiatorName) -> Self {
-        Self::with(store, units, &initiator, DEFAULT_ROOM, Arc::default())
+        let all = AllInitiators { initiators: Initiators::default(), failures: RateLimiter::new(1, 1, PERIOD) };
+        Self::with(store, units, &initiator, DEFAULT_ROOM, Arc::new(all))
     }
 
-    /// The same with room for `registrants` of a unit instead of 10,000. Who is registered already stays, and others who
-    /// use the store may have other room.
+    /// The same with room for `registrants` of a unit instead of 10,000. Existing registrants stay. Other users of the store may
+    /// have other room.
     #[must_use]
     pub fn with_room_for(self, registrants: usize) -> Self {
         Self { room: registrants, ..self }
     }
 
-    /// The same store, as another initiator; failures of the store are logged once for both.
+    /// The same store, as another initiator. The two take turns. A manager of the same initiator shares its turns and its bounds.
     #[must_use]
     pub fn for_initiator(&self, initiator: &InitiatorName) -> Self {
-        Self::with(Arc::clone(&self.store), self.units.clone(), initiator, self.room, Arc::clone(&self.failures))
+        Self::with(Arc::clone(&self.store), self.units.clone(), initiator, self.room, Arc::clone(&self.all))
     }
 
     fn with(
@@ -95,23 +100,14 @@ impl SharedReservations {
         units: Units,
         initiator: &InitiatorName,
         room: usize,
-        failures: Arc<Sparse>,
+        all: Arc<AllInitiators>,
     ) -> Self {
         let nexus = Nexus::new(initiator.transport_id().clone(), TARGET_PORT);
-        Self {
-            nexus,
-            units,
-            store,
-            room,
-            turns: Default::default(),
-            new_units: AtomicU32::new(0),
-            failures,
-            refusals: Sparse::default(),
-            told_unstable: AtomicBool::new(false),
-        }
+        let initiator = all.initiators.get(initiator);
+        Self { nexus, initiator, units, store, room, all, reported_unstable: AtomicBool::new(false) }
     }
 
-    /// The I_T nexus whose commands these are.
+    /// The I_T nexus of these commands.
     pub fn nexus(&self) -> &Nexus {
         &self.nexus
     }
@@ -121,10 +117,10 @@ impl SharedReservations {
             true => self.units.identify_between_hosts(device)?,
             false => self.units.identify(device)?,
         };
-        if !unit.is_stable() && !self.told_unstable.swap(true, Ordering::Relaxed) {
+        if !unit.is_stable() && !self.reported_unstable.swap(true, Ordering::Relaxed) {
             info!(
-                "{unit} may be known by another identifier, without its reservations, after a restart of this host or a \
-                 new mount; --unit=NAME=PATH gives it one that stays"
+                "{unit} may get another identifier, and lose its reservations, after a restart of this host or a new mount; \
+                 --unit=NAME=PATH gives it a name that stays"
             );
         }
         Ok(unit)
@@ -135,58 +131,61 @@ impl SharedReservations {
             true => Completion::Status(Status::BUSY),
             false => Completion::check(SenseCode::INVALID_OPCODE),
         };
-        self.refusals.say(|| warn!("{command}, answered with {completion}: {why}"));
+        if let Some(suppressed) = self.initiator.refusals.check(()) {
+            warn!("{command}, answered with {completion}: {why}{suppressed}");
+        }
         completion
     }
 
-    /// PERSISTENT RESERVE IN. `None` when it is to be answered with a unit attention.
+    /// PERSISTENT RESERVE IN; `None` for any other command.
     fn read(&self, unit: &UnitId, command: Command<'_>) -> Result<Option<Completion>, StoreError> {
         if command.opcode() != Opcode::ReserveIn {
             return Ok(None);
         }
+        let _turn = self.initiator.reads.take(unit)?;
         Ok(self.store.load(unit)?.reservations.answer(&self.nexus, command))
     }
 
-    /// Any command, by a change that may turn out to be none. What is answered if the change is kept comes back also when
-    /// it was not.
-    fn change(&self, unit: &UnitId, command: Command<'_>) -> (Option<Completion>, Result<(), StoreError>) {
-        let Some(_turn) = self.turns[queue_of(unit)].take(PATIENCE) else {
-            return (None, Err(contention::too_long(unit)));
-        };
-        let mut answer = None;
+    /// PERSISTENT RESERVE OUT. `Ok` once the change, if there is one, is durable.
+    fn change(&self, unit: &UnitId, command: Command<'_>) -> Result<Option<Completion>, StoreError> {
+        let _turn = self.initiator.changes.take(unit)?;
+        let mut completion = None;
         let mut adds_a_unit = false;
-        let kept = self.store.update(unit, &mut |reservations| {
+        let updated = self.store.update(unit, &mut |reservations| {
             let is_new = is_new(reservations);
-            let outcome = if is_new && self.new_units.load(Ordering::Relaxed) >= MOST_NEW_UNITS {
+            let outcome = if is_new && self.initiator.new_units.load(Ordering::Relaxed) >= MAX_NEW_UNITS {
                 self.refuse_new(unit, command, reservations)
             } else {
                 reservations.set_room_for(self.room);
-                reservations.execute(&self.nexus, command)
+                reservations.process(&self.nexus, command)
             };
+            if outcome.changed {
+                reservations.clear_unit_attentions();
+            }
             adds_a_unit = is_new && outcome.changed;
-            answer = Some(outcome.completion);
+            completion = Some(outcome.completion);
             outcome.changed
         });
         if adds_a_unit {
-            // Also if it is not known whether it did.
-            self.new_units.fetch_add(1, Ordering::Relaxed);
+            // A change of unknown outcome counts as well.
+            self.initiator.new_units.fetch_add(1, Ordering::Relaxed);
         }
-        (answer, kept)
+        updated.map(|()| completion)
     }
 
-    /// What a command on a unit that is not in the store is answered with when no more come into it.
+    /// The answer to a command on a unit that is not in the store, once this initiator may bring in no more.
     fn refuse_new(&self, unit: &UnitId, command: Command<'_>, reservations: &Reservations) -> Outcome {
-        let outcome = reservations.clone().execute(&self.nexus, command);
+        let outcome = reservations.clone().process(&self.nexus, command);
         if !outcome.changed {
             return outcome;
         }
         let completion = Completion::check(SenseCode::INSUFFICIENT_REGISTRATION_RESOURCES);
-        self.refusals.say(|| {
+        if let Some(suppressed) = self.initiator.refusals.check(()) {
             warn!(
-                "{command} on {unit}, answered with {completion}: this initiator has brought {MOST_NEW_UNITS} units into \
-                 the store since this program was started; if all of them are disks of its own, restart this program"
+                "{command} on {unit}, answered with {completion}: this initiator has brought {MAX_NEW_UNITS} units into the \
+                 store since this program was started; if all of them are disks of its own, restart this program{suppressed}"
             );
-        });
+        }
         Outcome { completion, changed: false, aborted: Vec::new() }
     }
 
@@ -196,10 +195,12 @@ impl SharedReservations {
             Fault::Refused => Completion::check(SenseCode::MANUAL_INTERVENTION_REQUIRED),
             Fault::Contended => Completion::Status(Status::BUSY),
             Fault::OutcomeUnknown => {
-                return Err(Error::outcome_unknown(format!("tell what became of {command} on {unit}")).because(error));
+                return Err(Error::outcome_unknown(format!("find the outcome of {command} on {unit}")).because(error));
             }
         };
-        self.failures.say(|| warn!("{command} on {unit}, answered with {completion}: {error}"));
+        if let Some(suppressed) = self.all.failures.check(()) {
+            warn!("{command} on {unit}, answered with {completion}: {error}{suppressed}");
+        }
         Ok(completion)
     }
 }
@@ -213,45 +214,19 @@ impl PrManager for SharedReservations {
             Ok(unit) => unit,
             Err(why) => return Ok(self.refuse(command, &why)),
         };
-        match self.read(&unit, command) {
-            Ok(Some(completion)) => return Ok(completion),
-            Ok(None) => {}
-            Err(error) => return self.fail(command, &unit, error),
-        }
-        match self.change(&unit, command) {
-            (Some(completion), Ok(())) => Ok(completion),
-            // It is true whether it is kept or not that it was told; and better told twice than never.
-            (Some(completion), Err(error)) if is_unit_attention(&completion) && outcome_is_unknown(&error) => {
-                Ok(completion)
-            }
-            (_, Err(error)) => self.fail(command, &unit, error),
-            (None, Ok(())) => {
-                Err(Error::not_run(format!("run {command} on {unit}: the store has not asked for the change")))
-            }
+        let completion = match self.read(&unit, command) {
+            Ok(None) => self.change(&unit, command),
+            read => read,
+        };
+        match completion {
+            Ok(Some(completion)) => Ok(completion),
+            Ok(None) => Err(Error::not_run(format!("run {command} on {unit}: the store did not ask for the change"))),
+            Err(error) => self.fail(command, &unit, error),
         }
     }
 }
 
-/// Where those who want to change `unit` queue.
-fn queue_of(unit: &UnitId) -> usize {
-    let mut hasher = DefaultHasher::new();
-    unit.hash(&mut hasher);
-    // One of a few, whatever the width of the number.
-    hasher.finish() as usize % MOST_CHANGES
-}
-
-/// Whether there is nothing of the unit in the store: whatever comes into it first counts the generation.
+/// Whether the unit has no record: the first change counts the generation.
 fn is_new(reservations: &Reservations) -> bool {
     reservations.generation() == Generation(0) && reservations.registrations().len() == 0
-}
-
-fn is_unit_attention(completion: &Completion) -> bool {
-    match completion {
-        Completion::CheckCondition(sense) => sense.code().is_some_and(|code| code.key == SenseKey::UNIT_ATTENTION),
-        _ => false,
-    }
-}
-
-fn outcome_is_unknown(error: &StoreError) -> bool {
-    error.fault() == Fault::OutcomeUnknown
 }

@@ -1,14 +1,13 @@
-//! `memory:`: a store that lives and dies with the process.
+//! `memory:`: a store in the memory of the process, which ends with it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use scsi_pr::Reservations;
 
 use crate::entries::{Entries, Entry};
-use crate::{Loaded, Store, StoreError, Swap, UnitId, Version};
+use crate::{Snapshot, Store, StoreError, Swap, UnitId, Version};
 
-/// Keeps reservations in the memory of this process. Nothing outlasts it.
+/// Keeps reservations in the memory of this process.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     units: Entries<Unit>,
@@ -16,78 +15,56 @@ pub struct MemoryStore {
 
 #[derive(Debug, Default)]
 struct Unit {
-    kept: Mutex<Loaded>,
-    changed: Condvar,
+    newest: Mutex<Snapshot>,
 }
 
 impl MemoryStore {
-    /// A store that keeps nothing yet.
+    /// An empty store.
     pub fn new() -> Self {
         Self::default()
     }
 }
 
 impl Entry for Unit {
-    /// Not after a change that panicked: that it did is to be remembered.
+    /// A unit whose change panicked is not blank, so that the store goes on to refuse it.
     fn is_blank(&self) -> bool {
-        self.kept.lock().is_ok_and(|kept| kept.version == Version(0))
+        self.newest.lock().is_ok_and(|newest| newest.version == Version(0))
     }
 }
 
 impl Unit {
-    /// A change that panicked half-way left the reservations in a state that no command makes; they are not served.
-    fn kept(&self, unit: &UnitId) -> Result<MutexGuard<'_, Loaded>, StoreError> {
-        self.kept.lock().map_err(|_| {
+    /// Refuses reservations that a change left half-way by a panic: no command makes such a state.
+    fn newest(&self, unit: &UnitId) -> Result<MutexGuard<'_, Snapshot>, StoreError> {
+        self.newest.lock().map_err(|_| {
             StoreError::refused(format!("use the reservations of {unit}"))
-                .because("a change of them was broken off")
+                .because("a change of them was interrupted by a panic")
                 .remedy("report this as a bug, with the log, and restart")
         })
-    }
-
-    fn count_change(&self, kept: &mut Loaded) -> Version {
-        kept.version = kept.version.next();
-        self.changed.notify_all();
-        kept.version
     }
 }
 
 impl Store for MemoryStore {
-    fn load(&self, unit: &UnitId) -> Result<Loaded, StoreError> {
-        Ok(self.units.enter(unit).kept(unit)?.clone())
+    fn load(&self, unit: &UnitId) -> Result<Snapshot, StoreError> {
+        Ok(self.units.enter(unit).newest(unit)?.clone())
     }
 
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError> {
         let entry = self.units.enter(unit);
-        let mut kept = entry.kept(unit)?;
-        if kept.version != expected {
+        let mut newest = entry.newest(unit)?;
+        if newest.version != expected {
             return Ok(Swap::Lost);
         }
-        kept.reservations = Arc::new(new.clone());
-        Ok(Swap::Done(entry.count_change(&mut kept)))
+        newest.reservations = Arc::new(new.clone());
+        newest.version = newest.version.next();
+        Ok(Swap::Done(newest.version))
     }
 
-    fn wait(&self, unit: &UnitId, seen: Version, timeout: Duration) -> Result<Version, StoreError> {
-        let deadline = Instant::now() + timeout;
-        let entry = self.units.enter(unit);
-        let mut kept = entry.kept(unit)?;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if kept.version != seen || left.is_zero() {
-                return Ok(kept.version);
-            }
-            (kept, _) = match entry.changed.wait_timeout(kept, left) {
-                Ok(woken) => woken,
-                Err(_) => return entry.kept(unit).map(|kept| kept.version),
-            };
-        }
-    }
-
-    /// In place, under the lock: nothing is copied unless somebody holds what [`load`](Store::load) gave out.
+    /// Changes the reservations in place, under the lock. It copies them only if a caller still holds a [`Snapshot`].
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
         let entry = self.units.enter(unit);
-        let mut kept = entry.kept(unit)?;
-        if change(Arc::make_mut(&mut kept.reservations)) {
-            entry.count_change(&mut kept);
+        let mut newest = entry.newest(unit)?;
+        if change(Arc::make_mut(&mut newest.reservations)) {
+            newest.version = newest.version.next();
         }
         Ok(())
     }
@@ -102,12 +79,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_units_that_have_changed_are_remembered() {
+    fn only_changed_units_take_memory() {
         let store = MemoryStore::new();
         let unit = |name| UnitId::named(name).expect("a name");
         store.load(&unit("a")).expect("a fresh one");
         store.update(&unit("a"), &mut |_| false).expect("nothing to do");
-        store.wait(&unit("a"), Version(0), Duration::ZERO).expect("a version");
         assert_eq!(store.units.len(), 0);
         store.update(&unit("a"), &mut |_| true).expect("kept");
         assert_eq!((store.units.len(), store.load(&unit("a")).expect("what is kept").version), (1, Version(1)));

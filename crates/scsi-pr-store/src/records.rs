@@ -1,144 +1,121 @@
-//! What SQLite and a directory have in common: they keep bytes. [`Kept`] makes a [`Store`] of them.
+//! [`RecordStore`]: a [`Store`] over [`Records`], the bytes that SQLite and a directory keep alike.
 
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
 
 use scsi_pr::Reservations;
+use scsi_pr_daemon::FifoMutex;
 
-use crate::contention::{self, PATIENCE};
+use crate::contention::{self, CHANGE_TIMEOUT};
 use crate::entries::{Entries, Entry};
 use crate::lock::lock;
-use crate::queue::Queue;
-use crate::{Loaded, POLL_INTERVAL, Store, StoreError, Swap, UnitId, Version};
+use crate::{Snapshot, Store, StoreError, Swap, UnitId, Version};
 
 /// Keeps one record of bytes for each unit, as [`Store`] keeps reservations.
 pub(crate) trait Records: Send + Sync {
-    /// The version of a unit's record, 0 where there is none.
+    /// The version of a unit's record, 0 if there is none.
     fn version(&self, unit: &UnitId) -> Result<Version, StoreError>;
 
-    /// The record and its version, once it is durable; `None` where there is none.
+    /// The record and its version, once it is durable. `None` if there is none.
     fn read(&self, unit: &UnitId) -> Result<Option<(Version, Vec<u8>)>, StoreError>;
 
     /// Compare-and-swap, as [`Store::replace`].
     fn replace(&self, unit: &UnitId, expected: Version, record: &[u8]) -> Result<Swap, StoreError>;
 
-    /// The turn of a process to change a unit; it ends when this is dropped.
+    /// The turn of this process to change a unit, until it is dropped.
     type Turn<'a>
     where
         Self: 'a;
 
-    /// Waits for those of other processes who are changing the unit, where there is a way to. Nothing rests on it.
+    /// Waits while other processes change the unit, if processes can take turns there. Correctness does not depend on it.
     fn turn(&self, unit: &UnitId) -> Self::Turn<'_>;
 
     fn is_shared_between_hosts(&self) -> bool;
 
-    /// Where the record of a version is: "/var/pr.db", for an administrator.
-    fn place(&self, unit: &UnitId, version: Version) -> String;
+    /// The path of a version's record, for an administrator: "/var/pr.db".
+    fn location(&self, unit: &UnitId, version: Version) -> String;
 }
 
-/// A [`Store`] over [`Records`]. Remembers what it has read: a record that has not changed is neither read nor parsed again.
-pub(crate) struct Kept<R> {
+/// A [`Store`] over [`Records`]. It caches the newest record of each unit, parsed, and reads a record only after a change.
+pub(crate) struct RecordStore<R> {
     records: R,
-    units: Entries<Unit>,
+    units: Entries<CachedUnit>,
 }
 
-/// What is known of a unit.
 #[derive(Default)]
-struct Unit {
-    /// Those of this process who want to change it.
-    changers: Queue<()>,
-    /// The newest that was read or written here.
-    newest: Mutex<Loaded>,
-    /// There is something newer.
-    changed: Condvar,
+struct CachedUnit {
+    /// The turn to change the unit, within this process.
+    change: FifoMutex<()>,
+    /// The newest version that this process has read or written.
+    newest: Mutex<Snapshot>,
 }
 
-impl<R: Records> Kept<R> {
+impl<R: Records> RecordStore<R> {
     pub(crate) fn new(records: R) -> Self {
         Self { records, units: Entries::default() }
     }
 
-    /// A store that forgets is not believed: `known` was read before `found` was asked for.
-    fn no_older(&self, unit: &UnitId, known: Version, found: Version) -> Result<(), StoreError> {
+    /// Refuses a store that went back to an older version: `known` was read before `found`.
+    fn check_monotonic(&self, unit: &UnitId, known: Version, found: Version) -> Result<(), StoreError> {
         if found >= known {
             return Ok(());
         }
-        let place = self.records.place(unit, found);
-        Err(StoreError::refused(format!("read the reservations of {unit} in {place}"))
+        let location = self.records.location(unit, found);
+        Err(StoreError::refused(format!("read the reservations of {unit} in {location}"))
             .because(format!("version {known} of them was there, and now it is version {found}"))
             .remedy("put the newer one back; restart to go on with the older one"))
     }
 }
 
-impl Unit {
-    fn learn(&self, loaded: &Loaded) {
+impl CachedUnit {
+    fn update(&self, snapshot: &Snapshot) {
         let mut newest = lock(&self.newest);
-        if newest.version < loaded.version {
-            *newest = loaded.clone();
-            self.changed.notify_all();
+        if newest.version < snapshot.version {
+            *newest = snapshot.clone();
         }
     }
 }
 
-impl Entry for Unit {
+impl Entry for CachedUnit {
     fn is_blank(&self) -> bool {
         lock(&self.newest).version == Version(0)
     }
 }
 
-impl<R: Records> Store for Kept<R> {
-    fn load(&self, unit: &UnitId) -> Result<Loaded, StoreError> {
+impl<R: Records> Store for RecordStore<R> {
+    fn load(&self, unit: &UnitId) -> Result<Snapshot, StoreError> {
         let entry = self.units.enter(unit);
         let known = lock(&entry.newest).clone();
         if self.records.version(unit)? == known.version {
             return Ok(known);
         }
         let (version, record) = self.records.read(unit)?.unwrap_or_default();
-        self.no_older(unit, known.version, version)?;
+        self.check_monotonic(unit, known.version, version)?;
         if version == known.version {
             return Ok(known);
         }
         let reservations = Reservations::from_record(&record).map_err(|invalid| {
-            let place = self.records.place(unit, version);
-            StoreError::refused(format!("read the reservations of {unit} in {place}")).because(invalid).remedy(
+            let location = self.records.location(unit, version);
+            StoreError::refused(format!("read the reservations of {unit} in {location}")).because(invalid).remedy(
                 "put back a copy of it from before it was damaged, or use a version of this program that reads it",
             )
         })?;
-        let loaded = Loaded { version, reservations: Arc::new(reservations) };
-        entry.learn(&loaded);
-        Ok(loaded)
+        let snapshot = Snapshot { version, reservations: Arc::new(reservations) };
+        entry.update(&snapshot);
+        Ok(snapshot)
     }
 
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError> {
         let swap = self.records.replace(unit, expected, &new.to_record())?;
         if let Swap::Done(version) = swap {
-            self.units.enter(unit).learn(&Loaded { version, reservations: Arc::new(new.clone()) });
+            self.units.enter(unit).update(&Snapshot { version, reservations: Arc::new(new.clone()) });
         }
         Ok(swap)
     }
 
-    fn wait(&self, unit: &UnitId, seen: Version, timeout: Duration) -> Result<Version, StoreError> {
-        let deadline = Instant::now() + timeout;
-        let entry = self.units.enter(unit);
-        loop {
-            let known = lock(&entry.newest).version;
-            let version = self.records.version(unit)?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if version != seen || left.is_zero() {
-                return Ok(version);
-            }
-            let newest = lock(&entry.newest);
-            // What was learnt since is looked at, at once.
-            if newest.version == known {
-                drop(entry.changed.wait_timeout(newest, left.min(POLL_INTERVAL)));
-            }
-        }
-    }
-
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
         let entry = self.units.enter(unit);
-        let _turn = entry.changers.take(PATIENCE).ok_or_else(|| contention::too_long(unit))?;
-        let _order = self.records.turn(unit);
+        let _thread_turn = entry.change.lock_timeout(CHANGE_TIMEOUT).ok_or_else(|| contention::too_long(unit))?;
+        let _process_turn = self.records.turn(unit);
         contention::update(self, unit, change)
     }
 

@@ -25,12 +25,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use rusqlite::OptionalExtension;
+use scsi_pr_daemon::{FifoMutex, FifoMutexGuard};
 
-use crate::contention::{self, PATIENCE};
+use crate::contention::{self, CHANGE_TIMEOUT};
+use crate::fifo_file_lock::FifoFileLock;
 use crate::file_system::{FileSystem, Reach};
 use crate::lock::lock;
-use crate::order::Place;
-use crate::queue::{Queue, Turn};
 use crate::records::Records;
 use crate::{StoreError, Swap, UnitId, Version};
 use database::Database;
@@ -50,7 +50,7 @@ pub(crate) struct Sqlite {
     /// The text that tells the database of this process from others that may come to its place.
     id: String,
     /// By whose locks the processes queue; `None` if it cannot be had.
-    changers: Option<Queue<File>>,
+    change_queue: Option<FifoMutex<File>>,
     /// None after something failed that opening anew may recover.
     database: Mutex<Option<Arc<Database>>>,
 }
@@ -87,8 +87,8 @@ impl Sqlite {
         let database = Database::open(&path, None)?;
         database.check_whole()?;
         let id = database.id().to_owned();
-        let changers = file::open_queue(&path).map(Queue::new).ok();
-        Ok(Self { path, id, changers, database: Mutex::new(Some(Arc::new(database))) })
+        let change_queue = file::open_queue(&path).map(FifoMutex::new).ok();
+        Ok(Self { path, id, change_queue, database: Mutex::new(Some(Arc::new(database))) })
     }
 
     /// The database, opened anew if what is at the path is not what was opened.
@@ -157,7 +157,7 @@ impl Records for Sqlite {
     fn replace(&self, unit: &UnitId, expected: Version, record: &[u8]) -> Result<Swap, StoreError> {
         let attempted = || format!("store the reservations of {unit} in {}", self.path.display());
         let database = self.database()?;
-        let mut writer = database.writer(PATIENCE).ok_or_else(|| contention::too_long(unit))?;
+        let mut writer = database.writer(CHANGE_TIMEOUT).ok_or_else(|| contention::too_long(unit))?;
         // It may have been long in the queue.
         if !database.is_in_place() {
             return Err(replaced(StoreError::unavailable(attempted())));
@@ -183,18 +183,18 @@ impl Records for Sqlite {
         Ok(if changed == 1 { Swap::Done(expected.next()) } else { Swap::Lost })
     }
 
-    type Turn<'a> = Option<Place<Turn<'a, File>>>;
+    type Turn<'a> = Option<FifoFileLock<FifoMutexGuard<'a, File>>>;
 
     /// Of the whole database, which has one writer at a time. Within this process the file goes from one to the next.
     fn turn(&self, _: &UnitId) -> Self::Turn<'_> {
-        self.changers.as_ref()?.take(PATIENCE).and_then(Place::take)
+        self.change_queue.as_ref()?.lock_timeout(CHANGE_TIMEOUT).and_then(FifoFileLock::lock)
     }
 
     fn is_shared_between_hosts(&self) -> bool {
         false
     }
 
-    fn place(&self, _: &UnitId, _: Version) -> String {
+    fn location(&self, _: &UnitId, _: Version) -> String {
         self.path.display().to_string()
     }
 }

@@ -1,54 +1,43 @@
-//! [`Store`]: where the reservations of shared units are kept.
+//! [`Store`]: the place of the reservations of shared units.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use scsi_pr::Reservations;
 
 use crate::{StoreError, UnitId, contention};
 
-/// Keeps one record for each logical unit: its [`Reservations`]. They change by compare-and-swap alone, so that whoever
-/// acted on what somebody else has changed meanwhile is told, and begins again.
+/// Keeps one record for each logical unit: its [`Reservations`]. Records change by compare-and-swap alone. A writer that read
+/// an older version than the newest loses, and begins again.
 ///
-/// A change that was acknowledged is never lost, a change that was refused was never made, and what a reader is given is
-/// durable: it does not go away in a power cut. The memory store is the exception that its name says.
+/// A store never loses a change that it acknowledged, and never makes a change that it refused. A record that it returns is
+/// durable: a power cut does not undo it. The memory store is the exception.
 ///
 /// # Errors
 ///
-/// Every function ends in a [`StoreError`] that says what was attempted, on which path, and what to do. Unless it is
-/// [`Fault::OutcomeUnknown`](crate::Fault::OutcomeUnknown), nothing was changed. A store that has failed serves again as
-/// soon as it can: nothing needs to be opened anew.
+/// A [`StoreError`] says what was attempted, on which path, and what to do. Unless it is
+/// [`Fault::OutcomeUnknown`](crate::Fault::OutcomeUnknown), nothing was changed. A store that failed serves again as soon as
+/// it can; the caller need not open it anew.
 pub trait Store: Send + Sync {
-    /// What is kept of `unit`: version 0 and fresh reservations where nothing is kept yet.
-    fn load(&self, unit: &UnitId) -> Result<Loaded, StoreError>;
+    /// The newest record of `unit`. A unit without a record has version 0 and fresh reservations.
+    fn load(&self, unit: &UnitId) -> Result<Snapshot, StoreError>;
 
-    /// Keeps `new` in place of version `expected`. [`Swap::Done`] only once it is durable; [`Swap::Lost`] when somebody
-    /// else was first, and nothing was changed.
+    /// Replaces version `expected` by `new`. The result is [`Swap::Done`] once the change is durable. It is [`Swap::Lost`] if
+    /// another version is the newest; then nothing was changed.
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError>;
 
-    /// Blocks until the version of `unit` differs from `seen`, or until `timeout` is over. The version then.
+    /// Loads the record and calls `change` with it. If `change` returns `true`, the store replaces the record, and begins again
+    /// with the load when another writer was first. `Ok` once the change is durable, or if there was none.
     ///
-    /// A change that this process makes is seen at once. What others change is looked for every
-    /// [`POLL_INTERVAL`]; a version that is seen here may become durable a moment later, [`load`](Self::load) waits
-    /// for it.
-    fn wait(&self, unit: &UnitId, seen: Version, timeout: Duration) -> Result<Version, StoreError>;
-
-    /// Loads, lets `change` decide, keeps what it made if it returns `true`, and begins again from the load when somebody
-    /// else was first. `Ok` once the change is kept, or when there was none to keep.
-    ///
-    /// `change` may be called several times, each time with the state as it is then; only what it did last counts.
+    /// The store may call `change` several times, each time with the newest reservations. Only the last call counts.
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
         contention::update(self, unit, change)
     }
 
-    /// Whether several hosts may use this store: then only units that all of them know by the same name have a place here.
+    /// Whether several hosts may use this store. It then takes only units that all hosts know by the same identifier.
     fn is_shared_between_hosts(&self) -> bool;
 }
 
-/// How often the stores that other processes use too are looked at by [`Store::wait`].
-pub const POLL_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Counts the changes of a record, from 0: nothing is kept yet.
+/// The number of changes of a record. A unit without a record has version 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u64);
 
@@ -66,21 +55,21 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// What a store keeps of a unit. Where nothing is kept: version 0, and fresh reservations.
+/// The reservations of a unit as of one version.
 #[derive(Clone, Debug, Default)]
-pub struct Loaded {
-    /// Which version it is.
+pub struct Snapshot {
+    /// The version; 0 if the unit has no record.
     pub version: Version,
-    /// The reservations; shared with the store, so that loading them copies nothing.
+    /// The reservations. The store shares them, so that a load copies nothing.
     pub reservations: Arc<Reservations>,
 }
 
-/// What became of a compare-and-swap.
+/// The result of a compare-and-swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Swap {
-    /// The change is kept, as this version.
+    /// The change is durable. It has this version.
     Done(Version),
-    /// Somebody else was first. Nothing was changed.
+    /// Another writer was first. Nothing was changed.
     Lost,
 }

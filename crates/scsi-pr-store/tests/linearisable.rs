@@ -8,12 +8,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use common::*;
 use proptest::prelude::*;
 use scsi_pr::{CommandBuf, Completion, Nexus, PrManager, Reservations};
-use scsi_pr_store::{InitiatorName, Loaded, MemoryStore, Store, StoreError, Swap, UnitId, Version, open};
+use scsi_pr_store::{InitiatorName, MemoryStore, Snapshot, Store, StoreError, Swap, UnitId, Version, open};
 
 thread_local! {
     /// The version by which this thread's last command was judged, and whether it made the next one.
@@ -24,7 +23,7 @@ thread_local! {
 struct Noted(Arc<dyn Store>);
 
 impl Store for Noted {
-    fn load(&self, unit: &UnitId) -> Result<Loaded, StoreError> {
+    fn load(&self, unit: &UnitId) -> Result<Snapshot, StoreError> {
         let loaded = self.0.load(unit)?;
         JUDGED.set((loaded.version.0, false));
         // So that others are in between more often.
@@ -40,10 +39,6 @@ impl Store for Noted {
         Ok(swap)
     }
 
-    fn wait(&self, unit: &UnitId, seen: Version, timeout: Duration) -> Result<Version, StoreError> {
-        self.0.wait(unit, seen, timeout)
-    }
-
     fn is_shared_between_hosts(&self) -> bool {
         self.0.is_shared_between_hosts()
     }
@@ -56,16 +51,12 @@ struct NotedInPlace {
 }
 
 impl Store for NotedInPlace {
-    fn load(&self, unit: &UnitId) -> Result<Loaded, StoreError> {
+    fn load(&self, unit: &UnitId) -> Result<Snapshot, StoreError> {
         self.noted.load(unit)
     }
 
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError> {
         self.noted.replace(unit, expected, new)
-    }
-
-    fn wait(&self, unit: &UnitId, seen: Version, timeout: Duration) -> Result<Version, StoreError> {
-        self.noted.wait(unit, seen, timeout)
     }
 
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
@@ -137,7 +128,7 @@ fn check(history: &[Answered]) -> Result<(), TestCaseError> {
         let (changing, reading): (Vec<_>, Vec<_>) = judged.partition(|answered| answered.changed);
         for answered in &reading {
             let mut same = reservations.clone();
-            let outcome = same.execute(&nexus(answered.initiator), answered.command.command());
+            let outcome = same.process(&nexus(answered.initiator), answered.command.command());
             prop_assert_eq!((&outcome.completion, outcome.changed), (&answered.completion, false), "{:?}", answered);
             prop_assert_eq!(&same, &reservations);
         }
@@ -146,8 +137,9 @@ fn check(history: &[Answered]) -> Result<(), TestCaseError> {
         }
         prop_assert_eq!(changing.len(), usize::from(version < changes), "version {}: {:?}", version + 1, changing);
         for answered in changing {
-            let outcome = reservations.execute(&nexus(answered.initiator), answered.command.command());
+            let outcome = reservations.process(&nexus(answered.initiator), answered.command.command());
             prop_assert_eq!((&outcome.completion, outcome.changed), (&answered.completion, true), "{:?}", answered);
+            reservations.clear_unit_attentions();
         }
     }
     Ok(())

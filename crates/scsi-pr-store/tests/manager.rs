@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use common::*;
 use scsi_pr::{Command, Completion, Key, PrManager, Reservations, SenseCode, Status};
+use scsi_pr_daemon::FifoMutex;
 use scsi_pr_store::{
-    Fault, Loaded, MemoryStore, SharedReservations, Store, StoreError, Swap, UnitId, Units, Version, open,
+    Fault, MemoryStore, SharedReservations, Snapshot, Store, StoreError, Swap, UnitId, Units, Version, open,
 };
 
-/// A store that fails when it is told to, and counts what is written to it.
+/// A store that fails on request, and counts writes.
 #[derive(Default)]
-struct Troubled {
+struct FailingStore {
     inner: MemoryStore,
     /// Of loads, of replacements before they are made, and after.
     fails: Mutex<[Option<Fault>; 3]>,
@@ -23,8 +24,8 @@ struct Troubled {
     shared: bool,
 }
 
-impl Troubled {
-    fn trouble(&self, at: usize, fault: Option<Fault>) {
+impl FailingStore {
+    fn fail(&self, at: usize, fault: Option<Fault>) {
         self.fails.lock().unwrap()[at] = fault;
     }
 
@@ -40,8 +41,8 @@ impl Troubled {
     }
 }
 
-impl Store for Troubled {
-    fn load(&self, unit: &UnitId) -> Result<Loaded, StoreError> {
+impl Store for FailingStore {
+    fn load(&self, unit: &UnitId) -> Result<Snapshot, StoreError> {
         self.check(0)?;
         self.inner.load(unit)
     }
@@ -54,16 +55,12 @@ impl Store for Troubled {
         Ok(swap)
     }
 
-    fn wait(&self, unit: &UnitId, seen: Version, timeout: Duration) -> Result<Version, StoreError> {
-        self.inner.wait(unit, seen, timeout)
-    }
-
     fn is_shared_between_hosts(&self) -> bool {
         self.shared
     }
 }
 
-/// The cluster story: two virtual machines, one disk, one of them fails.
+/// Two virtual machines share a disk, and one of them fails.
 #[test]
 fn two_initiators_share_a_disk() {
     let disk = Disk::new();
@@ -78,13 +75,11 @@ fn two_initiators_share_a_disk() {
     assert_eq!(disk.registered(&two), [Key(1), Key(2)]);
     let preempt = reserve_out(PREEMPT, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, keys(2, 1));
     assert_eq!(disk.run(&two, &preempt), GOOD);
-    // Told once, and only then is there an answer to what was asked.
-    let told = Completion::check(SenseCode::REGISTRATIONS_PREEMPTED);
-    assert_eq!(disk.run(&one, &reserve_in(READ_KEYS, 8192)), told);
     assert_eq!(disk.registered(&one), [Key(2)]);
+    assert_eq!(disk.run(&one, &reserve(1)), CONFLICT);
 }
 
-/// Another process, or one on another host, has its own everything but the store's place and the name.
+/// Two processes share the store's path and the initiator's name, and nothing else.
 #[test]
 fn an_initiator_that_moves_stays_itself() {
     for kind in ["sqlite", "dir"] {
@@ -101,46 +96,87 @@ fn an_initiator_that_moves_stays_itself() {
         assert_eq!(here.execute(disk.image.as_file().as_fd(), Command::cleanup()).unwrap(), GOOD);
         let release = reserve_out(RELEASE, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, keys(7, 0));
         assert_eq!(disk.run(&there, &release), GOOD);
-        let told = Completion::check(SenseCode::RESERVATIONS_RELEASED);
-        assert_eq!(disk.run(&other, &register(8)), told);
+        assert_eq!(disk.run(&other, &register(8)), GOOD);
         // What it has registered with one disk, it has not with another.
         assert_eq!(Disk::new().registered(&there), []);
     }
 }
 
 #[test]
-fn reading_writes_nothing_but_that_a_unit_attention_was_told() {
+fn read_writes_nothing() {
     let disk = Disk::new();
-    let troubled = Arc::new(Troubled::default());
-    let store: Arc<dyn Store> = Arc::clone(&troubled) as _;
-    let (one, two) = (disk.manager(&store, "one"), disk.manager(&store, "two"));
+    let store = Arc::new(FailingStore::default());
+    let dyn_store: Arc<dyn Store> = Arc::clone(&store) as _;
+    let (one, two) = (disk.manager(&dyn_store, "one"), disk.manager(&dyn_store, "two"));
     for (manager, key) in [(&one, 1), (&two, 2)] {
         assert_eq!(disk.run(manager, &register(key)), GOOD);
     }
-    let written = || troubled.written.swap(0, Ordering::SeqCst);
+    let written = || store.written.swap(0, Ordering::SeqCst);
     assert_eq!(written(), 2);
+    // A refused change writes nothing, either.
+    assert_eq!(disk.run(&one, &reserve_out(RESERVE, 5, keys(9, 0))), CONFLICT);
+    assert_eq!(written(), 0);
+    assert_eq!(disk.run(&two, &reserve_out(CLEAR, 0, keys(2, 0))), GOOD);
+    assert_eq!(written(), 1);
     for service_action in 0..8 {
         for allocation_length in [0, 8, 8192] {
             let _ = disk.run(&one, &reserve_in(service_action, allocation_length));
         }
     }
-    // A refused change is none, either.
-    assert_eq!(disk.run(&one, &reserve_out(RESERVE, 5, keys(9, 0))), CONFLICT);
     assert_eq!(written(), 0);
-    assert_eq!(disk.run(&two, &reserve_out(CLEAR, 0, keys(2, 0))), GOOD);
-    assert_eq!(written(), 1);
-    let told = Completion::check(SenseCode::RESERVATIONS_PREEMPTED);
-    assert_eq!(disk.run(&one, &reserve_in(READ_RESERVATION, 8192)), told);
-    assert_eq!(written(), 1);
-    assert_eq!(disk.registered(&one), []);
-    assert_eq!(written(), 0);
+}
+
+/// The unit attentions that the rules make are neither reported nor kept, whatever the change.
+#[test]
+fn changes_of_others_leave_no_unit_attention() {
+    let disk = Disk::new();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let (one, two) = (disk.manager(&store, "one"), disk.manager(&store, "two"));
+    let unit = disk.units.identify(disk.image.as_file().as_fd()).unwrap();
+    let pending = || {
+        let reservations = store.load(&unit).unwrap().reservations;
+        [&one, &two].iter().any(|manager| reservations.has_unit_attention(manager.nexus()))
+    };
+    for (service_action, victim) in [(RELEASE, 0), (PREEMPT, 1), (PREEMPT_AND_ABORT, 1), (CLEAR, 0)] {
+        assert_eq!(disk.run(&one, &register(1)), GOOD);
+        assert_eq!(disk.run(&two, &register(2)), GOOD);
+        let command = |service_action, key, victim| {
+            reserve_out(service_action, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, keys(key, victim))
+        };
+        let holder = if service_action == RELEASE { (&two, 2) } else { (&one, 1) };
+        assert_eq!(disk.run(holder.0, &command(RESERVE, holder.1, 0)), GOOD);
+        assert_eq!(disk.run(&two, &command(service_action, 2, victim)), GOOD);
+        assert!(!pending(), "after service action {service_action}");
+        let answer = disk.run(&one, &reserve_in(READ_KEYS, 8192));
+        assert!(matches!(answer, Completion::Good(_)), "{answer}");
+        assert_eq!(disk.run(&two, &reserve_out(CLEAR, 0, keys(2, 0))) == GOOD, service_action != CLEAR);
+    }
+}
+
+/// A record of an earlier version may have some.
+#[test]
+fn unit_attentions_in_a_record_are_not_reported() {
+    let disk = Disk::new();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let manager = disk.manager(&store, "vm");
+    let unit = disk.units.identify(disk.image.as_file().as_fd()).unwrap();
+    assert_eq!(disk.run(&manager, &register(1)), GOOD);
+    let lose_nexus = |reservations: &mut Reservations| {
+        reservations.lose_nexus(manager.nexus());
+        true
+    };
+    store.update(&unit, &mut { lose_nexus }).unwrap();
+    assert_eq!(disk.registered(&manager), [Key(1)]);
+    assert!(store.load(&unit).unwrap().reservations.has_unit_attention(manager.nexus()));
+    assert_eq!(disk.run(&manager, &register(2)), GOOD);
+    assert!(!store.load(&unit).unwrap().reservations.has_unit_attention(manager.nexus()));
 }
 
 #[test]
 fn what_is_not_kept_is_not_acknowledged() {
     let disk = Disk::new();
-    let troubled = Arc::new(Troubled::default());
-    let store: Arc<dyn Store> = Arc::clone(&troubled) as _;
+    let failing = Arc::new(FailingStore::default());
+    let store: Arc<dyn Store> = Arc::clone(&failing) as _;
     let manager = disk.manager(&store, "vm");
     for (fault, answer) in [
         (Fault::Unavailable, Completion::check(SenseCode::NOT_READY)),
@@ -148,14 +184,14 @@ fn what_is_not_kept_is_not_acknowledged() {
         (Fault::Contended, Completion::Status(Status::BUSY)),
     ] {
         for at in [0, 1] {
-            troubled.trouble(at, Some(fault));
+            failing.fail(at, Some(fault));
             assert_eq!(disk.run(&manager, &register(1)), answer);
-            troubled.trouble(at, None);
+            failing.fail(at, None);
             assert_eq!(disk.registered(&manager), []);
         }
-        troubled.trouble(0, Some(fault));
+        failing.fail(0, Some(fault));
         assert_eq!(disk.run(&manager, &reserve_in(READ_KEYS, 8192)), answer);
-        troubled.trouble(0, None);
+        failing.fail(0, None);
     }
     assert_eq!(disk.run(&manager, &register(1)), GOOD);
 }
@@ -163,26 +199,17 @@ fn what_is_not_kept_is_not_acknowledged() {
 #[test]
 fn an_unknown_outcome_is_said_to_be_unknown_and_found_out_by_the_next_command() {
     let disk = Disk::new();
-    let troubled = Arc::new(Troubled::default());
-    let store: Arc<dyn Store> = Arc::clone(&troubled) as _;
-    let (one, two) = (disk.manager(&store, "one"), disk.manager(&store, "two"));
+    let failing = Arc::new(FailingStore::default());
+    let store: Arc<dyn Store> = Arc::clone(&failing) as _;
+    let one = disk.manager(&store, "one");
     // Before the change was made, and after.
     for (at, found) in [(1, vec![]), (2, vec![Key(1)])] {
-        troubled.trouble(at, Some(Fault::OutcomeUnknown));
+        failing.fail(at, Some(Fault::OutcomeUnknown));
         let error = one.execute(disk.image.as_file().as_fd(), register(1).command()).unwrap_err();
         assert!(error.may_have_run(), "{error}");
-        troubled.trouble(at, None);
+        failing.fail(at, None);
         assert_eq!(disk.registered(&one), found);
     }
-    // A unit attention is true all the same.
-    assert_eq!(disk.run(&two, &register(2)), GOOD);
-    assert_eq!(disk.run(&two, &reserve_out(CLEAR, 0, keys(2, 0))), GOOD);
-    let told = Completion::check(SenseCode::RESERVATIONS_PREEMPTED);
-    troubled.trouble(1, Some(Fault::OutcomeUnknown));
-    assert_eq!(disk.run(&one, &reserve_in(READ_KEYS, 8192)), told);
-    troubled.trouble(1, None);
-    assert_eq!(disk.run(&one, &reserve_in(READ_KEYS, 8192)), told);
-    assert_eq!(disk.registered(&one), []);
 }
 
 #[test]
@@ -198,7 +225,7 @@ fn what_cannot_be_identified_answers_as_a_unit_without_reservations() {
 #[test]
 fn hosts_that_share_a_store_refuse_what_one_of_them_alone_knows() {
     let mut disk = Disk::new();
-    let store: Arc<dyn Store> = Arc::new(Troubled { shared: true, ..Troubled::default() });
+    let store: Arc<dyn Store> = Arc::new(FailingStore { shared: true, ..FailingStore::default() });
     let unit = disk.units.identify(disk.image.as_file().as_fd()).unwrap();
     let answer = disk.run(&disk.manager(&store, "vm"), &register(1));
     assert_eq!(answer, if unit.is_global() { GOOD } else { Completion::check(SenseCode::INVALID_OPCODE) });
@@ -209,10 +236,9 @@ fn hosts_that_share_a_store_refuse_what_one_of_them_alone_knows() {
     assert_eq!(store.load(&UnitId::named("disk").unwrap()).unwrap().reservations.registrations().len(), 1);
 }
 
-/// None is refused, none fails, none is forgotten.
 #[test]
 fn sixty_four_contenders_all_get_on() {
-    for store in [Arc::new(MemoryStore::new()) as Arc<dyn Store>, Arc::new(Troubled::default())] {
+    for store in [Arc::new(MemoryStore::new()) as Arc<dyn Store>, Arc::new(FailingStore::default())] {
         let disk = Disk::new();
         let first = disk.manager(&store, "first");
         std::thread::scope(|scope| {
@@ -233,7 +259,7 @@ fn sixty_four_contenders_all_get_on() {
     }
 }
 
-/// A client may make files without end; what it can make of a store has one.
+/// A client may make any number of files, but not any number of records.
 #[test]
 fn one_initiator_brings_so_many_units_into_a_store_and_no_more() {
     let directory = tempfile::tempdir().unwrap();
@@ -244,7 +270,7 @@ fn one_initiator_brings_so_many_units_into_a_store_and_no_more() {
         manager.execute(file.as_fd(), command.command()).unwrap()
     };
     for file in &files[..256] {
-        // What changes nothing brings nothing in.
+        // A refused command brings no unit into the store.
         assert_eq!(run(&vm, file.as_file(), &reserve_out(RESERVE, 5, keys(1, 0))), CONFLICT);
         assert_eq!(run(&vm, file.as_file(), &register(1)), GOOD);
         assert_eq!(run(&vm, file.as_file(), &register(2)), GOOD);
@@ -253,7 +279,7 @@ fn one_initiator_brings_so_many_units_into_a_store_and_no_more() {
     let last = files[256].as_file();
     assert_eq!(run(&vm, last, &register(1)), full);
     assert_eq!(run(&vm, last, &reserve_out(RESERVE, 5, keys(1, 0))), CONFLICT);
-    // What is in the store is served, whoever brought it in; and others are not concerned.
+    // The bound concerns neither units in the store nor other initiators.
     assert_eq!(run(&vm, files[0].as_file(), &register(3)), GOOD);
     let other = vm.for_initiator(&"other".parse().unwrap());
     assert_eq!(run(&other, last, &register(1)), GOOD);
@@ -274,30 +300,46 @@ fn a_server_has_the_room_that_it_is_given() {
     assert_eq!(disk.run(&three.with_room_for(3), &register(3)), GOOD);
 }
 
-/// A store whose changes wait until they are let go, and are counted.
+/// A store whose changes wait until the test opens the gate, and then run in their order of arrival.
 #[derive(Default)]
-struct Held {
+struct GatedStore {
     inner: MemoryStore,
     gate: Mutex<()>,
+    turn: FifoMutex<()>,
     waiting: AtomicUsize,
     most: AtomicUsize,
+    /// The number of registrants after each change.
+    registrants: Mutex<Vec<usize>>,
 }
 
-impl Store for Held {
-    fn load(&self, unit: &UnitId) -> Result<Loaded, StoreError> {
+impl GatedStore {
+    fn wait_for_commands(&self, count: usize) {
+        while self.waiting.load(Ordering::SeqCst) < count {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Store for GatedStore {
+    fn load(&self, unit: &UnitId) -> Result<Snapshot, StoreError> {
         self.inner.load(unit)
     }
 
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError> {
-        let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
-        self.most.fetch_max(waiting, Ordering::SeqCst);
-        drop(self.gate.lock().unwrap());
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
         self.inner.replace(unit, expected, new)
     }
 
-    fn wait(&self, unit: &UnitId, seen: Version, timeout: Duration) -> Result<Version, StoreError> {
-        self.inner.wait(unit, seen, timeout)
+    fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
+        let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(waiting, Ordering::SeqCst);
+        let turn = self.turn.lock_timeout(Duration::from_secs(60)).unwrap();
+        drop(self.gate.lock().unwrap());
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        let updated = self.inner.update(unit, change);
+        let registrants = self.inner.load(unit)?.reservations.registrations().len();
+        self.registrants.lock().unwrap().push(registrants);
+        drop(turn);
+        updated
     }
 
     fn is_shared_between_hosts(&self) -> bool {
@@ -305,28 +347,52 @@ impl Store for Held {
     }
 }
 
-/// Whoever sends hundreds of commands at a time has a few in the store; somebody else's is not behind all of them.
 #[test]
 fn one_initiator_has_a_few_changes_in_the_store_at_a_time() {
     let disks: Vec<_> = (0..32).map(|_| Disk::new()).collect();
-    let held = Arc::new(Held::default());
-    let store: Arc<dyn Store> = Arc::clone(&held) as _;
-    let (many, other) = (disks[0].manager(&store, "many"), disks[0].manager(&store, "other"));
+    let gated = Arc::new(GatedStore::default());
+    let store: Arc<dyn Store> = Arc::clone(&gated) as _;
+    let many = disks[0].manager(&store, "many");
+    let other = many.for_initiator(&"other".parse().unwrap());
+    // A second socket of the same initiator.
+    let again = many.for_initiator(&"many".parse().unwrap());
     std::thread::scope(|scope| {
-        let closed = held.gate.lock().unwrap();
-        for disk in &disks {
-            let many = &many;
+        let closed = gated.gate.lock().unwrap();
+        for (number, disk) in disks.iter().enumerate() {
+            let many = if number % 2 == 0 { &many } else { &again };
             scope.spawn(move || assert_eq!(disk.run(many, &register(1)), GOOD));
         }
-        while held.waiting.load(Ordering::SeqCst) == 0 {
-            std::thread::yield_now();
-        }
+        gated.wait_for_commands(1);
         scope.spawn(|| assert_eq!(disks[0].run(&other, &register(2)), GOOD));
         drop(closed);
     });
-    assert!(held.most.load(Ordering::SeqCst) <= 4 + 1, "{}", held.most.load(Ordering::SeqCst));
+    assert!(gated.most.load(Ordering::SeqCst) <= 4 + 1, "{}", gated.most.load(Ordering::SeqCst));
     for disk in &disks {
         assert!(disk.registered(&many).contains(&Key(1)));
     }
     assert_eq!(disks[0].registered(&other).len(), 2);
+}
+
+/// Of a hundred queued commands of another initiator, one comes before the command of this one.
+#[test]
+fn initiators_take_turns_whatever_the_number_of_their_commands() {
+    const COMMANDS: usize = 100;
+    let disk = Disk::new();
+    let gated = Arc::new(GatedStore::default());
+    let store: Arc<dyn Store> = Arc::clone(&gated) as _;
+    let many = disk.manager(&store, "many");
+    let other = many.for_initiator(&"other".parse().unwrap());
+    std::thread::scope(|scope| {
+        let closed = gated.gate.lock().unwrap();
+        for _ in 0..COMMANDS {
+            scope.spawn(|| assert_eq!(disk.run(&many, &register(1)), GOOD));
+        }
+        gated.wait_for_commands(1);
+        scope.spawn(|| assert_eq!(disk.run(&other, &register(2)), GOOD));
+        gated.wait_for_commands(2);
+        drop(closed);
+    });
+    let registrants = gated.registrants.lock().unwrap();
+    assert_eq!(registrants.len(), COMMANDS + 1);
+    assert_eq!(registrants[..3], [1, 2, 2]);
 }

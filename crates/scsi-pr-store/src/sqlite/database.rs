@@ -5,12 +5,12 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
+use scsi_pr_daemon::{FifoMutex, FifoMutexGuard};
 
 use super::connection::{self, SCHEMA, read_failed};
 use super::file::{self, Files, Paths};
 use crate::StoreError;
 use crate::lock::lock;
-use crate::queue::{Queue, Turn};
 
 /// How many connections read. A read is a matter of microseconds: more of them would not make it faster.
 const READERS: usize = 8;
@@ -20,7 +20,7 @@ pub(super) struct Database {
     files: Files,
     id: String,
     /// SQLite has one writer at a time; those of this process queue here, in order.
-    writer: Queue<Connection>,
+    writer: FifoMutex<Connection>,
     readers: Mutex<Readers>,
     reader_is_free: Condvar,
 }
@@ -66,7 +66,7 @@ impl Database {
                 .because("another file came to its place")
                 .remedy("try again"));
         }
-        let (writer, readers) = (Queue::new(writer), Mutex::default());
+        let (writer, readers) = (FifoMutex::new(writer), Mutex::default());
         Ok(Self { paths, files, id: found, writer, readers, reader_is_free: Condvar::new() })
     }
 
@@ -94,9 +94,9 @@ impl Database {
         }
     }
 
-    /// The connection that writes, `None` if it is not this thread's turn after `patience`.
-    pub(super) fn writer(&self, patience: Duration) -> Option<Writer<'_>> {
-        self.writer.take(patience).map(Writer)
+    /// The connection that writes, `None` if it is not this thread's turn within `timeout`.
+    pub(super) fn writer(&self, timeout: Duration) -> Option<Writer<'_>> {
+        self.writer.lock_timeout(timeout).map(Writer)
     }
 
     /// A connection that reads.
@@ -143,7 +143,7 @@ fn identify(connection: &Connection) -> rusqlite::Result<Option<String>> {
 }
 
 /// The connection that writes, for one turn.
-pub(super) struct Writer<'a>(Turn<'a, Connection>);
+pub(super) struct Writer<'a>(FifoMutexGuard<'a, Connection>);
 
 impl Writer<'_> {
     pub(super) fn with<T>(&mut self, act: impl FnOnce(&Connection) -> T) -> T {

@@ -18,6 +18,7 @@ pub(crate) const RESERVE: u8 = 1;
 pub(crate) const RELEASE: u8 = 2;
 pub(crate) const CLEAR: u8 = 3;
 pub(crate) const PREEMPT: u8 = 4;
+pub(crate) const PREEMPT_AND_ABORT: u8 = 5;
 pub(crate) const REGISTER_AND_IGNORE: u8 = 6;
 /// TYPE: Write Exclusive - Registrants Only.
 pub(crate) const WRITE_EXCLUSIVE_REGISTRANTS_ONLY: u8 = 5;
