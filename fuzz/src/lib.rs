@@ -1,32 +1,32 @@
-//! Fuzz targets, as plain functions: each takes any bytes and panics when a promise is broken.
+//! Fuzz targets as plain functions. Each takes any bytes and panics when an invariant is violated.
 //!
-//! libFuzzer looks for such bytes:
+//! libFuzzer searches for such bytes:
 //!
 //! ```text
 //! mkdir -p target/found
 //! CARGO_PROFILE_RELEASE_LTO=off cargo +nightly fuzz run --features libfuzzer TARGET target/found fuzz/corpus/TARGET
 //! ```
 //!
-//! (AddressSanitizer does not link with the LTO of the release profile. No code that is fuzzed is unsafe: with
-//! `--sanitizer none` it is several times as fast.)
+//! AddressSanitizer does not link with the LTO of the release profile. The fuzzed code has no `unsafe`, and
+//! `--sanitizer none` makes it several times as fast.
 //!
-//! What is new goes to the first directory. The corpora that are kept, in `corpus/<target>/`, are conversations as they
-//! happen, each rule broken once, and the few findings (`found-*`) that reach most beyond these; `cargo test -p fuzz`
-//! runs every target over its corpus, with any toolchain.
+//! libFuzzer writes new inputs to the first directory. The committed corpora, in `corpus/<target>/`, have valid
+//! conversations, one violation of each rule, and the few inputs (`found-*`) with the most additional coverage.
+//! `cargo test -p fuzz` runs every target over its corpus, with any toolchain.
 #![forbid(unsafe_code)]
 
+mod formats;
 mod reservations;
 mod streams;
-mod words;
 
+pub use formats::{parameter_list, returned_data, sense, transport_id};
 pub use reservations::{reservation_commands, reservation_record};
 pub use streams::{helper_stream, request_stream, response_stream};
-pub use words::{parameter_list, returned_data, sense, transport_id};
 
-/// Looks at some bytes.
+/// Checks some bytes. Panics when an invariant is violated.
 pub type Target = fn(&[u8]);
 
-/// Every target, by the name of its program and of its corpus.
+/// Every target, with the name of its program and its corpus.
 pub const TARGETS: [(&str, Target); 9] = [
     ("request_stream", request_stream),
     ("response_stream", response_stream),

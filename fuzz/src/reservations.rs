@@ -1,22 +1,22 @@
-//! The rules of reservations: commands of several nexuses to one unit, and the record of what they made of it.
+//! The rules of reservations: commands of several nexuses to one unit, and the unit's record.
 
 use scsi_pr::{
     Access, Cdb, Command, Completion, InitiatorPort, InvalidRecord, Nexus, Opcode, Reservations, ReserveOut,
     TransportId,
 };
 
-/// Few enough that they run out.
-const ROOM: usize = 6;
+/// The most registrants. It is small, so that histories reach it.
+const MAX_REGISTRANTS: usize = 6;
 
 /// One of four initiators on one of two target ports.
 fn nexus(byte: u8) -> Nexus {
     let port = InitiatorPort::Sas { address: u64::from(byte & 3) + 1 };
-    Nexus::new(TransportId::new(port).expect("it has no name that could be wrong"), u16::from(byte >> 2 & 1) + 1)
+    Nexus::new(TransportId::new(port).expect("every SAS address is valid"), u16::from(byte >> 2 & 1) + 1)
 }
 
-/// Commands, one after the other: a byte that says whose, 16 bytes of CDB, and as much parameter list as is announced.
+/// Commands, one after the other: a byte for the nexus, 16 bytes of CDB, and the parameter list of the CDB's length.
 pub fn reservation_commands(mut data: &[u8]) {
-    let mut unit = Reservations::with_target_ports([1, 2]).with_room_for(ROOM);
+    let mut unit = Reservations::with_target_ports([1, 2]).with_room_for(MAX_REGISTRANTS);
     while let Some(([sender, cdb @ ..], rest)) = data.split_first_chunk::<17>() {
         let sender = nexus(*sender);
         let Ok(cdb) = Cdb::new(*cdb) else { break };
@@ -36,12 +36,12 @@ fn one_command(unit: &mut Reservations, sender: &Nexus, command: Command<'_>) {
     let outcome = unit.execute(sender, command);
     assert_eq!(outcome.changed, *unit != before, "{command}");
 
-    let mut told = before.clone();
+    let mut expected = before.clone();
     if command.opcode() != Opcode::Cleanup
-        && let Some(code) = told.take_unit_attention(sender)
+        && let Some(code) = expected.take_unit_attention(sender)
     {
         assert_eq!(outcome.completion, Completion::check(code));
-        assert_eq!(*unit, told, "nothing else has happened");
+        assert_eq!(*unit, expected, "a unit attention changes nothing else");
         return;
     }
     match outcome.completion {
@@ -53,11 +53,11 @@ fn one_command(unit: &mut Reservations, sender: &Nexus, command: Command<'_>) {
         _ => assert_eq!(*unit, before, "{command} was refused"),
     }
     let keys = unit.registrations().map(|it| it.key);
-    assert!(keys.len() <= ROOM && keys.into_iter().all(|key| !key.is_zero()));
+    assert!(keys.len() <= MAX_REGISTRANTS && keys.into_iter().all(|key| !key.is_zero()));
     assert!(outcome.aborted.iter().all(|nexus| before.key_of(nexus).is_some()));
 }
 
-/// Version and body of a record, in a frame that is made to fit; and the same bytes as a whole record.
+/// Version and body of a record in a valid frame, and the same bytes as a complete record.
 pub fn reservation_record(data: &[u8]) {
     if let Ok(value) = Reservations::from_record(data) {
         assert_eq!(Reservations::from_record(&value.to_record()), Ok(value));

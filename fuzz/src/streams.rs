@@ -1,4 +1,4 @@
-//! The helper protocol: what a client sends, and what a helper sends.
+//! The helper protocol: the byte streams of a client and of a helper.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,13 +16,13 @@ use scsi_pr_helper::wire::{
     ResponseViolation,
 };
 
-/// The ways in which a stream is cut, each as sizes of pieces that are used over and over.
+/// Ways to cut a stream, each as sizes of pieces that repeat.
 fn cuts(data: &[u8]) -> [Vec<usize>; 3] {
     let by_data = data.iter().map(|byte| usize::from(byte % 29) + 1).chain([1]).collect();
     [vec![1], vec![15, 2, 90], by_data]
 }
 
-/// What became of a stream.
+/// The result of decoding a client's stream.
 #[derive(Debug, PartialEq)]
 struct Requests {
     events: Vec<Event>,
@@ -36,15 +36,15 @@ fn decode_requests(data: &[u8], pieces: &[usize]) -> Requests {
     let mut requests = Requests { events: Vec::new(), violation: None, consumed: 0, idle: false };
     for piece in pieces.iter().cycle() {
         let takes_descriptor = decoder.takes_descriptor();
-        let room = decoder.wanted();
-        assert!(!room.is_empty() && room.len() <= MAX_TRANSFER);
-        assert!(!takes_descriptor || room.len() <= 16, "only the CDB has a descriptor");
+        let buffer = decoder.wanted();
+        assert!(!buffer.is_empty() && buffer.len() <= MAX_TRANSFER);
+        assert!(!takes_descriptor || buffer.len() <= 16, "only the CDB has a descriptor");
         let rest = &data[requests.consumed..];
-        let count = room.len().min(*piece).min(rest.len());
+        let count = buffer.len().min(*piece).min(rest.len());
         if count == 0 {
             break;
         }
-        room[..count].copy_from_slice(&rest[..count]);
+        buffer[..count].copy_from_slice(&rest[..count]);
         requests.consumed += count;
         match decoder.advance(count) {
             Ok(event) => requests.events.extend(event),
@@ -58,7 +58,7 @@ fn decode_requests(data: &[u8], pieces: &[usize]) -> Requests {
     requests
 }
 
-/// What a client sends to a helper, from the handshake on.
+/// The stream from a client to a helper, with the handshake.
 pub fn request_stream(data: &[u8]) {
     let requests = decode_requests(data, &[usize::MAX]);
     for pieces in cuts(data) {
@@ -74,44 +74,44 @@ pub fn request_stream(data: &[u8]) {
                 again.extend(wire::feature_word(*features));
             }
             Event::Request(request) => {
-                assert_ne!(number, 0, "nothing comes before the handshake");
+                assert_ne!(number, 0, "the handshake comes first");
                 let command = request.command();
                 assert_eq!(Cdb::new(*request.cdb().bytes()), Ok(*request.cdb()));
                 assert_eq!(command.parameter_list().len(), request.cdb().parameter_list_length());
-                crate::words::assert_printable(&command.to_string());
+                crate::formats::assert_printable(&command.to_string());
                 again.extend(request.cdb().bytes());
                 again.extend(command.parameter_list());
             }
         }
     }
-    assert!(data.starts_with(&again), "what was accepted is what came");
+    assert!(data.starts_with(&again), "the accepted bytes are the stream's");
     match requests.violation {
         None => {
             assert_eq!(requests.consumed, data.len());
-            assert_eq!(requests.idle, again.len() == data.len(), "idle is between two requests");
+            assert_eq!(requests.idle, again.len() == data.len(), "the decoder is idle between two requests");
         }
         Some(RequestViolation::Features(word)) => assert_eq!(wire::feature_word(word)[..], data[..4]),
         Some(RequestViolation::Command(error)) => {
-            assert_eq!(requests.consumed, again.len() + 16, "nothing was read after the bad CDB");
+            assert_eq!(requests.consumed, again.len() + 16, "the decoder reads nothing after the bad CDB");
             let cdb = data[again.len()..requests.consumed].try_into().expect("16 bytes");
             assert_eq!(Cdb::new(cdb), Err(error));
         }
-        Some(other) => panic!("a violation that this target does not know: {other:?}"),
+        Some(other) => panic!("unknown violation: {other:?}"),
     }
 }
 
-/// The answer to `cdb` that `data` begins with, and how many bytes it took; `None` when it is incomplete.
+/// The answer to `cdb` at the start of `data`, `None` if it is incomplete, and the number of its bytes.
 fn decode_response(cdb: &Cdb, data: &[u8], pieces: &[usize]) -> (Result<Option<Completion>, ResponseViolation>, usize) {
     let mut decoder = ResponseDecoder::new(cdb);
     let mut consumed = 0;
     for piece in pieces.iter().cycle() {
-        let room = decoder.wanted();
-        assert!(!room.is_empty() && consumed + room.len() <= RESPONSE_HEADER_LENGTH + cdb.allocation_length());
-        let count = room.len().min(*piece).min(data.len() - consumed);
+        let buffer = decoder.wanted();
+        assert!(!buffer.is_empty() && consumed + buffer.len() <= RESPONSE_HEADER_LENGTH + cdb.allocation_length());
+        let count = buffer.len().min(*piece).min(data.len() - consumed);
         if count == 0 {
             break;
         }
-        room[..count].copy_from_slice(&data[consumed..consumed + count]);
+        buffer[..count].copy_from_slice(&data[consumed..consumed + count]);
         consumed += count;
         match decoder.advance(count) {
             Ok(None) => {}
@@ -121,7 +121,7 @@ fn decode_response(cdb: &Cdb, data: &[u8], pieces: &[usize]) -> (Result<Option<C
     (Ok(None), consumed)
 }
 
-/// 16 bytes of a CDB, and what a helper answers to it.
+/// 16 bytes of a CDB, and a helper's answer to it.
 pub fn response_stream(data: &[u8]) {
     let Some((cdb, data)) = data.split_first_chunk() else { return };
     let Ok(cdb) = Cdb::new(*cdb) else { return };
@@ -139,34 +139,34 @@ pub fn response_stream(data: &[u8]) {
             assert_eq!((&header[..8], returned), (&data[..8], &data[header.len()..consumed]));
             match &completion {
                 Completion::Good(good) => assert!(good == returned && good.len() <= cdb.allocation_length()),
-                // Only here the sense counts.
+                // The sense data count only here.
                 Completion::CheckCondition(_) => assert_eq!(header, data[..consumed]),
                 Completion::Status(status) => assert!(![0x00, 0x02].contains(&status.byte())),
             }
-            crate::words::assert_printable(&completion.to_string());
+            crate::formats::assert_printable(&completion.to_string());
         }
         Err(violation) => {
-            assert_eq!(consumed, RESPONSE_HEADER_LENGTH, "nothing was read after the bad header");
+            assert_eq!(consumed, RESPONSE_HEADER_LENGTH, "the decoder reads nothing after the bad header");
             let is_status = status.is_some_and(|status| (0..=255).contains(&status));
             assert_eq!(matches!(violation, ResponseViolation::Status(_)), !is_status, "{violation}");
         }
     }
 }
 
-/// 16 bytes of a CDB, and what a helper sends to a client that runs it, from the handshake on.
+/// 16 bytes of a CDB, and the stream from a helper to a client that sends it, with the handshake.
 pub fn helper_stream(data: &[u8]) {
     static DEVICE: LazyLock<File> = LazyLock::new(|| File::open("/dev/null").expect("every system has it"));
     let Some((cdb, data)) = data.split_first_chunk() else { return };
     let Ok(cdb) = Cdb::new(*cdb) else { return };
-    // What a socket takes without anybody reading.
+    // A socket's buffer takes so many bytes without a reader.
     let data = &data[..data.len().min(32 * 1024)];
 
-    let (ours, mut theirs) = UnixStream::pair().expect("there are descriptors to be had");
-    theirs.write_all(data).expect("the socket has room for it");
-    theirs.shutdown(Shutdown::Write).expect("it is connected");
-    // Nothing is waited for: everything that will ever come has come.
+    let (client_end, mut helper_end) = UnixStream::pair().expect("a pair of sockets");
+    helper_end.write_all(data).expect("the buffer is large enough");
+    helper_end.shutdown(Shutdown::Write).expect("the socket is connected");
+    // No limit is reached, because the helper's end is closed already.
     let limit = Duration::from_secs(30);
-    let client = HelperClient::over(ours).with_config(Config {
+    let client = HelperClient::over(client_end).with_config(Config {
         attempts: 1,
         pause: limit,
         connect: limit,
@@ -186,14 +186,14 @@ pub fn helper_stream(data: &[u8]) {
         }
         Expected::Answer(completion) => assert_eq!(result.expect("there is an answer"), completion),
     }
-    // The helper has closed: nothing that came too much is taken for another answer.
+    // The client must not take excess bytes for the next answer.
     assert!(!lost(client.execute(DEVICE.as_fd(), command)).may_have_run());
     assert!(!client.is_connected());
 }
 
 fn lost(result: Result<Completion, Error>) -> Error {
     let error = result.expect_err("there is no answer");
-    crate::words::assert_printable(&error.to_string());
+    crate::formats::assert_printable(&error.to_string());
     error
 }
 

@@ -16,20 +16,20 @@ fn corpus() -> PathBuf {
 }
 
 #[test]
-fn every_corpus_has_its_target() {
+fn every_corpus_has_a_target_and_every_target_a_corpus() {
     let directories: BTreeSet<_> = entries(&corpus()).iter().map(|path| path.file_name().unwrap().to_owned()).collect();
     assert_eq!(directories, TARGETS.iter().map(|(name, _)| (*name).into()).collect());
 }
 
 #[test]
-fn no_target_panics_over_its_corpus() {
+fn targets_do_not_panic_over_their_corpora() {
     for (name, target) in TARGETS {
         let paths = entries(&corpus().join(name));
-        assert!(paths.len() > 3, "the corpus of {name} is no more than {paths:?}");
+        assert!(paths.len() > 3, "the corpus of {name} has only {paths:?}");
         for path in paths {
             let bytes = fs::read(&path).unwrap();
             let outcome = std::panic::catch_unwind(|| {
-                // What is cut off short is what parsers stumble over.
+                // Parsers often fail on truncated input.
                 (0..=bytes.len().min(512)).for_each(|length| target(&bytes[..length]));
                 target(&bytes);
             });

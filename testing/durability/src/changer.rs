@@ -1,4 +1,4 @@
-//! Starts the program that changes a store, and reads what it says.
+//! Starts the program that changes a store, and reads its reports.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -6,28 +6,28 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use scsi_pr_store::Fault;
 
-/// The program, waiting to be told to begin.
+/// The running program. It waits for [`begin`](Self::begin).
 #[derive(Debug)]
 pub struct Changer {
     pub(crate) child: Child,
     output: BufReader<ChildStdout>,
 }
 
-/// What the program said it did.
+/// The program's reports.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// How many changes were acknowledged after it was told to begin.
-    pub kept: u32,
-    /// What was not, and why: [`Fault`] and text.
+    /// The number of acknowledged changes since [`Changer::begin`].
+    pub acknowledged: u32,
+    /// The errors of the other changes.
     pub failed: Vec<(Fault, String)>,
-    /// Why the store could not be opened.
+    /// The errors of opening the store.
     pub unopened: Vec<(Fault, String)>,
-    /// Whether it came to its end.
+    /// Whether the program closed the store.
     pub closed: bool,
 }
 
 impl Changer {
-    /// Starts `program`, which makes `before` changes; it has not opened the store yet if that is 0.
+    /// Starts `program`, which opens the store and makes `before` changes. If `before` is 0, the store is not open yet.
     pub fn start(program: &Path, address: &str, before: u32, changes: u32) -> Self {
         let mut command = Command::new(program);
         command.arg(address).args([before, changes].map(|number| number.to_string()));
@@ -39,16 +39,16 @@ impl Changer {
         Self { child, output }
     }
 
-    /// Tells it to begin.
-    pub fn go(&mut self) {
-        self.child.stdin.as_mut().expect("its input").write_all(b"go\n").expect("it listens");
+    /// Lets the program continue, with `changes` further changes.
+    pub fn begin(&mut self) {
+        self.child.stdin.as_mut().expect("its input").write_all(b"go\n").expect("the program reads");
     }
 
-    /// Waits for its end, and what it has said by then.
+    /// Waits until the program ends, and returns its reports.
     pub fn report(mut self) -> Report {
         let mut text = String::new();
         self.output.read_to_string(&mut text).expect("its output");
-        // Whoever traced it has waited for it.
+        // A tracer has reaped it already.
         let _ = self.child.wait();
         let mut report = Report::default();
         text.lines().for_each(|line| report.add(line));
@@ -57,10 +57,10 @@ impl Changer {
 }
 
 impl Report {
-    /// Takes one line into account.
+    /// Adds one line of the program's output.
     pub fn add(&mut self, line: &str) {
-        let mut words = line.splitn(3, ' ');
-        let because = |fault: Option<&str>, text: Option<&str>| {
+        let mut fields = line.splitn(3, ' ');
+        let error = |fault: Option<&str>, text: Option<&str>| {
             let fault = match fault {
                 Some("Unavailable") => Fault::Unavailable,
                 Some("Contended") => Fault::Contended,
@@ -70,10 +70,10 @@ impl Report {
             };
             (fault, text.unwrap_or_default().to_owned())
         };
-        match words.next() {
-            Some("kept") => self.kept += 1,
-            Some("failed") => self.failed.push(because(words.next(), words.next())),
-            Some("unopened") => self.unopened.push(because(words.next(), words.next())),
+        match fields.next() {
+            Some("acknowledged") => self.acknowledged += 1,
+            Some("failed") => self.failed.push(error(fields.next(), fields.next())),
+            Some("unopened") => self.unopened.push(error(fields.next(), fields.next())),
             Some("closed") => self.closed = true,
             other => panic!("unknown report {other:?}"),
         }

@@ -1,10 +1,9 @@
-//! What a power cut leaves: whatever was fsynced, and of the rest any part.
+//! The contents of a disk after a power cut: all synced data, and any part of the rest.
 //!
-//! [`Recorder`] writes down what the system calls of a process do to the files below a directory. [`Disk`] takes these
-//! [`Effect`]s and knows which of them are durable. It promises no more than POSIX does: fsync(2) of a file makes its bytes
-//! durable but not its name; fsync(2) of a directory, the names in it but not its own; of what was not fsynced, each name
-//! that came or went and each sector that was written may be durable or not, whatever order they came in. Real file
-//! systems keep more order than that.
+//! [`Recorder`] records the [`Effect`]s of system calls on the files below a directory. [`Disk`] applies the effects, and
+//! knows which of them are durable. It promises no more than POSIX does. fsync(2) of a file makes its bytes durable but not
+//! its name. fsync(2) of a directory makes the names in it durable but not its own name. Without fsync(2), each change of a
+//! name and each written sector may be durable or not, in any order. Real file systems keep more order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -16,33 +15,33 @@ use nix::libc;
 
 use crate::tracer::Call;
 
-/// A file, whatever it is called.
+/// A file, under any name.
 pub type FileId = usize;
 
-/// What disks write at a time: a sector is written or not.
+/// The unit of writing, in bytes: a disk writes a sector completely or not at all.
 const SECTOR: usize = 512;
 
-/// What a system call did.
+/// The effect of a system call.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Effect {
     /// A new file, or a further name of a file.
     Name(PathBuf, FileId),
-    /// A file has one name in place of another in the same directory.
+    /// A file has a new name in the same directory.
     Rename(PathBuf, PathBuf, FileId),
     /// A new directory.
     Directory(PathBuf),
-    /// A name is gone.
+    /// A name was removed.
     Remove(PathBuf),
     /// Bytes were written at an offset.
     Write(FileId, usize, Vec<u8>),
-    /// A file has this length now.
+    /// A file has a new length.
     Length(FileId, usize),
     /// The bytes of a file are durable.
     Sync(FileId),
     /// The names in a directory are durable.
     SyncDirectory(PathBuf),
-    /// The process said something.
-    Said(String),
+    /// The process wrote to its standard output.
+    Output(String),
 }
 
 impl fmt::Debug for Effect {
@@ -57,17 +56,17 @@ impl fmt::Debug for Effect {
             Self::Length(file, length) => write!(f, "file {file} has {length} bytes"),
             Self::Sync(file) => write!(f, "sync file {file}"),
             Self::SyncDirectory(path) => write!(f, "sync directory {:?}", path.display()),
-            Self::Said(text) => write!(f, "say {text:?}"),
+            Self::Output(text) => write!(f, "output {text:?}"),
         }
     }
 }
 
-/// Files and directories by their paths; `None` is a directory.
+/// Files and directories by their paths. `None` is a directory.
 pub type Tree = BTreeMap<PathBuf, Option<Vec<u8>>>;
 
 /// Everything below `root`.
 pub fn tree(root: &Path) -> Tree {
-    let (mut found, mut to_visit) = (Tree::new(), vec![root.to_owned()]);
+    let (mut tree, mut to_visit) = (Tree::new(), vec![root.to_owned()]);
     while let Some(directory) = to_visit.pop() {
         for entry in fs::read_dir(directory).expect("a directory") {
             let path = entry.expect("an entry").path();
@@ -78,14 +77,14 @@ pub fn tree(root: &Path) -> Tree {
             if content.is_none() {
                 to_visit.push(path.clone());
             }
-            found.insert(path.strip_prefix(root).expect("it is below").to_owned(), content);
+            tree.insert(path.strip_prefix(root).expect("the path is below the root").to_owned(), content);
         }
     }
-    found
+    tree
 }
 
-/// Makes these files and directories below `root`.
-pub fn put(tree: &Tree, root: &Path) {
+/// Creates these files and directories below `root`.
+pub fn create(tree: &Tree, root: &Path) {
     for (path, content) in tree {
         match content {
             None => fs::create_dir(root.join(path)).expect("a directory"),
@@ -94,21 +93,21 @@ pub fn put(tree: &Tree, root: &Path) {
     }
 }
 
-/// Turns system calls into effects. Paths are relative to the root.
+/// Records system calls as effects. Paths are relative to the root.
 #[derive(Debug)]
 pub struct Recorder {
     root: PathBuf,
     files: HashMap<(u64, u64), FileId>,
-    /// What was there before.
+    /// The effects that create the initial contents.
     pub initial: Vec<Effect>,
-    /// What was done since.
+    /// The effects since then.
     pub effects: Vec<Effect>,
-    /// Of the call that is being made: whether there was something at the path, the bytes, and where they go.
+    /// State before the current call: whether the path existed, the bytes to write, and their offset.
     before: (bool, Vec<u8>, usize),
 }
 
 impl Recorder {
-    /// What is done below `root` from now on.
+    /// Starts to record the effects below `root`.
     pub fn new(root: &Path) -> Self {
         let before = (false, Vec::new(), 0);
         let mut recorder =
@@ -127,7 +126,7 @@ impl Recorder {
     }
 
     fn identify(&mut self, path: &Path) -> FileId {
-        self.known(&fs::metadata(path).expect("it is there"))
+        self.known(&fs::metadata(path).expect("the file exists"))
     }
 
     fn known(&mut self, metadata: &fs::Metadata) -> FileId {
@@ -135,7 +134,7 @@ impl Recorder {
         *self.files.entry((metadata.dev(), metadata.ino())).or_insert(next)
     }
 
-    /// The path below the root, `None` if it is elsewhere.
+    /// The path relative to the root. `None` if it is elsewhere.
     fn below(&self, path: &Path) -> Option<PathBuf> {
         path.strip_prefix(&self.root).ok().map(Path::to_owned)
     }
@@ -145,7 +144,7 @@ impl Recorder {
         self.below(&call.descriptor(call.arguments[0] as i32))
     }
 
-    /// Looks at a call that is about to be made.
+    /// Records the state before a call.
     pub fn before(&mut self, call: &Call) {
         let [first, address, length, offset, ..] = call.arguments;
         self.before = match call.number {
@@ -162,9 +161,9 @@ impl Recorder {
                 let [_, _, protection, flags, descriptor, _] = call.arguments;
                 let shared = flags & libc::MAP_SHARED as u64 != 0 && protection & libc::PROT_WRITE as u64 != 0;
                 let path = call.descriptor(descriptor as i32);
-                // The index of SQLite's log is made anew after a restart, whatever is in it.
+                // SQLite rebuilds the index of its log after a restart, whatever its contents.
                 let known = self.below(&path).is_none() || path.to_string_lossy().ends_with("-shm");
-                assert!(!shared || known, "what is written to {} through memory is not recorded", path.display());
+                assert!(!shared || known, "writes to {} through memory are not recorded", path.display());
                 (true, Vec::new(), 0)
             }
             libc::SYS_writev
@@ -185,7 +184,7 @@ impl Recorder {
         };
     }
 
-    /// Looks at what a call has done.
+    /// Records the effect of a call.
     pub fn after(&mut self, call: &Call, result: i64) {
         if result < 0 {
             return;
@@ -198,17 +197,18 @@ impl Recorder {
             libc::SYS_openat if !was_there => {
                 let path = call.path(Some(0), 1);
                 self.below(&path).map(|below| {
-                    let metadata = call.file(i32::try_from(result).expect("a descriptor")).expect("it is open");
-                    // The inode of a file that is gone may come again.
+                    let metadata =
+                        call.metadata(i32::try_from(result).expect("a descriptor")).expect("the descriptor is open");
+                    // The number of a removed file's inode may be used again.
                     self.files.remove(&(metadata.dev(), metadata.ino()));
                     Effect::Name(below, self.new_file(&metadata))
                 })
             }
             libc::SYS_openat => {
-                assert!(third & libc::O_TRUNC as u64 == 0, "files are not cut by opening them");
+                assert!(third & libc::O_TRUNC as u64 == 0, "O_TRUNC is not recorded");
                 None
             }
-            libc::SYS_write if first == 1 => Some(Effect::Said(String::from_utf8(bytes).expect("text"))),
+            libc::SYS_write if first == 1 => Some(Effect::Output(String::from_utf8(bytes).expect("text"))),
             libc::SYS_write | libc::SYS_pwrite64 => self.descriptor(call).map(|_| {
                 bytes.truncate(usize::try_from(result).expect("a few bytes"));
                 Effect::Write(self.open_file(call), offset, bytes)
@@ -217,7 +217,7 @@ impl Recorder {
                 .descriptor(call)
                 .map(|_| Effect::Length(self.open_file(call), usize::try_from(second).expect("a small file"))),
             libc::SYS_fsync | libc::SYS_fdatasync => self.descriptor(call).map(|path| {
-                let metadata = call.file(first as i32).expect("it is open");
+                let metadata = call.metadata(first as i32).expect("the descriptor is open");
                 if metadata.is_dir() { Effect::SyncDirectory(path) } else { Effect::Sync(self.known(&metadata)) }
             }),
             libc::SYS_mkdir => self.below(&call.path(None, 0)).map(Effect::Directory),
@@ -231,7 +231,7 @@ impl Recorder {
                     libc::SYS_rename => (call.path(None, 0), call.path(None, 1)),
                     _ => (call.path(Some(0), 1), call.path(Some(2), 3)),
                 };
-                assert_eq!(from.parent(), to.parent(), "only names in one directory are changed");
+                assert_eq!(from.parent(), to.parent(), "renames between directories are not recorded");
                 self.below(&from).zip(named(self, to)).map(|(from, (to, file))| Effect::Rename(from, to, file))
             }
             _ => None,
@@ -240,7 +240,7 @@ impl Recorder {
     }
 
     fn new_file(&mut self, metadata: &fs::Metadata) -> FileId {
-        // Those that were forgotten keep their numbers.
+        // The numbers of forgotten files are not used again.
         let next = self.files.values().max().map_or(0, |last| last + 1).max(self.count());
         self.files.insert((metadata.dev(), metadata.ino()), next);
         next
@@ -255,17 +255,17 @@ impl Recorder {
     }
 
     fn open_file(&mut self, call: &Call) -> FileId {
-        let metadata = call.file(call.arguments[0] as i32).expect("it is open");
+        let metadata = call.metadata(call.arguments[0] as i32).expect("the descriptor is open");
         self.known(&metadata)
     }
 }
 
-/// Chance, the same each time for the same seed.
+/// A generator of random numbers with a fixed seed.
 #[derive(Clone, Debug)]
-pub struct Chance(u64);
+pub struct Random(u64);
 
-impl Chance {
-    /// A seed of its own for each number.
+impl Random {
+    /// A generator with a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
@@ -279,66 +279,66 @@ impl Chance {
     }
 }
 
-/// What becomes of that which was not fsynced.
+/// The fate of data without fsync(2).
 #[derive(Clone, Debug)]
-pub enum Rest {
+pub enum Unsynced {
     /// All of it is lost.
     Lost,
-    /// All of it is kept, as when the process is killed.
-    Kept,
-    /// Bytes are kept, and names are lost.
-    Bytes,
-    /// Names are kept, and bytes are lost.
-    Names,
-    /// Each is kept or lost, by chance; some by many eighths.
-    Chance(Chance, u64),
+    /// All of it is durable, as after a kill of the process.
+    Durable,
+    /// Bytes are durable, and names are lost.
+    BytesDurable,
+    /// Names are durable, and bytes are lost.
+    NamesDurable,
+    /// Each name and sector is durable with a probability of so many eighths.
+    Random(Random, u64),
 }
 
-impl Rest {
+impl Unsynced {
     fn keeps_name(&mut self) -> bool {
         match self {
-            Self::Kept | Self::Names => true,
-            Self::Lost | Self::Bytes => false,
-            Self::Chance(chance, eighths) => chance.next() % 8 < *eighths,
+            Self::Durable | Self::NamesDurable => true,
+            Self::Lost | Self::BytesDurable => false,
+            Self::Random(random, eighths) => random.next() % 8 < *eighths,
         }
     }
 
     fn keeps_sector(&mut self) -> bool {
         match self {
-            Self::Kept | Self::Bytes => true,
-            Self::Lost | Self::Names => false,
-            Self::Chance(chance, eighths) => chance.next() % 8 < *eighths,
+            Self::Durable | Self::BytesDurable => true,
+            Self::Lost | Self::NamesDurable => false,
+            Self::Random(random, eighths) => random.next() % 8 < *eighths,
         }
     }
 }
 
-/// A disk to which effects happen.
+/// A disk that effects are applied to.
 #[derive(Clone, Debug, Default)]
 pub struct Disk {
-    /// The names that are durable; `None` is a directory.
+    /// The durable names. `None` is a directory.
     names: BTreeMap<PathBuf, Option<FileId>>,
-    /// What became of names since, in order.
+    /// The later effects on names, in order.
     new_names: Vec<Effect>,
-    /// The bytes of files that are durable.
+    /// The durable bytes of files.
     files: HashMap<FileId, Vec<u8>>,
-    /// What became of bytes since, in order.
+    /// The later effects on bytes, in order.
     new_bytes: Vec<Effect>,
 }
 
 impl Disk {
-    /// Everything that these effects made is durable.
+    /// A disk on which all of these effects are durable.
     pub fn with(effects: &[Effect]) -> Self {
         let mut disk = Self::default();
         effects.iter().for_each(|effect| disk.add(effect));
         let names = std::mem::take(&mut disk.new_names);
         names.iter().for_each(|effect| rename(&mut disk.names, effect));
         for effect in std::mem::take(&mut disk.new_bytes) {
-            write(&mut disk.files, &effect, &mut Rest::Kept);
+            write(&mut disk.files, &effect, &mut Unsynced::Durable);
         }
         disk
     }
 
-    /// Something happens.
+    /// Applies an effect.
     pub fn add(&mut self, effect: &Effect) {
         match effect {
             Effect::Name(..) | Effect::Rename(..) | Effect::Directory(_) | Effect::Remove(_) => {
@@ -351,7 +351,7 @@ impl Disk {
                 });
                 self.new_bytes = left;
                 for effect in Vec::<Effect>::from_iter::<Vec<_>>(synced) {
-                    write(&mut self.files, &effect, &mut Rest::Kept);
+                    write(&mut self.files, &effect, &mut Unsynced::Durable);
                 }
             }
             Effect::SyncDirectory(directory) => {
@@ -368,23 +368,23 @@ impl Disk {
                 self.new_names = left;
                 Vec::<Effect>::from_iter::<Vec<_>>(synced).iter().for_each(|effect| rename(&mut self.names, effect));
             }
-            Effect::Said(_) => {}
+            Effect::Output(_) => {}
         }
     }
 
-    /// What is there when the power comes back.
-    pub fn after_power_cut(&self, mut rest: Rest) -> Tree {
+    /// The contents when the power comes back.
+    pub fn after_power_cut(&self, mut unsynced: Unsynced) -> Tree {
         let (mut names, mut files) = (self.names.clone(), self.files.clone());
         for effect in &self.new_names {
-            if rest.keeps_name() {
+            if unsynced.keeps_name() {
                 rename(&mut names, effect);
             }
         }
-        self.new_bytes.iter().for_each(|effect| write(&mut files, effect, &mut rest));
+        self.new_bytes.iter().for_each(|effect| write(&mut files, effect, &mut unsynced));
         let mut tree = Tree::new();
-        // A directory comes before what is in it, and what is in one that is lost is lost too.
+        // A directory precedes its contents in this order. The contents of a lost directory are lost too.
         for (path, file) in names {
-            let directory = path.parent().expect("it is below the root");
+            let directory = path.parent().expect("the path is below the root");
             if directory == Path::new("") || matches!(tree.get(directory), Some(None)) {
                 let content = file.map(|file| files.get(&file).cloned().unwrap_or_default());
                 tree.insert(path, content);
@@ -407,14 +407,14 @@ fn rename(names: &mut BTreeMap<PathBuf, Option<FileId>>, effect: &Effect) {
     }
 }
 
-fn write(files: &mut HashMap<FileId, Vec<u8>>, effect: &Effect, rest: &mut Rest) {
+fn write(files: &mut HashMap<FileId, Vec<u8>>, effect: &Effect, unsynced: &mut Unsynced) {
     match effect {
         Effect::Write(file, offset, bytes) => {
             let content = files.entry(*file).or_default();
             let mut at = *offset;
             while at < offset + bytes.len() {
                 let end = (at / SECTOR + 1).saturating_mul(SECTOR).min(offset + bytes.len());
-                if rest.keeps_sector() {
+                if unsynced.keeps_sector() {
                     if content.len() < end {
                         content.resize(end, 0);
                     }
@@ -423,7 +423,7 @@ fn write(files: &mut HashMap<FileId, Vec<u8>>, effect: &Effect, rest: &mut Rest)
                 at = end;
             }
         }
-        Effect::Length(file, length) if rest.keeps_sector() => {
+        Effect::Length(file, length) if unsynced.keeps_sector() => {
             files.entry(*file).or_default().resize(*length, 0);
         }
         _ => {}
@@ -448,41 +448,41 @@ mod tests {
     }
 
     #[test]
-    fn what_was_synced_is_kept_and_the_rest_is_not() {
+    fn synced_bytes_and_names_survive_and_others_do_not() {
         let mut disk = Disk::default();
         effects().iter().for_each(|effect| disk.add(effect));
-        // Its bytes are durable, its name is not.
-        assert_eq!(disk.after_power_cut(Rest::Lost), Tree::new());
-        assert_eq!(disk.after_power_cut(Rest::Kept), tree_of(&[("a", Some(b"old")), ("d", None)]));
+        // The bytes are durable, and the name is not.
+        assert_eq!(disk.after_power_cut(Unsynced::Lost), Tree::new());
+        assert_eq!(disk.after_power_cut(Unsynced::Durable), tree_of(&[("a", Some(b"old")), ("d", None)]));
         disk.add(&Effect::SyncDirectory("".into()));
         disk.add(&Effect::Name("d/b".into(), 0));
         disk.add(&Effect::Write(0, 1, b"ew".to_vec()));
-        assert_eq!(disk.after_power_cut(Rest::Lost), tree_of(&[("a", Some(b"old")), ("d", None)]));
+        assert_eq!(disk.after_power_cut(Unsynced::Lost), tree_of(&[("a", Some(b"old")), ("d", None)]));
         let names = tree_of(&[("a", Some(b"old")), ("d", None), ("d/b", Some(b"old"))]);
-        assert_eq!(disk.after_power_cut(Rest::Names), names);
-        assert_eq!(disk.after_power_cut(Rest::Bytes), tree_of(&[("a", Some(b"oew")), ("d", None)]));
+        assert_eq!(disk.after_power_cut(Unsynced::NamesDurable), names);
+        assert_eq!(disk.after_power_cut(Unsynced::BytesDurable), tree_of(&[("a", Some(b"oew")), ("d", None)]));
         disk.add(&Effect::Remove("a".into()));
         disk.add(&Effect::Sync(0));
-        assert_eq!(disk.after_power_cut(Rest::Lost), tree_of(&[("a", Some(b"oew")), ("d", None)]));
+        assert_eq!(disk.after_power_cut(Unsynced::Lost), tree_of(&[("a", Some(b"oew")), ("d", None)]));
     }
 
     #[test]
-    fn what_is_in_a_directory_that_is_lost_is_lost() {
+    fn contents_of_lost_directory_are_lost() {
         let mut disk = Disk::default();
         disk.add(&Effect::Directory("d".into()));
         disk.add(&Effect::Name("d/b".into(), 0));
         disk.add(&Effect::SyncDirectory("d".into()));
-        assert_eq!(disk.after_power_cut(Rest::Lost), Tree::new());
-        assert_eq!(disk.after_power_cut(Rest::Names), tree_of(&[("d", None), ("d/b", Some(b""))]));
+        assert_eq!(disk.after_power_cut(Unsynced::Lost), Tree::new());
+        assert_eq!(disk.after_power_cut(Unsynced::NamesDurable), tree_of(&[("d", None), ("d/b", Some(b""))]));
     }
 
     #[test]
-    fn a_long_write_may_be_torn() {
+    fn long_write_may_be_torn() {
         let mut disk = Disk::with(&[Effect::Name("a".into(), 0), Effect::Write(0, 0, vec![1; 4 * SECTOR])]);
         disk.add(&Effect::Write(0, 0, vec![2; 4 * SECTOR]));
         let torn = |seed| {
-            let tree = disk.after_power_cut(Rest::Chance(Chance::new(seed), 4));
-            let content = tree.get(Path::new("a")).cloned().flatten().expect("it is there");
+            let tree = disk.after_power_cut(Unsynced::Random(Random::new(seed), 4));
+            let content = tree.get(Path::new("a")).cloned().flatten().expect("the file exists");
             content.chunks(SECTOR).map(|sector| sector[0]).collect::<Vec<_>>()
         };
         assert!((0..20).map(torn).any(|sectors| sectors.contains(&1) && sectors.contains(&2)));

@@ -1,17 +1,17 @@
 //! Proves that a store of shared reservations loses nothing that it has acknowledged.
 //!
-//! A program of its own (`changer`) opens a store, makes changes, and reports each one as soon as it is acknowledged. It
-//! runs under ptrace(2), so that at any of its system calls
+//! A separate program (`changer`) opens a store, makes changes, and reports each one as soon as the store acknowledges it.
+//! The tests trace it with ptrace(2), and at any of its system calls they
 //!
-//! * it can be killed;
-//! * the call can be made to fail, as on a disk that is full or broken;
-//! * what the call does to files can be written down, to work out what a power cut at that point may leave: whatever was
-//!   fsynced, and any part of the rest ([`disk`]).
+//! * kill it;
+//! * make the call fail, as on a disk that is full or broken;
+//! * record the effect of the call on files. From the record they compute the possible contents of the disk after a power
+//!   cut: all synced data, and any part of the rest ([`disk`]).
 //!
-//! After each of these the store is opened again: nothing acknowledged is lost, what was begun is there wholly or not at
-//! all, and the store can be changed.
+//! Then they open the store again. It has every acknowledged change, it has a pending change completely or not at all, and
+//! it accepts another change.
 //!
-//! Only for x86-64: the registers of a system call differ between machines, what the stores do does not.
+//! The crate supports x86-64 alone, because the registers of a system call differ between machines.
 #![forbid(unsafe_code)]
 #![cfg(target_arch = "x86_64")]
 
@@ -25,15 +25,15 @@ pub mod changer;
 pub mod disk;
 pub mod tracer;
 
-/// The stores that keep something.
+/// The kinds of stores that survive a restart.
 pub const KINDS: [&str; 2] = ["sqlite", "dir"];
 
-/// The unit that is changed.
+/// The unit that the changes are made to.
 pub fn unit() -> UnitId {
     UnitId::named("disk").expect("a valid name")
 }
 
-/// Makes change number `generation + 1`: one of a few initiators registers with a key of its own.
+/// Makes change number `generation + 1`: one of eight initiators registers a key that no other change uses.
 pub fn change(reservations: &mut Reservations) -> bool {
     let number = u64::from(reservations.generation().0) + 1;
     let port = InitiatorPort::Sas { address: number % 8 };
@@ -43,69 +43,69 @@ pub fn change(reservations: &mut Reservations) -> bool {
     reservations.reserve_out(&nexus, &command).changed
 }
 
-/// What the reservations are after so many changes.
+/// The reservations after so many changes.
 pub fn after(changes: u32) -> Reservations {
     let mut reservations = Reservations::new();
-    (0..changes).for_each(|_| assert!(change(&mut reservations), "each change is one"));
+    (0..changes).for_each(|_| assert!(change(&mut reservations), "every change changes the reservations"));
     reservations
 }
 
-/// One change, by way of a store.
+/// Makes one change in a store.
 ///
 /// # Errors
 ///
-/// Those of the store.
+/// The store's error.
 pub fn change_in(store: &dyn Store) -> Result<(), StoreError> {
     store.update(&unit(), &mut change)
 }
 
-/// Opens the store and checks that it has had `acknowledged` changes, and may be one or more of the next `pending`, and
-/// that it can be changed.
+/// Opens the store and checks that it has the `acknowledged` changes, at most the next `pending` ones too, and that it
+/// accepts another change.
 ///
 /// # Errors
 ///
-/// What is wrong.
+/// A text that names the failed check.
 pub fn check(address: &str, acknowledged: u32, pending: u32) -> Result<(), String> {
     let look = || -> Result<_, StoreError> {
         let store = open(address)?;
-        let kept = store.load(&unit())?.reservations;
-        Ok((store, kept))
+        let reservations = store.load(&unit())?.reservations;
+        Ok((store, reservations))
     };
-    let (store, kept) = look().map_err(|error| error.to_string())?;
-    let changes = kept.generation().0;
+    let (store, reservations) = look().map_err(|error| error.to_string())?;
+    let changes = reservations.generation().0;
     if !(acknowledged..=acknowledged + pending).contains(&changes) {
         return Err(format!(
-            "{acknowledged} changes were acknowledged, {pending} more were begun, {changes} are there"
+            "the store acknowledged {acknowledged} changes, {pending} more are pending, and it has {changes}"
         ));
     }
-    if *kept != after(changes) {
-        return Err(format!("what is there is not the state after {changes} changes"));
+    if *reservations != after(changes) {
+        return Err(format!("the store does not have the state after {changes} changes"));
     }
     change_in(&*store).map_err(|error| error.to_string())?;
     drop(store);
-    let (_, kept) = look().map_err(|error| error.to_string())?;
-    if *kept != after(changes + 1) {
-        return Err("the next change is not there".to_owned());
+    let (_, reservations) = look().map_err(|error| error.to_string())?;
+    if *reservations != after(changes + 1) {
+        return Err("the store does not have the next change".to_owned());
     }
     Ok(())
 }
 
-/// A directory for stores, where fsync(2) costs nothing if there is such a place: what it is worth is worked out, not
-/// tried.
+/// A temporary directory for a store, in memory where possible. The tests compute the effect of fsync(2), and do not depend
+/// on the file system.
 #[derive(Debug)]
-pub struct Place(TempDir);
+pub struct StoreDirectory(TempDir);
 
-impl Place {
-    /// An empty one.
+impl StoreDirectory {
+    /// Creates an empty directory.
     pub fn new() -> Self {
         let memory = Path::new("/dev/shm");
         let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-        Self(directory.expect("a place for a store"))
+        Self(directory.expect("a temporary directory"))
     }
 
     /// Its path.
     pub fn path(&self) -> PathBuf {
-        self.0.path().canonicalize().expect("the place")
+        self.0.path().canonicalize().expect("the directory exists")
     }
 
     /// The address of the store in it.
@@ -114,7 +114,7 @@ impl Place {
     }
 }
 
-impl Default for Place {
+impl Default for StoreDirectory {
     fn default() -> Self {
         Self::new()
     }

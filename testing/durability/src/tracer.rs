@@ -1,4 +1,4 @@
-//! Stops the changer at each of its system calls (ptrace(2)).
+//! Stops the changer at each of its system calls, with ptrace(2).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,24 +12,24 @@ use nix::unistd::Pid;
 
 use crate::changer::Changer;
 
-/// A system call that is about to be made, or was made.
+/// A system call of the changer, before or after the kernel runs it.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    /// Its number: `libc::SYS_…`.
+    /// The number, `libc::SYS_…`.
     pub number: i64,
     /// Its arguments.
     pub arguments: [u64; 6],
     process: Pid,
 }
 
-/// What becomes of a system call.
+/// The tracer's decision on a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It is made.
-    Go,
-    /// It is not made, and the process is killed.
+    /// The kernel runs it.
+    Run,
+    /// The process is killed before the kernel runs it.
     Kill,
-    /// It is not made, and returns this error number.
+    /// The kernel does not run it, and it returns this error number.
     Fail(i32),
 }
 
@@ -42,7 +42,7 @@ impl Call {
         bytes
     }
 
-    /// The path that an argument points to, `at` the directory that another one is.
+    /// The path that argument number `argument` points to, relative to the directory descriptor in argument number `at`.
     pub fn path(&self, at: Option<usize>, argument: usize) -> PathBuf {
         let memory = File::open(format!("/proc/{}/mem", self.process)).expect("its memory");
         let (mut text, mut byte) = (Vec::new(), [0]);
@@ -67,40 +67,40 @@ impl Call {
         }
     }
 
-    /// Where the file of a descriptor is.
+    /// The path of a descriptor's file.
     pub fn descriptor(&self, descriptor: i32) -> PathBuf {
         std::fs::read_link(format!("/proc/{}/fd/{descriptor}", self.process)).unwrap_or_default()
     }
 
-    /// Where the next byte of a descriptor is read or written.
+    /// The file offset of a descriptor, in bytes.
     pub fn position(&self, descriptor: i32) -> usize {
         let text = std::fs::read_to_string(format!("/proc/{}/fdinfo/{descriptor}", self.process)).expect("it is open");
         let position = text.lines().find_map(|line| line.strip_prefix("pos:"));
         position.and_then(|position| position.trim().parse().ok()).expect("a position")
     }
 
-    /// The file of a descriptor itself.
-    pub fn file(&self, descriptor: i32) -> std::io::Result<std::fs::Metadata> {
+    /// The metadata of a descriptor's file.
+    pub fn metadata(&self, descriptor: i32) -> std::io::Result<std::fs::Metadata> {
         std::fs::metadata(format!("/proc/{}/fd/{descriptor}", self.process))
     }
 }
 
-/// Tells the changer to begin, and lets `decide` look at each of its system calls from then on, and `done` at what those
-/// returned that were made. Returns when it has ended.
+/// Lets the changer begin. Calls `decide` before each of its system calls, and `done` with the result of each. Returns when
+/// the changer has ended.
 pub fn run(changer: &mut Changer, mut decide: impl FnMut(&Call) -> Decision, mut done: impl FnMut(&Call, i64)) {
     let process = Pid::from_raw(i32::try_from(changer.child.id()).expect("a process number"));
-    // Stays under control: it is killed when this ends.
+    // EXITKILL: the changer ends with this process.
     ptrace::seize(process, Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL).expect("may be traced");
-    // It waits for its input, and is taken out of that to begin it anew.
+    // The interrupt ends its read of standard input, and the kernel restarts the call.
     ptrace::interrupt(process).expect("stops");
     wait(process);
-    changer.go();
+    changer.begin();
     let mut inside: Option<(Call, Decision)> = None;
-    // What was under way is not looked at: it waited.
+    // Calls up to the end of that read do not count.
     let mut begun = false;
     let mut signal = None;
     loop {
-        ptrace::syscall(process, signal.take()).expect("goes on");
+        ptrace::syscall(process, signal.take()).expect("continues");
         match wait(process) {
             WaitStatus::PtraceSyscall(_) => {}
             WaitStatus::Stopped(_, received) => {
@@ -125,11 +125,11 @@ pub fn run(changer: &mut Changer, mut decide: impl FnMut(&Call) -> Decision, mut
                 let registers_of = |r: &libc::user_regs_struct| [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
                 let number = registers.orig_rax.cast_signed();
                 let call = Call { number, arguments: registers_of(&registers), process };
-                let decision = if begun { decide(&call) } else { Decision::Go };
+                let decision = if begun { decide(&call) } else { Decision::Run };
                 match decision {
-                    Decision::Go => {}
+                    Decision::Run => {}
                     Decision::Kill => {
-                        // A call that a process is killed before is not made.
+                        // The kernel does not run the call of a killed process.
                         kill(process, Signal::SIGKILL).expect("killed");
                         assert!(matches!(wait(process), WaitStatus::Signaled(..)), "it ends");
                         return;
@@ -146,5 +146,5 @@ pub fn run(changer: &mut Changer, mut decide: impl FnMut(&Call) -> Decision, mut
 }
 
 fn wait(process: Pid) -> WaitStatus {
-    waitpid(process, Some(WaitPidFlag::__WALL)).expect("it is ours")
+    waitpid(process, Some(WaitPidFlag::__WALL)).expect("the changer is a child")
 }

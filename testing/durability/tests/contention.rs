@@ -4,23 +4,23 @@
 use std::path::Path;
 
 use durability::changer::Changer;
-use durability::{KINDS, Place, check};
+use durability::{KINDS, StoreDirectory, check};
 
 const PROCESSES: u32 = 64;
 const CHANGES: u32 = 5;
 
 #[test]
-fn processes_all_have_their_way() {
+fn every_change_of_64_processes_is_acknowledged_and_stored() {
     for kind in KINDS {
-        let place = Place::new();
-        let start = |_| Changer::start(Path::new(env!("CARGO_BIN_EXE_changer")), &place.store(kind), 0, CHANGES);
-        // None of them has opened the store: they make it at the same time, too.
+        let directory = StoreDirectory::new();
+        let start = |_| Changer::start(Path::new(env!("CARGO_BIN_EXE_changer")), &directory.store(kind), 0, CHANGES);
+        // No process has opened the store yet, so they create it at the same time too.
         let mut changers: Vec<_> = (0..PROCESSES).map(start).collect();
-        changers.iter_mut().for_each(Changer::go);
+        changers.iter_mut().for_each(Changer::begin);
         for changer in changers {
             let report = changer.report();
-            assert!(report.kept == CHANGES && report.closed, "{kind}: {report:?}");
+            assert!(report.acknowledged == CHANGES && report.closed, "{kind}: {report:?}");
         }
-        assert_eq!(check(&place.store(kind), PROCESSES * CHANGES, 0), Ok(()), "{kind}");
+        assert_eq!(check(&directory.store(kind), PROCESSES * CHANGES, 0), Ok(()), "{kind}");
     }
 }

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use durability::changer::{Changer, Report};
 use durability::tracer::{Call, Decision, run};
-use durability::{KINDS, Place, check};
+use durability::{KINDS, StoreDirectory, check};
 use nix::libc;
 use scsi_pr_store::Fault;
 
 const CHANGER: &str = env!("CARGO_BIN_EXE_changer");
 const CHANGES: u32 = 3;
 
-/// How a system call that has to do with files may fail.
+/// The errors that a system call on files may return.
 fn failures(call: &Call) -> &'static [i32] {
     match call.number {
         libc::SYS_write if call.arguments[0] == 1 => &[],
@@ -25,7 +25,7 @@ fn failures(call: &Call) -> &'static [i32] {
         libc::SYS_unlink | libc::SYS_unlinkat | libc::SYS_statx | libc::SYS_newfstatat | libc::SYS_fstat => {
             &[libc::EIO]
         }
-        // Those by which processes queue. SQLite's own are left alone: it tries for ten seconds what no kernel refuses.
+        // The locks of the stores' queue. SQLite's locks are excluded, because it retries them for ten seconds.
         libc::SYS_fcntl if [libc::F_OFD_SETLK, libc::F_OFD_GETLK].contains(&(call.arguments[1] as i32)) => {
             &[libc::ENOLCK]
         }
@@ -34,38 +34,38 @@ fn failures(call: &Call) -> &'static [i32] {
     }
 }
 
-/// Makes changes while `decide` says what fails. Nothing may be lost, and what was refused may not have been done.
+/// Makes changes while `decide` makes calls fail. Checks that the store has every acknowledged change, and no refused one.
 #[track_caller]
 fn changes_while(kind: &str, before: u32, decide: impl FnMut(&Call) -> Decision, when: &str) -> Report {
-    let place = Place::new();
-    let address = place.store(kind);
+    let directory = StoreDirectory::new();
+    let address = directory.store(kind);
     let mut changer = Changer::start(Path::new(CHANGER), &address, before, CHANGES);
     run(&mut changer, decide, |_, _| {});
     let report = changer.report();
-    assert!(report.closed, "{when}: it did not live on: {report:?}");
-    assert_eq!(report.kept as usize + report.failed.len(), CHANGES as usize, "{when}");
+    assert!(report.closed, "{when}: the program did not finish: {report:?}");
+    assert_eq!(report.acknowledged as usize + report.failed.len(), CHANGES as usize, "{when}");
     let unknown = report.failed.iter().filter(|(fault, _)| *fault == Fault::OutcomeUnknown).count();
     let unknown = u32::try_from(unknown).expect("a few");
-    assert_eq!(check(&address, before + report.kept, unknown), Ok(()), "{when}: {report:?}");
+    assert_eq!(check(&address, before + report.acknowledged, unknown), Ok(()), "{when}: {report:?}");
     report
 }
 
-/// Lets one system call fail, each in turn, in each way. The store serves on as if nothing had been.
+/// Makes each system call fail in turn, with each of its errors. All later changes must succeed.
 fn one_call_fails(kind: &str, before: u32) {
     let mut failed = 0;
-    // Which call, and which of its ways.
+    // The number of the call, and the index of its error.
     let (mut chosen, mut way) = (0, 0);
     loop {
         let (mut number, mut ways, mut what) = (0, 0, String::new());
         let fail = |call: &Call| {
             let errors = failures(call);
-            // A library that the program is started with is mapped too; what memory is for is not told apart.
+            // Anonymous memory is excluded, because the allocator uses it as well.
             if errors.is_empty() || (call.number == libc::SYS_mmap && call.arguments[4] as i32 == -1) {
-                return Decision::Go;
+                return Decision::Run;
             }
             number += 1;
             if number != chosen + 1 {
-                return Decision::Go;
+                return Decision::Run;
             }
             (ways, what) = (errors.len(), format!("system call {} with error {}", call.number, errors[way]));
             Decision::Fail(errors[way])
@@ -78,25 +78,25 @@ fn one_call_fails(kind: &str, before: u32) {
         failed += report.failed.len() + report.unopened.len();
         (chosen, way) = if way + 1 < ways { (chosen, way + 1) } else { (chosen + 1, 0) };
     }
-    assert!(failed > 10, "{kind}: hardly anything failed");
-    println!("{kind}: {chosen} system calls, {failed} failures that were reported");
+    assert!(failed > 10, "{kind}: too few failures");
+    println!("{kind}: {chosen} system calls, {failed} reported failures");
 }
 
 #[test]
-fn a_directory_of_which_one_call_fails() {
+fn directory_survives_failure_of_any_one_call() {
     one_call_fails("dir", 0);
     one_call_fails("dir", 33);
 }
 
 #[test]
-fn a_database_of_which_one_call_fails() {
+fn database_survives_failure_of_any_one_call() {
     one_call_fails("sqlite", 0);
     one_call_fails("sqlite", 247);
 }
 
-/// Until the first change is refused nothing can be written: it has not been made, for certain.
+/// All writes fail until the first change is refused. The store knows that this change was not made.
 #[test]
-fn a_disk_that_is_full_or_read_only_for_a_while() {
+fn change_on_full_or_read_only_disk_is_refused_and_later_changes_succeed() {
     for kind in KINDS {
         for error in [libc::ENOSPC, libc::EROFS] {
             let mut over = false;
@@ -111,13 +111,13 @@ fn a_disk_that_is_full_or_read_only_for_a_while() {
                     libc::SYS_openat => call.arguments[2] & libc::O_CREAT as u64 != 0,
                     _ => false,
                 };
-                if writes && !over { Decision::Fail(error) } else { Decision::Go }
+                if writes && !over { Decision::Fail(error) } else { Decision::Run }
             };
             let report = changes_while(kind, 5, fail, &format!("{kind}, error {error}"));
             let [(fault, text)] = &report.failed[..] else { panic!("{kind}: {report:?}") };
             assert_eq!(*fault, Fault::Unavailable, "{kind}: {text}");
             assert!(text.contains("store") && text.contains("; "), "{kind}: {text}");
-            assert_eq!(report.kept, CHANGES - 1);
+            assert_eq!(report.acknowledged, CHANGES - 1);
         }
     }
 }

@@ -1,51 +1,51 @@
-//! The program that changes a store is killed before each of its system calls in turn.
+//! The changer is killed before each of its system calls in turn.
 #![cfg(target_arch = "x86_64")]
 
 use std::path::Path;
 
 use durability::changer::Changer;
 use durability::tracer::{Decision, run};
-use durability::{KINDS, Place, check};
+use durability::{KINDS, StoreDirectory, check};
 
 const CHANGER: &str = env!("CARGO_BIN_EXE_changer");
 
-/// Makes `before` changes, and kills at each system call of `changes` more and of closing the store (and of opening it, if
-/// there is none before).
+/// Makes `before` changes, and kills the changer at each system call of `changes` more and of closing the store. If `before`
+/// is 0, the calls of opening the store are included.
 fn kill_at_every_call(kind: &str, before: u32, changes: u32) {
     for count in 0.. {
-        let place = Place::new();
-        let address = place.store(kind);
+        let directory = StoreDirectory::new();
+        let address = directory.store(kind);
         let mut changer = Changer::start(Path::new(CHANGER), &address, before, changes);
         let mut calls = 0;
         let kill_at = |_: &_| {
             calls += 1;
-            if calls > count { Decision::Kill } else { Decision::Go }
+            if calls > count { Decision::Kill } else { Decision::Run }
         };
         run(&mut changer, kill_at, |_, _| {});
         let report = changer.report();
         assert_eq!((&*report.failed, &*report.unopened), (&[][..], &[][..]));
-        let pending = u32::from(report.kept < changes);
-        let found = check(&address, before + report.kept, pending);
-        assert_eq!(found, Ok(()), "{kind}, killed after {count} system calls");
+        let pending = u32::from(report.acknowledged < changes);
+        let result = check(&address, before + report.acknowledged, pending);
+        assert_eq!(result, Ok(()), "{kind}, killed after {count} system calls");
         if report.closed {
-            assert!(count > 20, "there were no system calls to kill it at");
+            assert!(count > 20, "the changer made too few system calls");
             return;
         }
     }
 }
 
 #[test]
-fn a_store_that_is_made_and_changed() {
+fn new_store_survives_kill_at_any_call() {
     KINDS.iter().for_each(|kind| kill_at_every_call(kind, 0, 2));
 }
 
 #[test]
-fn a_directory_that_removes_old_versions() {
+fn directory_that_removes_old_versions_survives_kill_at_any_call() {
     kill_at_every_call("dir", 33, 2);
 }
 
 #[test]
-fn a_database_that_copies_its_log_back() {
-    // A change is a page or two, and the log is copied after 250.
+fn database_during_checkpoint_survives_kill_at_any_call() {
+    // A change is one or two pages, and SQLite runs a checkpoint after 250 pages.
     kill_at_every_call("sqlite", 244, 8);
 }

@@ -1,26 +1,26 @@
-//! Who may do what: the tables of commands that conflict (SPC-4 table 65, SBC-4 table 13), command by command.
+//! The tables of commands that conflict with a reservation (SPC-4 table 65, SBC-4 table 13).
 
 use crate::model::{Model, Nexus};
 
-/// What a command is to a reservation.
+/// The class of a command with respect to reservations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
     /// Always allowed.
     Free,
-    /// Shut out by exclusive access.
+    /// Conflicts with exclusive access.
     Reads,
-    /// Shut out by every reservation.
+    /// Conflicts with every reservation.
     Writes,
-    /// PERSISTENT RESERVE OUT, which has a table of its own (SPC-4 table 66).
+    /// PERSISTENT RESERVE OUT, which has a separate table (SPC-4 table 66).
     Reserves,
     /// SPC-2's RESERVE and RELEASE.
     Spc2,
 }
 
-/// The commands of one class: opcode, and the service action where that counts.
+/// The commands of one class: the opcode, and the service action if the opcode has service actions of several classes.
 type Commands = &'static [(u8, Option<u16>)];
 
-/// Allowed whatever is reserved. START STOP UNIT and PREVENT ALLOW MEDIUM REMOVAL are looked at closer.
+/// Commands that are always allowed. START STOP UNIT and PREVENT ALLOW MEDIUM REMOVAL depend on further bits.
 const FREE: Commands = &[
     (0x00, None),       // TEST UNIT READY
     (0x03, None),       // REQUEST SENSE
@@ -50,7 +50,7 @@ const FREE: Commands = &[
     (0xab, Some(0x01)), // READ MEDIA SERIAL NUMBER
 ];
 
-/// Shut out by exclusive access.
+/// Commands that conflict with exclusive access.
 const READS: Commands = &[
     (0x08, None),       // READ (6)
     (0x1a, None),       // MODE SENSE (6)
@@ -80,7 +80,7 @@ const READS: Commands = &[
     (0xb7, None),       // READ DEFECT DATA (12)
 ];
 
-/// Shut out by every reservation.
+/// Commands that conflict with every reservation.
 const WRITES: Commands = &[
     (0x04, None),         // FORMAT UNIT
     (0x07, None),         // REASSIGN BLOCKS
@@ -160,11 +160,11 @@ fn class(cdb: &[u8]) -> Option<Class> {
 }
 
 impl Model {
-    /// Whether a command of `nexus` passes what is reserved.
+    /// Whether the unit permits a command of `nexus`.
     ///
     /// # Panics
     ///
-    /// At a command that is none of [`commands`].
+    /// If the command is not one of [`commands`].
     pub fn permits(&self, nexus: &Nexus, cdb: &[u8]) -> bool {
         let class = class(cdb).expect("a command of the standard");
         let registered = self.key_of(nexus).is_some();
@@ -180,7 +180,7 @@ impl Model {
             };
         }
         let Some(reservation) = &self.reservation else {
-            // SPC-2's commands shut out persistent reservations, and the other way round.
+            // Reservations of SPC-2 conflict with registrations (SPC-4 5.13.3).
             return class != Class::Spc2 || self.registrants.is_empty();
         };
         let has_access = match reservation.kind {

@@ -1,4 +1,4 @@
-//! What else happens to a unit than reservation commands: RESERVE and RELEASE of SPC-2, and losses (SPC-2 5.5.1, SPC-4
+//! Other events of a unit: RESERVE and RELEASE of SPC-2, resets, and the loss of a nexus or of power (SPC-2 5.5.1, SPC-4
 //! 5.13.3, 5.13.5).
 
 use crate::model::{Answer, Done, Model, Nexus};
@@ -10,7 +10,7 @@ impl Model {
         if let Some((code, qualifier)) = self.take_attention(nexus) {
             return done(Answer::Check(6, code, qualifier), ways::UNIT_ATTENTION);
         }
-        // SPC-4 5.13.3, table 64: who has access by its registration is told that all is well.
+        // SPC-4 5.13.3, table 64: a nexus with access by its registration gets GOOD without effect.
         let by_registration = match &self.reservation {
             Some(reservation) if matches!(reservation.kind, 5..=8) => self.key_of(nexus).is_some(),
             Some(_) => self.is_holder(nexus),
@@ -38,20 +38,20 @@ impl Model {
         }
     }
 
-    /// The nexus is lost: only what SPC-2 reserved goes.
+    /// The nexus is lost. This ends its reservation of SPC-2, and nothing else.
     pub fn lose_nexus(&mut self, nexus: &Nexus) -> Done {
         if self.spc2_holder.as_ref() == Some(nexus) {
             self.spc2_holder = None;
         }
-        self.tell(nexus, NEXUS_LOST);
+        self.establish(nexus, NEXUS_LOST);
         done(Answer::Good(vec![]), ways::NEXUS_LOSS)
     }
 
-    /// The unit is reset: only what SPC-2 reserved goes.
+    /// The unit is reset. This ends a reservation of SPC-2, and nothing else.
     pub fn reset(&mut self) -> Done {
         self.spc2_holder = None;
         for nexus in self.known() {
-            self.tell(&nexus, RESET);
+            self.establish(&nexus, RESET);
         }
         done(Answer::Good(vec![]), ways::RESET)
     }
@@ -63,7 +63,7 @@ impl Model {
         self.generation = 0;
         self.attentions.clear();
         for nexus in known {
-            self.tell(&nexus, RESET);
+            self.establish(&nexus, RESET);
         }
         if self.aptpl {
             return done(Answer::Good(vec![]), ways::POWER_LOSS_APTPL);
@@ -73,7 +73,7 @@ impl Model {
         done(Answer::Good(vec![]), ways::POWER_LOSS)
     }
 
-    /// Who is registered or has something to be told.
+    /// The nexuses that are registered or have a pending unit attention.
     fn known(&self) -> Vec<Nexus> {
         let registered = self.registrants.iter().map(|one| one.nexus.clone());
         registered.chain(self.attentions.iter().map(|(whose, _)| whose.clone())).collect()

@@ -1,8 +1,7 @@
-//! Random histories: a few initiators with few keys, who get in each other's way.
+//! Random histories: a few initiators with few keys, so that their commands conflict.
 //!
-//! A [`Step`] says what is meant ("with its own key", "whoever holds it") and becomes bytes only when it is its turn,
-//! by what the [`Model`] knows then: [`World::act`]. So most commands are nearly right, and a history that was made
-//! smaller still means the same.
+//! A [`Step`] is symbolic ("with its own key", "by the holder"). [`World::act`] encodes it when it runs, from the state of
+//! the [`Model`] at that time. So most commands are nearly valid, and a shrunk history keeps its meaning.
 
 use std::fmt;
 
@@ -11,60 +10,60 @@ use proptest::sample::select;
 
 use crate::model::{Model, Nexus};
 
-/// Who takes part.
+/// The nexuses of a history.
 #[derive(Clone, Debug)]
 pub struct World {
     /// The relative identifiers of the unit's target ports.
     pub target_ports: Vec<u16>,
-    /// Every initiator port at every target port; each sends commands.
+    /// Every initiator port at every target port. Each sends commands.
     pub nexuses: Vec<Nexus>,
 }
 
-/// A key, by what it stands for.
+/// A symbolic key.
 #[derive(Clone, Copy, Debug)]
 pub enum KeyChoice {
     /// 0.
     Zero,
-    /// The sender's, 0 while it has none.
+    /// The sender's key, or 0 if it has none.
     Own,
-    /// The one of this nexus; while it has none, that which it would like to have.
+    /// The key of this nexus, or the key that it would register if it has none.
     Of(usize),
-    /// The one of who holds the reservation.
+    /// The holder's key.
     Holders,
-    /// One of a few.
+    /// One of four keys.
     Some(u8),
 }
 
 /// SCOPE and TYPE.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
-    /// The type of the reservation that there is.
+    /// The type of the present reservation.
     Same,
     /// This byte.
     Byte(u8),
 }
 
-/// What is wrong with a parameter list.
+/// A defect of a parameter list.
 #[derive(Clone, Copy, Debug)]
 pub enum Spoiled {
-    /// Nothing.
+    /// No defect.
     No,
-    /// It is cut, or zeros are added, so that it is this long.
+    /// It is cut or padded with zeros to this length.
     Length(u16),
-    /// A TransportID of a protocol that does not exist.
+    /// A TransportID has an undefined protocol.
     Protocol,
-    /// The length of the TransportIDs is 4 too great.
+    /// The length of the TransportIDs is too large by 4.
     InnerLength,
-    /// A TransportID is of an iSCSI node, and of none of its ports.
+    /// A TransportID names an iSCSI node without a port.
     Node,
 }
 
-/// A PERSISTENT RESERVE OUT, by what is meant.
+/// A symbolic PERSISTENT RESERVE OUT.
 #[derive(Clone, Debug)]
 pub struct Out {
-    /// Which nexus sends it.
+    /// The sending nexus.
     pub from: usize,
-    /// Rather the one that holds the reservation, if there is one.
+    /// Whether the holder sends it instead, if there is one.
     pub by_holder: bool,
     /// The service action.
     pub action: u8,
@@ -76,9 +75,9 @@ pub struct Out {
     pub service_action_key: KeyChoice,
     /// SPEC_I_PT, ALL_TG_PT and APTPL, or UNREG and APTPL.
     pub flags: u8,
-    /// Whose TransportIDs it lists; REGISTER AND MOVE goes to the first.
+    /// The nexuses whose TransportIDs it lists. REGISTER AND MOVE uses the first.
     pub listed: Vec<usize>,
-    /// What is wrong with it.
+    /// Its defect.
     pub spoiled: Spoiled,
 }
 
@@ -87,7 +86,7 @@ pub struct Out {
 pub enum Step {
     /// PERSISTENT RESERVE IN.
     In {
-        /// Which nexus.
+        /// The sending nexus.
         from: usize,
         /// The service action.
         action: u8,
@@ -96,7 +95,7 @@ pub enum Step {
     },
     /// PERSISTENT RESERVE OUT.
     Out(Out),
-    /// Anything else.
+    /// Another event.
     Event(Event),
 }
 
@@ -105,25 +104,25 @@ pub enum Step {
 pub enum Act {
     /// A PERSISTENT RESERVE IN or OUT.
     Command {
-        /// Which nexus.
+        /// The sending nexus.
         from: usize,
         /// The CDB.
         cdb: [u8; 16],
         /// The parameter list.
         list: Vec<u8>,
     },
-    /// Anything else.
+    /// Another event.
     Event(Event),
 }
 
-/// What else happens to a unit.
+/// An event other than a persistent reservation command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// RESERVE or RELEASE of SPC-2.
     Spc2 {
-        /// Which nexus.
+        /// The sending nexus.
         from: usize,
-        /// RESERVE.
+        /// Whether it is RESERVE.
         reserve: bool,
     },
     /// The loss of a nexus.
@@ -134,14 +133,14 @@ pub enum Event {
     PowerLoss,
 }
 
-/// What histories are made of.
+/// The frequencies of steps.
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
-    /// SPC-2's RESERVE and RELEASE: how many of a thousand steps.
+    /// RESERVE and RELEASE of SPC-2, in steps of a thousand.
     pub spc2: u32,
-    /// Losses of power and of nexuses, and resets: how many of a thousand steps, of each.
+    /// Power losses, nexus losses and resets, in steps of a thousand for each.
     pub losses: u32,
-    /// The least room for the data of READ FULL STATUS.
+    /// The least ALLOCATION LENGTH of READ FULL STATUS.
     pub room_for_full_status: u16,
 }
 
@@ -155,7 +154,7 @@ impl World {
         Self { nexuses: nexuses.collect(), target_ports: target_ports.to_vec() }
     }
 
-    /// What `step` is, as matters stand in `model`.
+    /// Encodes `step` for the state of `model`.
     pub fn act(&self, step: &Step, model: &Model) -> Act {
         let count = self.nexuses.len();
         match step {
@@ -228,7 +227,7 @@ impl World {
     }
 }
 
-/// The TransportID of an initiator of a world, in its plainest form.
+/// The TransportID of an initiator of a world, in its canonical form.
 fn initiator(number: usize) -> Vec<u8> {
     let byte = number as u8 + 1;
     let mut id = vec![0; 24];
@@ -243,7 +242,7 @@ fn initiator(number: usize) -> Vec<u8> {
     id
 }
 
-/// Keys that are told apart in every byte.
+/// Keys that differ in every byte.
 fn some_key(number: u8) -> u64 {
     u64::from_be_bytes([0xa0 + number; 8])
 }
@@ -290,7 +289,7 @@ fn outs() -> impl Strategy<Value = Out> {
         1 => 9..32u8,
     ];
     (any::<u8>(), action).prop_flat_map(|(from, action)| {
-        // Most of what these do, only the holder can have done.
+        // The holder alone can run these with an effect.
         let by_holder = prop::bool::weighted(if matches!(action, 2 | 7) { 0.6 } else { 0.05 });
         let kind = prop_oneof![
             4 => Just(Kind::Same),

@@ -1,14 +1,13 @@
-//! The rules of persistent reservations a second time, and random histories to hold others against them.
+//! A second implementation of the rules of persistent reservations, and random histories to compare others with it.
 //!
-//! * [`Model`] is written straight from the tables of SPC-4, with plain lists and clones, and knows nothing of
-//!   `scsi_pr`: not its types, not its parsers, not its layouts. It works on the bytes of CDBs, parameter lists and
-//!   returned data. Two pieces of code that share nothing and agree on many thousand histories are hardly both wrong in
-//!   the same way.
-//! * [`history`] makes such histories: few initiators with few keys who get in each other's way. They are strategies of
-//!   proptest, so that what fails is made small.
+//! * [`Model`] follows the tables of SPC-4, with plain lists and clones. It shares no types, parsers or layouts with
+//!   `scsi_pr`. It works on the bytes of CDBs, parameter lists and returned data. If two implementations share no code and
+//!   agree on many thousand histories, the same error in both is unlikely.
+//! * [`history`] generates such histories: few initiators with few keys, so that their commands conflict. The generators
+//!   are strategies of proptest, which shrinks a failing history.
 //!
-//! `tests/histories.rs` compares `scsi_pr::Reservations` with it; the scenario `histories` of the lab does the same
-//! with a real target.
+//! `crates/scsi-pr/tests/histories.rs` compares `scsi_pr::Reservations` with the model. The scenario `histories` of the lab
+//! compares a real target with it.
 #![forbid(unsafe_code)]
 
 pub mod access;

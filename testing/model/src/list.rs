@@ -1,6 +1,6 @@
-//! Parameter lists and TransportIDs, read byte by byte (SPC-4 6.16.3, 6.16.4, 7.6.4).
+//! Parameter lists and TransportIDs (SPC-4 6.16.3, 6.16.4, 7.6.4).
 
-/// What a parameter list of PERSISTENT RESERVE OUT says, as far as it is long enough to say it.
+/// The fields of a parameter list of PERSISTENT RESERVE OUT. The list must be long enough for the field.
 pub(crate) struct List<'a>(pub(crate) &'a [u8]);
 
 impl List<'_> {
@@ -42,7 +42,7 @@ pub(crate) fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// The TransportIDs that fill `bytes`, each in its plainest form; `None` when one is malformed.
+/// The TransportIDs that fill `bytes`, each in its canonical form. `None` if one is malformed.
 pub fn transport_ids(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut ids = Vec::new();
     let mut at = 0;
@@ -57,15 +57,15 @@ pub fn transport_ids(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(ids)
 }
 
-/// A TransportID in its plainest form, by which it is known: without what says nothing about the port. `None` when it
-/// is malformed or of a protocol that is not known.
+/// The canonical form of a TransportID: every byte that does not identify the port is zero. `None` if it is malformed or
+/// has an unknown protocol.
 pub fn transport_id(bytes: &[u8]) -> Option<Vec<u8>> {
     let first = *bytes.first()?;
     if first & 0x0f == 5 {
         return iscsi(bytes);
     }
-    // Where the bytes are that name the port: from and to.
-    let named: &[(usize, usize)] = match first {
+    // The ranges of the bytes that identify the port.
+    let identifying: &[(usize, usize)] = match first {
         0x00 | 0x03 => &[(8, 16)],
         0x01 => &[(2, 4), (6, 8)],
         0x04 => &[(8, 24)],
@@ -78,7 +78,7 @@ pub fn transport_id(bytes: &[u8]) -> Option<Vec<u8>> {
     }
     let mut plain = vec![0; 24];
     plain[0] = first;
-    for (from, to) in named {
+    for (from, to) in identifying {
         plain[*from..*to].copy_from_slice(&bytes[*from..*to]);
     }
     Some(plain)
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_says_nothing_is_left_out() {
+    fn bytes_that_do_not_identify_the_port_are_cleared() {
         let mut sas = vec![0xff; 24];
         sas[0] = 6;
         let plain = [vec![6, 0, 0, 0], vec![0xff; 8], vec![0; 12]].concat();
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_nothing() {
+    fn malformed_transport_id_is_none() {
         for bad in [
             &[0xf; 24][..],
             &[6; 23],

@@ -1,11 +1,11 @@
-//! The model: what a logical unit knows of reservations, and what it answers (SPC-4 5.13, 6.15, 6.16).
+//! The model: the reservations of a logical unit, and its answers (SPC-4 5.13, 6.15, 6.16).
 //!
-//! Written for being read beside the tables, not for speed: lists are searched from their beginning and copied.
+//! The code follows the tables and is not optimized: it searches lists from the start and copies them.
 
 use crate::list::{List, number, transport_ids};
 use crate::ways::{self, Way};
 
-/// An initiator port, as a TransportID in its plainest form ([`crate::transport_id`]), at a target port.
+/// An initiator port, as a TransportID in its canonical form ([`crate::transport_id`]), at a target port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nexus {
     /// The initiator port.
@@ -17,7 +17,7 @@ pub struct Nexus {
 /// A registered nexus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registrant {
-    /// Who.
+    /// The nexus.
     pub nexus: Nexus,
     /// Its key, never 0.
     pub key: u64,
@@ -28,11 +28,11 @@ pub struct Registrant {
 pub struct Holding {
     /// The code of its type.
     pub kind: u8,
-    /// Who holds it. With the types of all registrants every registrant does, and nobody is named.
+    /// The holder. `None` with the types of all registrants, which every registrant holds.
     pub holder: Option<Nexus>,
 }
 
-/// What a command is answered.
+/// The answer to a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// GOOD, with data.
@@ -43,33 +43,33 @@ pub enum Answer {
     Check(u8, u8, u8),
 }
 
-/// What came of a command.
+/// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
     /// The answer.
     pub answer: Answer,
-    /// Whose commands PREEMPT AND ABORT aborts.
+    /// The nexuses whose commands PREEMPT AND ABORT aborts.
     pub aborted: Vec<Nexus>,
-    /// Which of the ways that the standard describes it went: one of [`crate::WAYS`].
+    /// The case of the standard that applied, one of [`crate::WAYS`].
     pub way: Way,
 }
 
-/// All that a logical unit knows of reservations.
+/// The reservations of a logical unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
     /// The relative identifiers of its target ports.
     pub target_ports: Vec<u16>,
     /// PRGENERATION.
     pub generation: u32,
-    /// Whether all this survives a loss of power.
+    /// Whether the state persists through a power loss.
     pub aptpl: bool,
-    /// In the order in which they came.
+    /// In the order of their registration.
     pub registrants: Vec<Registrant>,
     /// The reservation, if there is one.
     pub reservation: Option<Holding>,
-    /// Unit attentions that have not been reported yet, the oldest first: additional sense code and qualifier.
+    /// The pending unit attentions, the oldest first: additional sense code and qualifier.
     pub attentions: Vec<(Nexus, (u8, u8))>,
-    /// Who has reserved the unit by RESERVE of SPC-2.
+    /// The nexus that has reserved the unit by RESERVE of SPC-2.
     pub spc2_holder: Option<Nexus>,
 }
 
@@ -98,7 +98,7 @@ fn is_all_registrants(kind: u8) -> bool {
     kind == 7 || kind == 8
 }
 
-/// Whether only the node of an iSCSI initiator is named, and none of its ports (7.6.4.6: this may be refused).
+/// Whether the TransportID names an iSCSI node without a port. 7.6.4.6 permits to refuse it.
 fn names_a_node(nexus: &Nexus) -> bool {
     nexus.initiator[0] == 0x05
 }
@@ -112,7 +112,7 @@ fn good(way: Way) -> Done {
 }
 
 impl Model {
-    /// A unit that nobody has used.
+    /// A unit without registrations.
     pub fn new(target_ports: &[u16]) -> Self {
         Self {
             target_ports: target_ports.to_vec(),
@@ -144,9 +144,9 @@ impl Model {
         if let Some((code, qualifier)) = self.take_attention(nexus) {
             return done(Answer::Check(6, code, qualifier), ways::UNIT_ATTENTION);
         }
-        // SPC-2 5.5.1: not even its holder gets through.
+        // SPC-2 5.5.1: the holder gets a conflict too.
         if self.spc2_holder.is_some() {
-            return done(CONFLICT, ways::SPC2_SHUTS_OUT);
+            return done(CONFLICT, ways::SPC2_CONFLICT);
         }
         match cdb[0] {
             0x5e => self.reserve_in(cdb),
@@ -155,7 +155,7 @@ impl Model {
         }
     }
 
-    /// The next unit attention of `nexus`, which is then reported: one of ASC 29h if there is, else the oldest.
+    /// Removes and returns the next unit attention of `nexus`: one with ASC 29h if there is one, else the oldest.
     pub fn take_attention(&mut self, nexus: &Nexus) -> Option<(u8, u8)> {
         let mine = |asc: Option<u8>| {
             self.attentions.iter().position(|(whose, code)| whose == nexus && asc.is_none_or(|asc| asc == code.0))
@@ -164,23 +164,24 @@ impl Model {
         Some(self.attentions.remove(at).1)
     }
 
-    /// Whether `nexus` has something to be told.
+    /// Whether `nexus` has a pending unit attention.
     pub fn has_attention(&self, nexus: &Nexus) -> bool {
         self.attentions.iter().any(|(whose, _)| whose == nexus)
     }
 
-    pub(crate) fn tell(&mut self, nexus: &Nexus, code: (u8, u8)) {
+    /// Establishes a unit attention (SAM-5 5.14).
+    pub(crate) fn establish(&mut self, nexus: &Nexus, code: (u8, u8)) {
         let attention = (nexus.clone(), code);
         if !self.attentions.contains(&attention) {
             self.attentions.push(attention);
         }
     }
 
-    /// Tells all registrants but `sender`.
-    fn tell_registrants(&mut self, sender: &Nexus, code: (u8, u8)) {
+    /// Establishes a unit attention for all registrants but `sender`.
+    fn establish_for_registrants(&mut self, sender: &Nexus, code: (u8, u8)) {
         for one in self.registrants.clone() {
             if one.nexus != *sender {
-                self.tell(&one.nexus, code);
+                self.establish(&one.nexus, code);
             }
         }
     }
@@ -195,9 +196,9 @@ impl Model {
             3 => (self.full_status(), ways::READ_FULL_STATUS),
             _ => return done(INVALID_FIELD_IN_CDB, ways::IN_UNKNOWN),
         };
-        let room = number(&cdb[7..9]) as usize;
-        let way = if room < data.len() { ways::IN_CUT } else { way };
-        data.truncate(room);
+        let allocation_length = number(&cdb[7..9]) as usize;
+        let way = if allocation_length < data.len() { ways::IN_CUT } else { way };
+        data.truncate(allocation_length);
         done(Answer::Good(data), way)
     }
 
@@ -245,7 +246,7 @@ impl Model {
     fn reserve_out(&mut self, nexus: &Nexus, cdb: &[u8], list: &[u8]) -> Done {
         let action = cdb[1] & 0x1f;
         let (scope, kind) = (cdb[2] >> 4, cdb[2] & 0xf);
-        // Before anything that the list says: whether it is long enough to say it.
+        // The length is checked before the contents.
         if list.len() < 24 || number(&cdb[5..9]) as usize != list.len() {
             return done(PARAMETER_LIST_LENGTH_ERROR, ways::LIST_LENGTH);
         }
@@ -291,7 +292,7 @@ impl Model {
                 self.set_keys(nexus, &others, list.service_action_key(), list.aptpl(), true)
             }
             7 => self.register_and_move(nexus, list_bytes),
-            // Nothing is ever lost here.
+            // The model never loses a reservation.
             _ => done(INVALID_RELEASE, ways::REPLACE_NOTHING_LOST),
         }
     }
@@ -309,7 +310,7 @@ impl Model {
                 None => return done(INVALID_FIELD_IN_PARAMETER_LIST, ways::SPEC_I_PT_MALFORMED),
             }
         }
-        // With ALL_TG_PT it is as if it had come through each target port (6.16.3).
+        // ALL_TG_PT has the effect of one command through each target port (6.16.3).
         let ports = if list.all_tg_pt() { self.target_ports.clone() } else { vec![nexus.target_port] };
         for target_port in &ports {
             let sender = Nexus { initiator: nexus.initiator.clone(), target_port: *target_port };
@@ -376,7 +377,7 @@ impl Model {
         }
     }
 
-    /// 5.13.11.3: what it means to a reservation that these leave.
+    /// Removes registrations, and the reservation if it ends with them (5.13.11.3).
     fn unregister(&mut self, sender: &Nexus, leaving: &[Nexus]) {
         self.registrants.retain(|one| !leaving.contains(&one.nexus));
         let Some(Holding { kind, holder }) = self.reservation.clone() else { return };
@@ -384,7 +385,7 @@ impl Model {
             Some(holder) if leaving.contains(&holder) => {
                 self.reservation = None;
                 if is_registrants_only(kind) {
-                    self.tell_registrants(sender, RESERVATIONS_RELEASED);
+                    self.establish_for_registrants(sender, RESERVATIONS_RELEASED);
                 }
             }
             None if self.registrants.is_empty() => self.reservation = None,
@@ -419,13 +420,13 @@ impl Model {
         }
         self.reservation = None;
         if is_registrants_only(kind) || is_all_registrants(kind) {
-            self.tell_registrants(nexus, RESERVATIONS_RELEASED);
+            self.establish_for_registrants(nexus, RESERVATIONS_RELEASED);
         }
         good(ways::RELEASE)
     }
 
     fn clear(&mut self, nexus: &Nexus) -> Done {
-        self.tell_registrants(nexus, RESERVATIONS_PREEMPTED);
+        self.establish_for_registrants(nexus, RESERVATIONS_PREEMPTED);
         self.registrants.clear();
         self.reservation = None;
         self.generation = self.generation.wrapping_add(1);
@@ -448,26 +449,26 @@ impl Model {
         }
         let matching = |one: &Registrant| key == 0 || one.key == key;
         if !takes_over && !self.registrants.iter().any(matching) {
-            return done(CONFLICT, ways::PREEMPT_NOBODY);
+            return done(CONFLICT, ways::PREEMPT_UNKNOWN_KEY);
         }
 
         let before = self.reservation.clone();
-        // 5.13.11.2.6: the commands of all of them are aborted, those of the sender too; it may keep its registration.
+        // 5.13.11.2.6: PREEMPT AND ABORT aborts the sender's commands too if its key matches, even if it stays registered.
         let matching: Vec<Nexus> =
             self.registrants.iter().filter(|one| matching(one)).map(|one| one.nexus.clone()).collect();
-        // Whoever becomes the holder stays; and under all registrants nobody leaves by a PREEMPT of its own.
+        // The new holder stays registered. Under all registrants, no PREEMPT removes its own sender.
         let stays = takes_over || held_by_all;
         let removed: Vec<Nexus> = matching.iter().filter(|one| !(stays && *one == nexus)).cloned().collect();
         self.registrants.retain(|one| !removed.contains(&one.nexus));
         for one in &removed {
             if one != nexus {
-                self.tell(one, REGISTRATIONS_PREEMPTED);
+                self.establish(one, REGISTRATIONS_PREEMPTED);
             }
         }
         if takes_over {
             self.make_reservation(nexus, scope_type);
             if before.as_ref().is_some_and(|before| before.kind != scope_type) {
-                self.tell_registrants(nexus, RESERVATIONS_RELEASED);
+                self.establish_for_registrants(nexus, RESERVATIONS_RELEASED);
             }
         }
         self.generation = self.generation.wrapping_add(1);

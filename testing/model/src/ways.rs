@@ -1,20 +1,20 @@
-//! The ways that the standard describes for a command to go: what a run of random histories must have seen.
+//! The cases of the standard for each command. A run of random histories must cover them.
 
-/// What happened, in a few words.
+/// The name of a case.
 pub type Way = &'static str;
 
 macro_rules! ways {
     ($($name:ident = $text:literal;)*) => {
         $(pub(crate) const $name: Way = $text;)*
 
-        /// Every way there is.
+        /// Every case.
         pub const WAYS: &[Way] = &[$($name),*];
     };
 }
 
 ways! {
     UNIT_ATTENTION = "any: a unit attention is reported";
-    SPC2_SHUTS_OUT = "any: reserved by SPC-2's RESERVE";
+    SPC2_CONFLICT = "any: reserved by SPC-2's RESERVE";
     IN_UNKNOWN = "IN: unknown service action";
     IN_CUT = "IN: cut to the allocation length";
     READ_KEYS = "READ KEYS";
@@ -53,14 +53,14 @@ ways! {
     CLEAR = "CLEAR";
     PREEMPT_ZERO = "PREEMPT: no key, and not all registrants hold it";
     PREEMPT_SCOPE_TYPE = "PREEMPT: no scope or type for the new reservation";
-    PREEMPT_NOBODY = "PREEMPT: nobody has the key";
+    PREEMPT_UNKNOWN_KEY = "PREEMPT: no registrant has the key";
     PREEMPT_ALL = "PREEMPT: takes over from all registrants";
     PREEMPT_SELF = "PREEMPT: the holder's own reservation";
     PREEMPT_HOLDER = "PREEMPT: takes over from the holder";
     PREEMPT_OWN_KEY = "PREEMPT: the sender's own key";
     PREEMPT_SELF_OF_ALL = "PREEMPT: the sender's own key, one of all registrants";
     PREEMPT_SOME_OF_ALL = "PREEMPT: some of all registrants";
-    PREEMPT_OTHERS = "PREEMPT: registrants who hold nothing";
+    PREEMPT_OTHERS = "PREEMPT: registrants that are not the holder";
     PREEMPT_UNRESERVED = "PREEMPT: registrants, nothing is reserved";
     ABORT_ALL = "PREEMPT AND ABORT: takes over from all registrants";
     ABORT_SELF = "PREEMPT AND ABORT: the holder's own reservation";
@@ -68,11 +68,11 @@ ways! {
     ABORT_OWN_KEY = "PREEMPT AND ABORT: the sender's own key";
     ABORT_SELF_OF_ALL = "PREEMPT AND ABORT: the sender's own key, one of all registrants";
     ABORT_SOME_OF_ALL = "PREEMPT AND ABORT: some of all registrants";
-    ABORT_OTHERS = "PREEMPT AND ABORT: registrants who hold nothing";
+    ABORT_OTHERS = "PREEMPT AND ABORT: registrants that are not the holder";
     ABORT_UNRESERVED = "PREEMPT AND ABORT: registrants, nothing is reserved";
     MOVE = "REGISTER AND MOVE: to a new registrant";
     MOVE_TO_REGISTRANT = "REGISTER AND MOVE: to a registrant";
-    MOVE_UNREGISTERING = "REGISTER AND MOVE: the sender leaves";
+    MOVE_UNREGISTERING = "REGISTER AND MOVE: unregisters the sender";
     MOVE_OF_ANOTHER = "REGISTER AND MOVE: another holds it";
     MOVE_ZERO = "REGISTER AND MOVE: no key";
     MOVE_OF_ALL = "REGISTER AND MOVE: all registrants hold it";
@@ -84,8 +84,8 @@ ways! {
     REPLACE_NOTHING_LOST = "REPLACE LOST RESERVATION: nothing is lost";
     NEXUS_LOSS = "nexus loss";
     RESET = "reset";
-    POWER_LOSS = "power loss: nothing is kept";
-    POWER_LOSS_APTPL = "power loss: all is kept";
+    POWER_LOSS = "power loss: without APTPL";
+    POWER_LOSS_APTPL = "power loss: with APTPL";
     SPC2_RESERVE = "SPC-2 RESERVE: reserves";
     SPC2_RESERVE_AGAIN = "SPC-2 RESERVE: has it already";
     SPC2_RESERVED_BY_ANOTHER = "SPC-2 RESERVE: another has it";
@@ -95,7 +95,7 @@ ways! {
     SPC2_RELEASE_NOTHING = "SPC-2 RELEASE: has nothing";
 }
 
-/// A way of PREEMPT, gone by PREEMPT AND ABORT.
+/// The case of PREEMPT AND ABORT for a case of PREEMPT.
 pub(crate) fn aborting(way: Way) -> Way {
     match way {
         PREEMPT_ALL => ABORT_ALL,

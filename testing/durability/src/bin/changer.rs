@@ -1,5 +1,7 @@
-//! Changes a store, and says what became of each change. `changer ADDRESS BEFORE CHANGES`: after BEFORE changes (when there
-//! are any, before the store is opened else) it says "ready" and waits for a line.
+//! Changes a store, and reports the result of each change on standard output.
+//!
+//! `changer ADDRESS BEFORE CHANGES` opens the store, makes BEFORE changes, prints "ready", waits for a line, and makes
+//! CHANGES more. If BEFORE is 0, it opens the store after the line.
 #![forbid(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -10,21 +12,22 @@ fn main() {
     use scsi_pr_store::open;
 
     // Each line is one write(2).
-    let say = |text: &str| std::io::stdout().write_all(format!("{text}\n").as_bytes()).expect("somebody listens");
+    let print =
+        |text: &str| std::io::stdout().write_all(format!("{text}\n").as_bytes()).expect("the test reads the output");
     let mut arguments = std::env::args().skip(1);
     let address = arguments.next().expect("the address of a store");
     let mut number = || arguments.next().and_then(|text| text.parse::<u32>().ok()).expect("a number");
     let (before, changes) = (number(), number());
     let wait = || {
-        say("ready");
+        print("ready");
         stdin().read_line(&mut String::new()).expect("a line");
     };
 
     let store = if before == 0 {
         wait();
-        // What fails once is tried again, as a service manager would.
+        // A service manager would try again too.
         open(&address).or_else(|error| {
-            say(&format!("unopened {:?} {error}", error.fault()));
+            print(&format!("unopened {:?} {error}", error.fault()));
             open(&address)
         })
     } else {
@@ -32,20 +35,20 @@ fn main() {
     };
     let store = match store {
         Ok(store) => store,
-        Err(error) => return say(&format!("unopened {:?} {error}", error.fault())),
+        Err(error) => return print(&format!("unopened {:?} {error}", error.fault())),
     };
-    (0..before).for_each(|_| change_in(&*store).expect("kept"));
+    (0..before).for_each(|_| change_in(&*store).expect("an acknowledged change"));
     if before > 0 {
         wait();
     }
     for _ in 0..changes {
         match change_in(&*store) {
-            Ok(()) => say("kept"),
-            Err(error) => say(&format!("failed {:?} {error}", error.fault())),
+            Ok(()) => print("acknowledged"),
+            Err(error) => print(&format!("failed {:?} {error}", error.fault())),
         }
     }
     drop(store);
-    say("closed");
+    print("closed");
 }
 
 #[cfg(not(target_arch = "x86_64"))]

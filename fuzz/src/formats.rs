@@ -1,4 +1,4 @@
-//! The words of the standard: parameter lists, returned data, TransportIDs, sense.
+//! The data formats of the standard: parameter lists, returned data, TransportIDs, sense data.
 
 use std::fmt;
 
@@ -7,28 +7,28 @@ use scsi_pr::{
     ReserveOut, Sense, SenseCode, TransportId,
 };
 
-/// It ends up in a log: what a guest sends must not write lines of its own there, nor turn those of others around.
+/// Checks that a log may show `text`: a guest must not be able to add lines, or to reverse the direction of text.
 pub(crate) fn assert_printable(text: &str) {
     let quoted = text.replace('\\', r"\\").replace('"', r#"\""#).replace('\'', r"\'");
     assert!(!text.is_empty() && text.escape_debug().eq(quoted.chars()), "{text:?}");
 }
 
-/// 16 bytes of a PERSISTENT RESERVE OUT and its parameter list. Opcode and length are made to fit.
+/// 16 bytes of a PERSISTENT RESERVE OUT and its parameter list. The target sets opcode and length.
 pub fn parameter_list(data: &[u8]) {
     let Some((cdb, list)) = data.split_first_chunk::<16>() else { return };
     let list = &list[..list.len().min(MAX_TRANSFER)];
     let mut cdb = *cdb;
     cdb[0] = 0x5f;
     cdb[7..9].copy_from_slice(&u16::try_from(list.len()).expect("8192 bytes at most").to_be_bytes());
-    let command = Command::new(Cdb::new(cdb).expect("it fits"), list).expect("it fits");
+    let command = Command::new(Cdb::new(cdb).expect("the CDB is valid"), list).expect("the CDB is valid");
     assert_printable(&command.to_string());
 
     match ReserveOut::parse(command) {
         Ok(value) => {
             let encoded = value.encode().expect("it came in one command");
             assert_eq!(encoded.cdb().service_action(), command.cdb().service_action());
-            assert_eq!(encoded.command().parameter_list().len(), list.len(), "nothing was left over");
-            // What does not count is not kept, and changes nothing.
+            assert_eq!(encoded.command().parameter_list().len(), list.len(), "the lengths are equal");
+            // The encoder drops ignored bytes, and the meaning stays the same.
             let again = ReserveOut::parse(encoded.command()).expect("it was accepted before");
             assert_eq!(again, value);
             assert_eq!(again.encode().expect("as before").command(), encoded.command());
@@ -69,8 +69,8 @@ fn returned<T: fmt::Debug + fmt::Display + PartialEq>(
             assert_printable(&parsed.to_string());
             assert_printable(&format!("{parsed:#}").replace('\n', ""));
             let encoded = encode(&parsed.value);
-            assert!(encoded.len() <= parsed.length, "nothing was made up");
-            assert!(parsed.truncated || encoded.len() == parsed.length, "nothing was left over");
+            assert!(encoded.len() <= parsed.length, "the encoder adds no bytes");
+            assert!(parsed.truncated || encoded.len() == parsed.length, "the lengths are equal");
             let again = parse(&encoded).expect("it was accepted before");
             assert_eq!(again, Parsed { value: parsed.value, length: encoded.len(), truncated: false });
             assert_eq!(encode(&again.value), encoded);
@@ -84,7 +84,7 @@ pub fn transport_id(data: &[u8]) {
     let ids = match TransportId::list_from_bytes(data) {
         Ok(ids) => ids,
         Err(error) => {
-            assert!(TransportId::from_bytes(data).is_err(), "a list of one is a list");
+            assert!(TransportId::from_bytes(data).is_err(), "a valid TransportID is a valid list");
             return assert_printable(&error.to_string());
         }
     };
@@ -94,7 +94,7 @@ pub fn transport_id(data: &[u8]) {
         assert_eq!(TransportId::from_bytes(id.bytes()).as_ref().map(TransportId::bytes), Ok(id.bytes()));
         let canonical = TransportId::new(id.port()).expect("it was read from a TransportID");
         assert_eq!((&canonical, canonical.port()), (id, id.port()));
-        assert!(canonical.bytes().len() <= id.bytes().len(), "no longer than it must be");
+        assert!(canonical.bytes().len() <= id.bytes().len(), "the canonical form is the shortest");
         assert_printable(&id.to_string());
     }
 }
@@ -102,9 +102,9 @@ pub fn transport_id(data: &[u8]) {
 /// Sense data.
 pub fn sense(data: &[u8]) {
     let sense = Sense::from_bytes(data);
-    let kept = data.len().min(Sense::LENGTH);
-    assert_eq!(sense.bytes()[..kept], data[..kept]);
-    assert!(sense.bytes()[kept..].iter().all(|byte| *byte == 0));
+    let length = data.len().min(Sense::LENGTH);
+    assert_eq!(sense.bytes()[..length], data[..length]);
+    assert!(sense.bytes()[length..].iter().all(|byte| *byte == 0));
     assert_eq!(Sense::from_bytes(sense.bytes()), sense);
     assert!(sense.length() <= Sense::LENGTH);
     assert_eq!(sense.code().is_some(), sense.length() >= 8);
@@ -112,7 +112,7 @@ pub fn sense(data: &[u8]) {
     assert_printable(&sense.to_string());
     assert_printable(&format!("{sense:?}"));
     if let Some(code) = sense.code() {
-        // What is beyond the length says nothing.
+        // The bytes beyond the length do not change the code.
         assert_eq!(Sense::from_bytes(&sense.bytes()[..sense.length()]).code(), Some(code));
         for made in [Sense::fixed(code), Sense::descriptor(code)] {
             assert_eq!((made.code(), made.is_deferred()), (Some(code), false));
