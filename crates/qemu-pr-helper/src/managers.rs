@@ -6,7 +6,7 @@ use scsi_pr::PrManager;
 use scsi_pr_helper::Peer;
 use scsi_pr_linux::device::Sysfs;
 use scsi_pr_linux::policy::{ByDevice, Client, Counters, Escalate, Observed, RefuseReadOnly, Routes, ScsiFirst};
-use scsi_pr_linux::{BlockIoctl, MapIn, Nvme, SgIo};
+use scsi_pr_linux::{BlockIoctl, MultipathReader, Nvme, SgIo};
 
 use crate::link::{Duty, Link};
 use crate::options::Manager;
@@ -21,7 +21,7 @@ pub(crate) fn manager_for(
 ) -> impl Fn(&Peer) -> Arc<dyn PrManager> {
     let pool = Arc::new(Pool::new(monitor));
     let workers = |duty| Workers::new(&pool, duty);
-    let multipath = || Arc::new(MapIn::new(workers(Duty::Multipath), Sysfs::default()));
+    let multipath = || Arc::new(MultipathReader::new(workers(Duty::Multipath), Sysfs::default()));
     let nvme = || Arc::new(Escalate::new(Nvme::new(), workers(Duty::Nvme)));
     let block = || Arc::new(Escalate::new(BlockIoctl::default(), workers(Duty::Block)));
     let chosen: Arc<dyn PrManager> = match wanted {

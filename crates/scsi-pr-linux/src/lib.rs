@@ -26,7 +26,7 @@ mod throttle;
 mod type_number;
 
 pub use block_ioctl::BlockIoctl;
-pub use multipath::{MapIn, Multipath};
+pub use multipath::{Multipath, MultipathReader};
 pub use nvme::Nvme;
 pub use permission::{Attempt, NotPermitted};
 pub use sg_io::SgIo;

@@ -190,7 +190,7 @@ fn write_configuration(line: &str) -> Result<()> {
 
 /// Starts multipathd and waits until it answers.
 pub(crate) fn start_multipathd() -> Result<()> {
-    run("multipathd", &[])?;
+    run("sh", &["-c", "exec setsid multipathd -d -v3 >>/run/multipathd.log 2>&1 </dev/null &"])?;
     wait_for("answer of multipathd", || {
         let answer = run("multipathd", &["show", "daemon"])?;
         if answer.contains("running") || answer.contains("idle") { Ok(()) } else { bail!("{answer}") }

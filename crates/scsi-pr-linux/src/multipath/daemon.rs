@@ -83,12 +83,6 @@ impl Daemon {
         }
     }
 
-    /// Whether multipathd keeps in mind which map holds its reservation, as it does from 0.13 on.
-    pub(super) fn knows_holders(&self, map: &str) -> Result<bool, Unanswered> {
-        let reply = self.ask(&format!("getprhold map {map}"))?;
-        Ok(matches!(reply.trim_end(), "set" | "unset" | "unknown"))
-    }
-
     /// Has multipathd forget that the map holds its reservation.
     pub(super) fn forget_holder(&self, map: &str) -> Result<(), Unanswered> {
         self.order(&format!("unsetprhold map {map}"))

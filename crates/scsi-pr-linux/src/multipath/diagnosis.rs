@@ -1,5 +1,5 @@
-//! Why a command was refused or failed on a map, for the administrator: one line that names the map, the cause and what
-//! to do. The guest sees a sense code only.
+//! The cause of a refusal or a failure on a map, for the administrator: one line that names the map, the cause and the
+//! remedy. The guest sees only a sense code.
 
 use std::fmt;
 use std::io;
@@ -10,41 +10,45 @@ use super::daemon::Unanswered;
 use super::sys::Unavailable;
 use super::translate;
 
-/// What the log is told about a command on a map.
+/// The cause in a log line about a command on a map.
 #[derive(Debug)]
 pub(super) enum Cause<'a> {
     /// `reservation_key` is not set for the map.
     NoKey,
-    /// It is this key, and the guest's is another.
+    /// `reservation_key` is this key, and the guest's is another.
     OtherKey(Key),
     /// Every key is allowed, but the guest's is not the one that was registered through the map.
     NotRegistered,
-    /// multipathd could not be asked.
+    /// multipathd did not answer.
     Daemon(&'a Unanswered),
     /// The host is registered now, but multipathd will not register paths that appear or come back.
     LaterPaths(Option<&'a Unanswered>),
     /// libmpathpersist cannot be used.
     Library(&'a Unavailable),
-    /// It returned this.
+    /// libmpathpersist returned this.
     Code(i32),
-    /// None of the map's paths works.
-    NoPath,
+    /// The map has no usable path.
+    NoUsablePath,
     /// TransportIDs for a map of so many paths.
     InitiatorPorts(usize),
-    /// So many paths are left without a registration.
-    Unregistered(usize),
+    /// These paths could not be registered.
+    Unregistered(&'a [String]),
     /// Another host preempted this one while it was registering again.
     Preempted,
-    /// Some may work, and none can be opened.
-    Unopened,
-    /// It is no map.
+    /// A dead path of this host holds the reservation, and another host has the same key.
+    SharedKey,
+    /// A dead path of this host or another host holds the reservation; the reason why that is not known.
+    HolderUnknown(&'a str),
+    /// No usable path could be opened.
+    NotOpened,
+    /// The device is no map.
     NoMap,
     /// Sysfs cannot be read.
-    Unread(&'a io::Error),
+    SysfsUnreadable(&'a io::Error),
 }
 
 impl Cause<'_> {
-    /// Which cause it is, whatever its details: each is told by itself now and then.
+    /// The number of the variant: each has its own rate limit.
     pub(super) fn kind(&self) -> u8 {
         match self {
             Self::NoKey => 0,
@@ -54,13 +58,15 @@ impl Cause<'_> {
             Self::LaterPaths(_) => 4,
             Self::Library(_) => 5,
             Self::Code(_) => 6,
-            Self::NoPath => 7,
+            Self::NoUsablePath => 7,
             Self::InitiatorPorts(_) => 8,
             Self::Unregistered(_) => 9,
             Self::Preempted => 10,
-            Self::Unread(_) => 11,
-            Self::Unopened => 12,
+            Self::SysfsUnreadable(_) => 11,
+            Self::NotOpened => 12,
             Self::NoMap => 13,
+            Self::SharedKey => 14,
+            Self::HolderUnknown(_) => 15,
         }
     }
 }
@@ -83,7 +89,7 @@ impl fmt::Display for Cause<'_> {
             ),
             Self::Daemon(why) => write!(f, "{why}: {START}"),
             Self::LaterPaths(why) => {
-                f.write_str("the paths of now are registered, but multipathd is not known to register later ones")?;
+                f.write_str("the present paths are registered, but multipathd may not register later ones")?;
                 why.map_or(Ok(()), |why| write!(f, " ({why})"))?;
                 f.write_str(": check it with `multipathd getprstatus`")
             }
@@ -91,7 +97,7 @@ impl fmt::Display for Cause<'_> {
             Self::Code(code) => {
                 write!(f, "libmpathpersist returned {code}, {}: see what multipathd logs", translate::meaning(*code))
             }
-            Self::NoPath => f.write_str("none of its paths works: see `multipath -ll`"),
+            Self::NoUsablePath => f.write_str("none of its paths works: see `multipath -ll`"),
             Self::InitiatorPorts(paths) => write!(
                 f,
                 "libmpathpersist may leave out the TransportIDs (SPEC_I_PT) when a map has more than one path, and this \
@@ -99,14 +105,26 @@ impl fmt::Display for Cause<'_> {
             ),
             Self::Unregistered(paths) => write!(
                 f,
-                "{paths} of its paths could not be registered: have the guest send REGISTER AND IGNORE EXISTING KEY, or \
-                 I/O by them will fail"
+                "of its paths, {} could not be registered, and I/O by them will fail: when they work, run `mpathpersist \
+                 --out --register-ignore` with the key, or have the guest send REGISTER AND IGNORE EXISTING KEY",
+                paths.join(", ")
             ),
             Self::Preempted => f.write_str(
                 "another host preempted this one meanwhile, so it was not registered again by the other paths",
             ),
-            Self::Unread(why) => write!(f, "sysfs does not tell what it is: {why}"),
-            Self::Unopened => f.write_str("none of its paths can be opened: their device files must be in /dev"),
+            Self::SharedKey => f.write_str(
+                "a path of this host that does not work holds the reservation, and another host has registered the same \
+                 key, so no other path can take the reservation over: bring the path back and release again; give each \
+                 host a key of its own",
+            ),
+            Self::HolderUnknown(why) => write!(
+                f,
+                "the reservation remains, and its holder may be another host with the same key or a path of this host \
+                 that does not work, as {why}: find the holder with `sg_persist --in --read-full-status`; give each host a \
+                 key of its own"
+            ),
+            Self::SysfsUnreadable(why) => write!(f, "sysfs cannot be read: {why}"),
+            Self::NotOpened => f.write_str("none of its paths can be opened: their device files must be in /dev"),
             Self::NoMap => f.write_str("it is no multipath map"),
         }
     }
@@ -125,11 +143,12 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn every_cause_says_what_to_do() {
+    fn every_cause_names_a_remedy() {
         let down = Unanswered::NotThere(io::ErrorKind::ConnectionRefused.into());
         let slow = Unanswered::TooSlow(Duration::from_secs(5));
         let missing = Unavailable::NotInstalled("no such file".to_owned());
         let unread = io::Error::other("gone");
+        let lost = ["sdb".to_owned(), "sdc".to_owned()];
         let causes = [
             (Cause::NoKey, "`reservation_key file` to the section `defaults` of /etc/multipath.conf"),
             (Cause::OtherKey(Key(0x123)), "reservation_key 0x0000000000000123 alone"),
@@ -138,12 +157,14 @@ mod tests {
             (Cause::LaterPaths(Some(&slow)), "(multipathd did not answer within 5s): check it with"),
             (Cause::Library(&missing), "multipath-tools"),
             (Cause::Code(15), "returned 15, an error of the transport"),
-            (Cause::NoPath, "multipath -ll"),
+            (Cause::NoUsablePath, "multipath -ll"),
             (Cause::InitiatorPorts(2), "this has 2"),
-            (Cause::Unregistered(3), "3 of its paths"),
+            (Cause::Unregistered(&lost), "of its paths, sdb, sdc could not"),
+            (Cause::SharedKey, "a key of its own"),
+            (Cause::HolderUnknown("it is hidden"), "as it is hidden: find the holder"),
             (Cause::Preempted, "another host preempted"),
-            (Cause::Unread(&unread), "gone"),
-            (Cause::Unopened, "/dev"),
+            (Cause::SysfsUnreadable(&unread), "gone"),
+            (Cause::NotOpened, "/dev"),
             (Cause::NoMap, "no multipath map"),
         ];
         for (cause, part) in &causes {

@@ -1,4 +1,5 @@
-//! What [`Multipath`](super::Multipath) needs of the machine, in one place, so that its tests can have every part of it fail.
+//! The parts of the machine that [`Multipath`](super::Multipath) uses, behind one trait, so that tests can have each of them
+//! fail.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -6,18 +7,22 @@ use std::path::PathBuf;
 
 use super::daemon::{Daemon, Unanswered};
 use super::map::Map;
-use super::route::{self, Route};
+use super::path::{self, Path};
+use super::ports::HostPorts;
 use super::sys::{self, Unavailable};
 use super::translate::Request;
 use crate::device::{Device, Sysfs};
 
 /// The machine around a command.
 pub(super) trait Host: Send + Sync {
-    /// The map behind `device`, as it is now; or what else is behind it.
+    /// The map behind `device`, as it is now; `Err` is a device that is no map.
     fn map(&self, device: BorrowedFd<'_>) -> io::Result<Result<Map, Device>>;
 
-    /// Those paths of `map` that may work.
-    fn routes(&self, map: &Map) -> Vec<Box<dyn Route>>;
+    /// The usable paths of `map`, open.
+    fn paths(&self, map: &Map) -> Vec<Box<dyn Path>>;
+
+    /// The initiator ports by which this host reaches the unit of `map`.
+    fn ports(&self, map: &Map) -> HostPorts;
 
     /// libmpathpersist, started.
     fn library(&self) -> Result<Box<dyn Library>, Unavailable>;
@@ -27,9 +32,6 @@ pub(super) trait Host: Send + Sync {
 
     /// See [`Daemon::registers_paths`].
     fn registers_paths(&self, map: &Map) -> Result<bool, Unanswered>;
-
-    /// See [`Daemon::knows_holders`].
-    fn knows_holders(&self, map: &Map) -> Result<bool, Unanswered>;
 
     /// See [`Daemon::forget_holder`].
     fn forget_holder(&self, map: &Map) -> Result<(), Unanswered>;
@@ -53,7 +55,7 @@ impl Library for sys::Library {
 /// This machine.
 pub(super) struct Machine {
     sysfs: Sysfs,
-    /// Where the device files are.
+    /// The directory of the device files.
     devices: PathBuf,
     daemon: Daemon,
 }
@@ -69,9 +71,13 @@ impl Host for Machine {
         Map::of(&self.sysfs, device)
     }
 
-    fn routes(&self, map: &Map) -> Vec<Box<dyn Route>> {
-        let paths = route::open_all(map, &self.sysfs, &self.devices);
-        paths.into_iter().map(|path| Box::new(path) as Box<dyn Route>).collect()
+    fn paths(&self, map: &Map) -> Vec<Box<dyn Path>> {
+        let paths = path::open_all(map, &self.sysfs, &self.devices);
+        paths.into_iter().map(|path| Box::new(path) as Box<dyn Path>).collect()
+    }
+
+    fn ports(&self, map: &Map) -> HostPorts {
+        HostPorts::read(map, &self.sysfs)
     }
 
     fn library(&self) -> Result<Box<dyn Library>, Unavailable> {
@@ -84,10 +90,6 @@ impl Host for Machine {
 
     fn registers_paths(&self, map: &Map) -> Result<bool, Unanswered> {
         self.daemon.registers_paths(&map.kernel_name)
-    }
-
-    fn knows_holders(&self, map: &Map) -> Result<bool, Unanswered> {
-        self.daemon.knows_holders(&map.kernel_name)
     }
 
     fn forget_holder(&self, map: &Map) -> Result<(), Unanswered> {

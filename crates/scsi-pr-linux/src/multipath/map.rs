@@ -1,18 +1,14 @@
-//! What sysfs tells of a multipath map: its name, its paths, and which of them may work.
+//! A multipath map as sysfs has it: its name, its paths, and which of them are usable.
 //!
-//! Files of sysfs are read, and nothing else; none of them waits for a device. What is told is what the kernel's SCSI
-//! layer thinks of each path. Which of them device mapper has given up, only its own ioctl tells, for which one has to be
-//! root.
+//! Only files of sysfs are read; none of them waits for a device. They have the state that the kernel's SCSI layer gives
+//! each path. Which paths device mapper has failed, only its own ioctl tells, which needs root.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::Path;
 
-use rustix::fs::{FileType, fstat, major, minor};
 use rustix::io::Errno;
 
 use crate::device::{Device, Kind, Number, Sysfs};
@@ -99,71 +95,10 @@ impl fmt::Display for Map {
     }
 }
 
-/// Tells which maps have no path. It looks first at the path that worked when it last looked, so that as few files are
-/// read as tell.
-#[derive(Debug)]
-pub(super) struct Watch {
-    sysfs: Sysfs,
-    /// Of each map, the link to that path in its own directory, which is there for as long as the map has the path.
-    worked: Mutex<BTreeMap<Number, PathBuf>>,
-}
-
-impl Watch {
-    /// Of so many maps it is remembered which path worked. The rest is looked at each time.
-    const MOST: usize = 1024;
-
-    pub(super) const fn new(sysfs: Sysfs) -> Self {
-        Self { sysfs, worked: Mutex::new(BTreeMap::new()) }
-    }
-
-    /// Whether `descriptor` is a device over others of which none may work, or a map that has none.
-    ///
-    /// # Errors
-    ///
-    /// Those of fstat(2) and of reading sysfs.
-    pub(super) fn is_without_path(&self, descriptor: BorrowedFd<'_>) -> io::Result<bool> {
-        let stat = fstat(descriptor)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
-            return Ok(false);
-        }
-        self.none_is_usable(Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) })
-    }
-
-    fn none_is_usable(&self, number: Number) -> io::Result<bool> {
-        let worked = self.worked().get(&number).cloned();
-        if worked.is_some_and(|slave| matches!(is_usable(&slave), Ok(true))) {
-            return Ok(false);
-        }
-        let directory = self.sysfs.block_directory(number);
-        let slaves = match fs::read_dir(directory.join("slaves")) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            slaves => slaves?,
-        };
-        let mut has_slaves = false;
-        for slave in slaves {
-            has_slaves = true;
-            let slave = slave?.path();
-            if is_usable(&slave)? {
-                let mut worked = self.worked();
-                if worked.len() < Self::MOST || worked.contains_key(&number) {
-                    worked.insert(number, slave);
-                }
-                return Ok(false);
-            }
-        }
-        // A disk has nothing beneath it, and needs nothing.
-        Ok(has_slaves || directory.join("dm").exists())
-    }
-
-    fn worked(&self) -> MutexGuard<'_, BTreeMap<Number, PathBuf>> {
-        self.worked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Whether the device of this directory may carry a command. A SCSI device must be `running` (Linux
 /// `Documentation/ABI/testing/sysfs-block`, `drivers/scsi/scsi_sysfs.c`): in its other states a command fails at once or
 /// waits for a transport that is away. What has no state is taken to work.
-fn is_usable(slave: &Path) -> io::Result<bool> {
+pub(super) fn is_usable(slave: &Path) -> io::Result<bool> {
     match read_attribute(&slave.join("device/state")) {
         // The second is an NVMe controller's.
         Ok(state) => Ok(matches!(state.trim_ascii_end(), b"running" | b"live")),
@@ -196,24 +131,7 @@ fn number_of(slave: &Path) -> io::Result<Number> {
 pub(super) mod tests {
     use super::*;
     use crate::device::tests::Tree;
-    use proptest::prelude::*;
     use std::os::fd::AsFd;
-
-    /// The states that Linux knows (`enum scsi_device_state`), and what a file may hold besides.
-    const STATES: [&str; 12] = [
-        "running",
-        "created",
-        "cancel",
-        "deleted",
-        "quiesce",
-        "offline",
-        "transport-offline",
-        "blocked",
-        "created-blocked",
-        "live",
-        "connecting",
-        "",
-    ];
 
     /// A tree with the map `mpatha` of this number, over paths in these states.
     pub(in super::super) fn tree(number: &str, states: &[&str]) -> Tree {
@@ -232,12 +150,8 @@ pub(super) mod tests {
         Map::at(&tree.sysfs(), tree.explain(252, 3)).unwrap().unwrap()
     }
 
-    fn without_path(tree: &Tree) -> bool {
-        Watch::new(tree.sysfs()).none_is_usable(Number { major: 252, minor: 3 }).unwrap()
-    }
-
     #[test]
-    fn a_map_and_its_paths() {
+    fn a_map_has_its_names_and_paths() {
         let mut map = map(&tree("252:3", &["running", "offline"]));
         assert_eq!(map.to_string(), "multipath map mpatha (dm-3, 3600140500000001)");
         assert_eq!(map.number, Number { major: 252, minor: 3 });
@@ -248,91 +162,12 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_map_is_told() {
+    fn a_device_that_is_no_map_is_returned() {
         let tree = Tree::new();
         tree.block("devices/block/sda", "8:0", &[]);
         let device = tree.explain(8, 0);
         assert_eq!(Map::at(&tree.sysfs(), device.clone()).unwrap(), Err(device));
         let null = File::open("/dev/null").unwrap();
         assert!(Map::of(&Sysfs::default(), null.as_fd()).unwrap().is_err());
-    }
-
-    #[test]
-    fn one_running_path_is_enough_and_a_map_without_paths_has_none() {
-        for state in STATES {
-            let usable = matches!(state, "running" | "live");
-            assert_eq!(without_path(&tree("252:3", &[state])), !usable, "{state:?}");
-            assert!(!without_path(&tree("252:3", &[state, "running"])), "{state:?}");
-        }
-        assert!(without_path(&tree("252:3", &[])));
-    }
-
-    #[test]
-    fn what_has_no_state_is_taken_to_work_and_what_is_gone_is_not() {
-        let tree = Tree::new();
-        tree.block("devices/block/vda", "254:0", &[]);
-        tree.device_mapper("devices/virtual/block/dm-3", "252:3", ["mpatha", "mpath-3600"], &["devices/block/vda"]);
-        assert!(!without_path(&tree));
-        tree.remove("devices/block/vda");
-        assert!(without_path(&tree));
-        // Nothing beneath it is known, or needed.
-        assert!(!Watch::new(tree.sysfs()).none_is_usable(Number { major: 8, minor: 0 }).unwrap());
-        tree.block("devices/block/sda", "8:0", &[]);
-        assert!(!Watch::new(tree.sysfs()).none_is_usable(Number { major: 8, minor: 0 }).unwrap());
-    }
-
-    #[test]
-    fn a_path_that_worked_is_not_taken_to_work_for_good() {
-        let tree = tree("252:3", &["running", "running"]);
-        let [first, second] = ["devices/host0/block/sd0", "devices/host1/block/sd1"];
-        let watch = Watch::new(tree.sysfs());
-        let without_path = || watch.none_is_usable(Number { major: 252, minor: 3 }).unwrap();
-        for states in [["offline", "running"], ["running", "offline"]] {
-            for (path, state) in [first, second].into_iter().zip(states) {
-                tree.state(path, state);
-            }
-            assert!(!without_path(), "{states:?}");
-        }
-        tree.state(first, "offline");
-        assert!(without_path());
-        tree.state(first, "running");
-        assert!(!without_path());
-        // It works, and the map does not have it any more.
-        std::fs::remove_file(tree.sysfs().block_directory(Number { major: 252, minor: 3 }).join("slaves/sd0")).unwrap();
-        assert!(without_path());
-        tree.state(second, "running");
-        assert!(!without_path());
-    }
-
-    #[test]
-    fn more_maps_than_are_remembered_are_looked_at_all_the_same() {
-        let tree = tree("252:3", &["running"]);
-        let watch = Watch::new(tree.sysfs());
-        *watch.worked() =
-            (0..Watch::MOST).map(|minor| (Number { major: 8, minor: minor as u32 }, PathBuf::new())).collect();
-        assert!(!watch.none_is_usable(Number { major: 252, minor: 3 }).unwrap());
-        assert_eq!(watch.worked().len(), Watch::MOST);
-        tree.state("devices/host0/block/sd0", "offline");
-        assert!(watch.none_is_usable(Number { major: 252, minor: 3 }).unwrap());
-    }
-
-    #[test]
-    fn the_number_of_a_character_device_is_not_a_block_devices() {
-        // /dev/null is 1:3: with that number, a block device would be a RAM disk.
-        let tree = tree("1:3", &["offline"]);
-        let null = File::open("/dev/null").unwrap();
-        let watch = Watch::new(tree.sysfs());
-        assert!(!watch.is_without_path(null.as_fd()).unwrap());
-        assert!(watch.none_is_usable(Number { major: 1, minor: 3 }).unwrap());
-        assert!(Map::of(&tree.sysfs(), null.as_fd()).unwrap().is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn both_ways_of_asking_agree(states in prop::collection::vec(prop::sample::select(&STATES[..]), 0..5)) {
-            let tree = tree("252:3", &states);
-            prop_assert_eq!(map(&tree).has_usable_path(), !without_path(&tree));
-            prop_assert_eq!(map(&tree).paths.len(), states.len());
-        }
     }
 }

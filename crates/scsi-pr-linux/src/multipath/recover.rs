@@ -5,7 +5,6 @@ mod sys;
 
 use std::fs;
 use std::io;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,8 +13,8 @@ use scsi_pr::{Completion, Keys, Reservation, ReserveInAction};
 use tracing::warn;
 
 use super::map::Map;
-use super::native;
-use super::route::{self, Route};
+use super::path::{self, Path};
+use super::per_path;
 use crate::device::{Number, Sysfs};
 
 /// How long a map may be suspended by somebody who goes on to resume it: multipathd, which swaps its table within
@@ -34,11 +33,11 @@ const LOOK: Duration = Duration::from_millis(20);
 pub fn recover(number: Number, uuid: &str) {
     let sysfs = Sysfs::default();
     let resume = |map: &Map| sys::resume(&format!("mpath-{}", map.wwid));
-    let routes = |map: &Map| route::open_all(map, &sysfs, Path::new("/dev"));
+    let paths = |map: &Map| path::open_all(map, &sysfs, std::path::Path::new("/dev"));
     match find(&sysfs, number, uuid) {
         Ok(Some(map)) => {
             settle(&map, MOMENT, || suspended(&sysfs, number), || resume(&map));
-            report(&map, &routes(&map));
+            report(&map, &paths(&map));
         }
         Ok(None) => warn!("{uuid} ({number}) is gone, and needs no recovering"),
         Err(error) => warn!("{uuid} ({number}) may be left suspended, as sysfs does not tell: {error}: {LOOK_AFTER}"),
@@ -88,8 +87,8 @@ fn settle(
 }
 
 /// Says how the reservations of the unit are now.
-fn report<R: Route>(map: &Map, routes: &[R]) {
-    let read = |action| native::read(routes, action).map_err(|answer: Completion| answer.to_string());
+fn report<R: Path>(map: &Map, paths: &[R]) {
+    let read = |action| per_path::read(paths, action).map_err(|answer: Completion| answer.to_string());
     let keys = read(ReserveInAction::ReadKeys).and_then(|data| match Keys::parse(&data) {
         Ok(parsed) => Ok(parsed.value.to_string()),
         Err(invalid) => Err(invalid.to_string()),
@@ -190,7 +189,11 @@ mod tests {
     /// Answers READ KEYS with two keys, and READ RESERVATION with a refusal.
     struct Unit;
 
-    impl Route for Unit {
+    impl Path for Unit {
+        fn name(&self) -> &str {
+            "sda"
+        }
+
         fn send(&self, command: Command<'_>) -> (Completion, Reached) {
             let mut data = vec![0; 24];
             (data[3], data[7], data[15], data[23]) = (9, 16, 0xa, 0xb);

@@ -1,12 +1,13 @@
 use super::daemon::Unanswered;
 use super::map::MapPath;
+use super::ports::{HostPorts, PortName};
 use super::translate::tests::id;
 use super::*;
 use crate::log::Log;
 use crate::policy::tests::{keys, reserve_in, reserve_out};
 use crate::sg_io::Reached;
 use proptest::prelude::*;
-use scsi_pr::{Cdb, InitiatorPort, Type};
+use scsi_pr::{Cdb, FullStatus, FullStatusDescriptor, InitiatorPort, ReserveIn, ReserveInAction, TransportId, Type};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -22,13 +23,14 @@ struct Fake {
     paths: [Vec<bool>; 2],
     /// What a path answers to PERSISTENT RESERVE IN and OUT; `None`: no path can be opened.
     answers: Option<[(Completion, Reached); 2]>,
+    /// The answer to READ FULL STATUS.
+    full_status: Completion,
     library: Result<i32, Unavailable>,
     /// What the library returns when it is called again, if that is something else.
     library_again: Option<i32>,
     /// `None`: multipathd is down.
     configuration: Option<&'static str>,
     registers_paths: Option<bool>,
-    knows_holders: bool,
     forgets: bool,
     asked: Arc<Mutex<Vec<String>>>,
 }
@@ -38,11 +40,11 @@ impl Default for Fake {
         Self {
             paths: [vec![true, true], vec![true, true]],
             answers: Some([(Completion::Good(vec![0; 8]), Reached::Unit), (GOOD, Reached::Unit)]),
+            full_status: full_status(&[]),
             library: Ok(0),
             library_again: None,
             configuration: Some(FILE),
             registers_paths: Some(true),
-            knows_holders: false,
             forgets: true,
             asked: Arc::default(),
         }
@@ -108,10 +110,14 @@ impl Host for Fake {
         }))
     }
 
-    fn routes(&self, map: &Map) -> Vec<Box<dyn Route>> {
+    fn paths(&self, map: &Map) -> Vec<Box<dyn Path>> {
         let usable = map.paths.iter().filter(|path| path.usable);
-        let route = |_: &MapPath| Some(Box::new(FakeRoute(self.clone(), self.answers.clone()?)) as Box<dyn Route>);
-        usable.filter_map(route).collect()
+        let path = |_: &MapPath| Some(Box::new(FakePath(self.clone(), self.answers.clone()?)) as Box<dyn Path>);
+        usable.filter_map(path).collect()
+    }
+
+    fn ports(&self, map: &Map) -> HostPorts {
+        HostPorts::new(map.paths.iter().map(|path| (path.name.clone(), vec![PortName::FibreChannel(HOST_PORT)])))
     }
 
     fn library(&self) -> Result<Box<dyn Library>, Unavailable> {
@@ -127,10 +133,6 @@ impl Host for Fake {
         self.registers_paths.ok_or_else(down)
     }
 
-    fn knows_holders(&self, _: &Map) -> Result<bool, Unanswered> {
-        Ok(self.knows_holders)
-    }
-
     fn forget_holder(&self, _: &Map) -> Result<(), Unanswered> {
         self.note("forget holder");
         if self.forgets { Ok(()) } else { Err(down()) }
@@ -142,12 +144,19 @@ impl Host for Fake {
     }
 }
 
-struct FakeRoute(Fake, [(Completion, Reached); 2]);
+struct FakePath(Fake, [(Completion, Reached); 2]);
 
-// The notes are behind a lock; a route is used by one thread.
-impl Route for FakeRoute {
+// The notes are behind a lock; a path is used by one thread.
+impl Path for FakePath {
+    fn name(&self) -> &str {
+        "sda"
+    }
+
     fn send(&self, command: Command<'_>) -> (Completion, Reached) {
         let [to_in, to_out] = self.1.clone();
+        if matches!(ReserveIn::parse(command), Ok(ask) if ask.action() == ReserveInAction::ReadFullStatus) {
+            return (self.0.full_status.clone(), Reached::Unit);
+        }
         match command.opcode() {
             Opcode::ReserveIn => to_in,
             _ => {
@@ -188,6 +197,21 @@ fn out(service_action: u8, list: &[u8]) -> Command<'_> {
 fn reserved_by(key: u64) -> Completion {
     let held = scsi_pr::Held { key: Key(key), reservation_type: Type::WriteExclusiveRegistrantsOnly };
     Completion::Good(scsi_pr::Reservation { held: Some(held), ..Default::default() }.encode())
+}
+
+/// The initiator ports of this host and of another one.
+const HOST_PORT: u64 = 0x2100_0000_0000_0001;
+const OTHER_PORT: u64 = 0x2100_0000_0000_0002;
+
+/// What READ FULL STATUS returns of these registrations: initiator port, key, and whether it holds the reservation.
+fn full_status(registrations: &[(u64, u64, bool)]) -> Completion {
+    let descriptors = registrations.iter().map(|(port_name, key, holds)| {
+        let port = TransportId::new(InitiatorPort::FibreChannel { port_name: *port_name }).unwrap();
+        let mut descriptor = FullStatusDescriptor::new(Key(*key), &port, 1);
+        descriptor.held = holds.then_some(Type::WriteExclusiveRegistrantsOnly);
+        descriptor
+    });
+    Completion::Good(FullStatus { descriptors: descriptors.collect(), ..FullStatus::default() }.encode())
 }
 
 const REGISTERED: &str = "library: REGISTER";
@@ -233,7 +257,8 @@ fn who_unregisters_gives_up_his_reservation_first() {
     // A path is dead, or none is yet.
     for paths in [vec![true, false], vec![true, true]] {
         let ours = Some([(reserved_by(1), Reached::Unit), (GOOD, Reached::Unit)]);
-        let fake = Fake { paths: [paths.clone(), paths], answers: ours, ..Fake::default() };
+        let held = full_status(&[(HOST_PORT, 1, true)]);
+        let fake = Fake { paths: [paths.clone(), paths], answers: ours, full_status: held, ..Fake::default() };
         // The reservation of the fake unit stays whatever is sent, and is taken over.
         assert_eq!(fake.quiet(out(0, &list(1, 0))), GOOD);
         let asked = fake.asked();
@@ -521,34 +546,26 @@ fn the_library_is_opened_once_and_the_log_told_once() {
     assert_eq!(log.events().len(), 1);
 }
 
+/// The library of 0.13 and later would preempt its own key, which another host may have as well.
 #[test]
-fn a_reservation_of_ones_own_is_released_by_the_paths_or_by_a_library_that_knows_holders() {
-    let ours = Some([(reserved_by(1), Reached::Unit), (GOOD, Reached::Unit)]);
-    let fake = Fake { answers: ours, knows_holders: true, ..Fake::default() };
-    assert_eq!(fake.quiet(out(2, &list(1, 0))), GOOD);
-    assert_eq!(fake.asked(), ["library: RELEASE", "forget holder"]);
-    let failing = Fake { library: Ok(13), ..fake.clone() };
-    assert_eq!(failing.told(out(2, &list(1, 0))).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
-    // One that does not know them would take another host's for its own.
-    let fake = Fake { knows_holders: false, ..fake };
-    fake.asked();
-    fake.run(out(2, &list(1, 0)));
-    let asked = fake.asked();
-    let (last, before) = asked.split_last().unwrap();
-    assert!(before.iter().all(|what| what.starts_with("path: ")) && last == "forget holder", "{asked:?}");
-    // Another host's is nobody's business.
-    let theirs = Some([(reserved_by(9), Reached::Unit), (GOOD, Reached::Unit)]);
-    let fake = Fake { answers: theirs, knows_holders: true, ..fake };
-    assert_eq!(fake.quiet(out(2, &list(1, 0))), GOOD);
-    let [release, _] = &fake.asked()[..] else { panic!() };
-    assert!(release.starts_with("path: PERSISTENT RESERVE OUT, RELEASE"), "{release}");
-    // Older ones do not know what a holder is, and a refused RELEASE says nothing about one.
-    assert_eq!(Fake { forgets: false, ..fake.clone() }.quiet(out(2, &list(1, 0))), GOOD);
-    fake.asked();
-    let refusing = (Completion::Status(Status::RESERVATION_CONFLICT), Reached::Unit);
-    let fake = Fake { answers: Some([(reserved_by(9), Reached::Unit), refusing]), ..fake };
-    fake.run(out(2, &list(1, 0)));
-    assert!(!fake.asked().contains(&"forget holder".to_owned()));
+fn a_release_goes_by_the_paths_and_multipathd_forgets_the_holder() {
+    for holder in [1, 9] {
+        let answers = Some([(reserved_by(holder), Reached::Unit), (GOOD, Reached::Unit)]);
+        let fake = Fake { answers, ..Fake::default() };
+        fake.run(out(2, &list(1, 0)));
+        let asked = fake.asked();
+        let (last, before) = asked.split_last().unwrap();
+        let is_release = |what: &String| what.starts_with("path: PERSISTENT RESERVE OUT, RELEASE");
+        assert!(before.iter().all(is_release) && last == "forget holder", "{asked:?}");
+        // Older ones do not know the order.
+        Fake { forgets: false, ..fake.clone() }.run(out(2, &list(1, 0)));
+        fake.asked();
+        // A refused RELEASE tells multipathd nothing.
+        let refusing = (Completion::Status(Status::RESERVATION_CONFLICT), Reached::Unit);
+        let fake = Fake { answers: Some([(reserved_by(holder), Reached::Unit), refusing]), ..fake };
+        fake.run(out(2, &list(1, 0)));
+        assert!(!fake.asked().contains(&"forget holder".to_owned()));
+    }
 }
 
 #[test]
@@ -580,7 +597,35 @@ fn paths_that_stay_without_registration_are_told() {
     let fake = Fake { answers: None, ..fake };
     let (completion, line) = fake.told(out(4, &list(1, 1)));
     assert_eq!(completion, GOOD);
-    assert!(line.contains("1 of its paths could not be registered"), "{line}");
+    assert!(line.contains("sd0, sd1 could not be registered"), "{line}");
+}
+
+/// Two hosts have one key, and the other one holds the reservation.
+#[test]
+fn a_shared_key_is_never_preempted() {
+    let answers = Some([(reserved_by(1), Reached::Unit), (GOOD, Reached::Unit)]);
+    let of_other = full_status(&[(HOST_PORT, 1, false), (OTHER_PORT, 1, true)]);
+    let of_this = full_status(&[(HOST_PORT, 1, true), (OTHER_PORT, 1, false)]);
+    let unreadable = Completion::check(SenseCode::INVALID_FIELD_IN_CDB);
+    for (full_status, line) in [
+        (of_other, None),
+        (of_this, Some((check(SenseCode::LUN_COMMUNICATION_FAILURE), "a key of its own"))),
+        (unreadable, Some((GOOD, "its holder may be another host"))),
+    ] {
+        let fake = Fake { answers: answers.clone(), full_status, ..Fake::default() };
+        for (action, list) in [(2, list(1, 0)), (0, list(1, 0)), (0, list(1, 2))] {
+            let (completion, lines) = fake.run(out(action, &list));
+            let asked = fake.asked();
+            assert!(!asked.iter().any(|what| what.contains("PREEMPT")), "{asked:?}");
+            match &line {
+                Some((expected, part)) if list[15] == 0 => {
+                    assert_eq!(completion, *expected);
+                    assert!(lines.len() == 1 && lines[0].contains(part), "{lines:?}");
+                }
+                _ => assert_eq!((completion, lines), (GOOD, vec![])),
+            }
+        }
+    }
 }
 
 #[test]

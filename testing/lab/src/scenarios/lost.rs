@@ -203,11 +203,10 @@ impl Stage<'_> {
         }
         // The reservation moves to the path that is left, and is never free meanwhile.
         self.expect(&preempt(OURS, OURS, RO), &GOOD);
-        // One after the other: of several that come back at once, multipathd 0.9.4 may leave some unregistered.
-        for (number, path) in [holder, rest[0], rest[1]].into_iter().enumerate() {
+        for path in [holder, rest[0], rest[1]] {
             path.set_alive(true)?;
-            self.map.wait_for_paths(2 + number)?;
         }
+        self.map.wait_for_paths(4)?;
         self.expect_our_write("all paths back");
         let (now, _) = self.holder_and_rest()?;
         self.report.equal("the holder is the path that was left", &rest[2].name, &now.name);

@@ -1,10 +1,9 @@
-//! The paths of a map, opened one by one: for what must be asked of a path that works, whichever device mapper uses now.
+//! The paths of a map, opened one by one: for commands that must go by one path, whichever one device mapper uses now.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 use rustix::fs::{FileType, OFlags, fstat, major, minor};
 use scsi_pr::{Command, Completion, SenseKey};
@@ -13,16 +12,19 @@ use super::map::{Map, MapPath};
 use crate::device::{Number, Sysfs};
 use crate::sg_io::{Reached, SgIo};
 
-/// One way to the unit.
-pub(super) trait Route {
-    /// Sends `command` once. What it is answered with, and whether it was the unit that answered.
+/// One path to the logical unit.
+pub(super) trait Path {
+    /// The kernel's name of its device, as `sda`.
+    fn name(&self) -> &str;
+
+    /// Sends `command` once. Returns the answer, and whether it is the unit's.
     fn send(&self, command: Command<'_>) -> (Completion, Reached);
 
-    /// Sends `command`, and again as long as the unit has something else to tell first: with a unit attention, a command
-    /// is not run. As often as libmpathpersist does.
-    fn insist(&self, command: Command<'_>) -> (Completion, Reached) {
+    /// Sends `command`, and again after each unit attention: the unit has not run the command then. The number of retries
+    /// is libmpathpersist's.
+    fn retry(&self, command: Command<'_>) -> (Completion, Reached) {
         let mut sent = self.send(command);
-        for _ in 0..MOST_ATTENTIONS {
+        for _ in 0..MAX_RETRIES {
             if !is_unit_attention(&sent.0) {
                 break;
             }
@@ -32,46 +34,55 @@ pub(super) trait Route {
     }
 }
 
-const MOST_ATTENTIONS: usize = 5;
+const MAX_RETRIES: usize = 5;
 
-impl Route for Box<dyn Route> {
+impl Path for Box<dyn Path> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
     fn send(&self, command: Command<'_>) -> (Completion, Reached) {
         (**self).send(command)
     }
 }
 
-/// A path that is open.
+/// A path whose device is open.
 pub(super) struct OpenPath {
+    name: String,
     file: File,
     sg_io: SgIo,
 }
 
-impl Route for OpenPath {
+impl Path for OpenPath {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
     fn send(&self, command: Command<'_>) -> (Completion, Reached) {
         self.sg_io.send(self.file.as_fd(), command)
     }
 }
 
-/// Those paths of `map` that may work, opened by their device files below `devices`. One that cannot be opened is left
-/// out: it may have gone just now. So is one that `sysfs` does not have beneath the map any more: its name and number may
-/// be those of a disk of somebody else by now.
-pub(super) fn open_all(map: &Map, sysfs: &Sysfs, devices: &Path) -> Vec<OpenPath> {
+/// Opens the usable paths of `map` by their device files below `devices`. It leaves out a path that it cannot open, which
+/// may have gone just now, and one that `sysfs` does not have beneath the map any more: its name and number may be those of
+/// another disk by now.
+pub(super) fn open_all(map: &Map, sysfs: &Sysfs, devices: &std::path::Path) -> Vec<OpenPath> {
     let usable = map.paths.iter().filter(|path| path.usable);
-    // Asked once it is open. From then on nobody else gets its number, and the map keeps those of its paths.
+    // Sysfs is read after the open: from then on no other device gets the number, and the map keeps those of its paths.
     usable.filter_map(|path| open(path, devices).ok().filter(|_| map.has(sysfs, path))).collect()
 }
 
-fn open(path: &MapPath, devices: &Path) -> io::Result<OpenPath> {
+fn open(path: &MapPath, devices: &std::path::Path) -> io::Result<OpenPath> {
     let not_blocking = i32::try_from(OFlags::NONBLOCK.bits()).expect("a flag of open is an int");
-    // Not blocking: a unit that is not ready is opened all the same. For reading: the capability to send commands does not
-    // depend on it, and whoever opens a disk for writing has udev look at it anew when he closes it.
+    // Not blocking, so that a unit that is not ready is opened as well. For reading: the capability to send commands does
+    // not depend on the mode, and udev probes a disk again each time a writer closes it.
     let file = File::options().read(true).custom_flags(not_blocking).open(devices.join(&path.name))?;
     let stat = fstat(&file)?;
     let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
     if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice || number != path.number {
         return Err(io::Error::other(format!("{} is not the device {}", path.name, path.number)));
     }
-    Ok(OpenPath { file, sg_io: SgIo::new() })
+    Ok(OpenPath { name: path.name.clone(), file, sg_io: SgIo::new() })
 }
 
 fn is_unit_attention(completion: &Completion) -> bool {
@@ -101,7 +112,11 @@ pub(super) mod tests {
     /// Answers what it is told to, one after the other; the last again and again.
     struct Scripted(RefCell<Vec<Completion>>);
 
-    impl Route for Scripted {
+    impl Path for Scripted {
+        fn name(&self) -> &str {
+            "sda"
+        }
+
         fn send(&self, _: Command<'_>) -> (Completion, Reached) {
             let mut answers = self.0.borrow_mut();
             let answer = if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() };
@@ -114,14 +129,14 @@ pub(super) mod tests {
         let attention = || Completion::check(SenseCode::REGISTRATIONS_PREEMPTED);
         let good = || Completion::Good(vec![1]);
         let read = ReserveIn::new(ReserveInAction::ReadKeys, 8).encode();
-        let insist = |answers: Vec<_>| Scripted(RefCell::new(answers)).insist(read.command()).0;
-        assert_eq!(insist(vec![good()]), good());
-        assert_eq!(insist(vec![attention(), attention(), good()]), good());
+        let retry = |answers: Vec<_>| Scripted(RefCell::new(answers)).retry(read.command()).0;
+        assert_eq!(retry(vec![good()]), good());
+        assert_eq!(retry(vec![attention(), attention(), good()]), good());
         // But not for ever.
-        assert_eq!(insist(vec![attention()]), attention());
+        assert_eq!(retry(vec![attention()]), attention());
         // A refusal is an answer.
         let refused = Completion::check(SenseCode::INVALID_FIELD_IN_CDB);
-        assert_eq!(insist(vec![refused.clone(), good()]), refused);
+        assert_eq!(retry(vec![refused.clone(), good()]), refused);
     }
 
     #[test]
@@ -160,9 +175,9 @@ pub(super) mod tests {
         let path = format!("devices/host0/block/{name}");
         tree.block(&path, &number, &[]);
         tree.device_mapper("devices/virtual/block/dm-3", "252:3", ["mpatha", "mpath-3600"], &[&path]);
-        let opened = |usable| open_all(&map(usable), &tree.sysfs(), Path::new("/dev")).len();
+        let opened = |usable| open_all(&map(usable), &tree.sysfs(), std::path::Path::new("/dev")).len();
         // Not everybody may open it.
-        let openable = File::open(Path::new("/dev").join(&name)).is_ok();
+        let openable = File::open(std::path::Path::new("/dev").join(&name)).is_ok();
         assert_eq!((opened(true), opened(false)), (usize::from(openable), 0));
         // The map has another disk of that name now; or none.
         tree.attribute(&format!("{path}/dev"), "8:240\n");
