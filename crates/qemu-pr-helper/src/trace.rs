@@ -15,7 +15,7 @@ use crate::message::{Message, Result, program_name, reason};
 pub(crate) use settings::{Added, Settings};
 
 /// The events that `-T` can enable: the names in the crates of this project.
-pub(crate) const EVENTS: [&str; 14] = [
+pub(crate) const EVENTS: [&str; 15] = [
     "pr_helper_accept",
     "pr_helper_accept_failed",
     "pr_helper_busy",
@@ -24,6 +24,7 @@ pub(crate) const EVENTS: [&str; 14] = [
     "pr_helper_completed",
     "pr_helper_failure",
     "pr_helper_park",
+    "pr_helper_refused",
     "pr_helper_request",
     "pr_helper_reserve_out",
     "pr_helper_violation",

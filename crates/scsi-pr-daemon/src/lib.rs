@@ -1,12 +1,12 @@
-//! What the daemons of this project have in common as processes, whatever they serve.
+//! Process plumbing of this project's daemons.
 //!
-//! * [`socket`]: a listening socket's life in the file system.
-//! * [`signals`]: those that end a daemon, read from a descriptor.
-//! * [`notify`]: the word to a service manager.
-//! * [`limits`]: how many descriptors there may be.
-//! * [`log`]: lines for a log that may be full.
+//! * [`socket`]: the file of a listening socket.
+//! * [`signals`]: the signals that end a daemon, read from a descriptor.
+//! * [`notify`]: messages to the service manager.
+//! * [`limits`]: the limit on open files.
+//! * [`log`]: log lines to standard error, the journal or syslog, without waiting for a reader.
 //! * [`FifoMutex`]: a mutex that serves its contenders in their order of arrival.
-//! * [`RateLimiter`]: a bound on the log lines that a client can cause.
+//! * [`RateLimiter`], [`RepeatLimiter`]: a bound on the log lines that a client can cause.
 #![forbid(unsafe_code)]
 
 mod fifo_mutex;
@@ -21,7 +21,7 @@ use std::fmt;
 use std::io;
 
 pub use fifo_mutex::{FifoMutex, FifoMutexGuard};
-pub use rate_limit::{RateLimiter, Suppressed};
+pub use rate_limit::{RateLimiter, RepeatLimiter, Suppressed};
 
 /// Why a daemon cannot start: what was attempted, on what, and why it failed, in words. What a user can do may follow on
 /// a line of its own.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Permits a number of events per period: for each key, and for all keys together.
 ///
 /// A client can cause log lines without end, and must neither fill the host's log nor suppress the lines that other
-/// clients cause. The key says who caused the event. The limiter remembers at most 256 keys at a time; while all of them
+/// clients cause. The key says who caused the event. The limiter remembers at most 1,024 keys at a time; while all of them
 /// are recent, it suppresses the events of any further key.
 #[derive(Debug)]
 pub struct RateLimiter<K> {
@@ -32,7 +32,7 @@ struct Window {
     suppressed: u64,
 }
 
-const MAX_KEYS: usize = 256;
+const MAX_KEYS: usize = 1024;
 
 /// The number of events that were suppressed before one that was permitted. It displays as the end of a log line: as
 /// nothing for 0, else as ` (3 similar messages suppressed)`.
@@ -82,6 +82,34 @@ impl<K: PartialEq> RateLimiter<K> {
         window.permitted += 1;
         all.permitted += 1;
         Some(Suppressed(std::mem::take(&mut window.suppressed) + std::mem::take(&mut all.suppressed)))
+    }
+}
+
+/// Permits each kind of event of a source once per period, and bounds the events of a source.
+///
+/// The bound keeps a source with many kinds of events from filling the memory of the limiter.
+#[derive(Debug)]
+pub struct RepeatLimiter<S, K> {
+    sources: RateLimiter<S>,
+    kinds: RateLimiter<(S, K)>,
+}
+
+impl<S: PartialEq + Copy, K: PartialEq> RepeatLimiter<S, K> {
+    /// Permits one event of each kind of a source, `per_source` events of one source, and `total` events of all sources, in
+    /// each `period`.
+    pub const fn new(per_source: u32, total: u32, period: Duration) -> Self {
+        Self { sources: RateLimiter::new(per_source, u32::MAX, period), kinds: RateLimiter::new(1, total, period) }
+    }
+
+    /// As [`RateLimiter::check`], for the next event of `source` and `kind`.
+    pub fn check(&self, source: S, kind: K) -> Option<Suppressed> {
+        self.check_at(source, kind, Instant::now())
+    }
+
+    fn check_at(&self, source: S, kind: K, now: Instant) -> Option<Suppressed> {
+        let Suppressed(of_source) = self.sources.check_at(source, now)?;
+        let Suppressed(of_kind) = self.kinds.check_at((source, kind), now)?;
+        Some(Suppressed(of_source + of_kind))
     }
 }
 
@@ -157,6 +185,26 @@ mod tests {
         (0..3).for_each(|_| _ = limiter.check_at(0, start));
         (1..MAX_KEYS).for_each(|key| _ = limiter.check_at(key, start));
         assert_eq!(limiter.check_at(MAX_KEYS, start + PERIOD), Some(Suppressed(2)));
+    }
+
+    #[test]
+    fn each_kind_of_event_of_a_source_is_permitted_once() {
+        let limiter = RepeatLimiter::new(10, 100, PERIOD);
+        let start = Instant::now();
+        let check = |source, kind, now| limiter.check_at(source, kind, now);
+        assert_eq!(check('a', 1, start), Some(Suppressed(0)));
+        assert_eq!(check('a', 1, start), None);
+        assert_eq!((check('a', 2, start), check('b', 1, start)), (Some(Suppressed(0)), Some(Suppressed(0))));
+        assert_eq!(check('a', 1, start + PERIOD), Some(Suppressed(1)));
+    }
+
+    #[test]
+    fn source_with_many_kinds_of_events_suppresses_none_of_another() {
+        let limiter = RepeatLimiter::new(10, 100, PERIOD);
+        let start = Instant::now();
+        let permitted = (0..10_000).filter(|kind| limiter.check_at('a', *kind, start).is_some()).count();
+        assert_eq!(permitted, 10);
+        assert!(limiter.check_at('b', 0, start).is_some());
     }
 
     #[test]

@@ -48,54 +48,6 @@ impl<K: PartialEq> Throttle<K> {
     }
 }
 
-/// Permits so many events a period, whatever they are, and counts the others.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    most: u32,
-    period: Duration,
-    spent: Mutex<Spent>,
-}
-
-#[derive(Debug)]
-struct Spent {
-    /// The beginning of the period.
-    since: Option<Instant>,
-    /// How many events passed in it.
-    passed: u32,
-    /// How many did not, since one did.
-    left_out: u64,
-}
-
-impl Budget {
-    pub(crate) const fn new(most: u32, period: Duration) -> Self {
-        Self { most, period, spent: Mutex::new(Spent { since: None, passed: 0, left_out: 0 }) }
-    }
-
-    /// `None` when an event may not pass now, else how many did not since the last one that did.
-    pub(crate) fn spend(&self) -> Option<u64> {
-        self.spend_for(0)
-    }
-
-    /// The same for an event that stands for so many besides, which another budget did not let pass.
-    pub(crate) fn spend_for(&self, besides: u64) -> Option<u64> {
-        self.spend_at(Instant::now(), besides)
-    }
-
-    fn spend_at(&self, now: Instant, besides: u64) -> Option<u64> {
-        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        if spent.since.is_none_or(|since| now.saturating_duration_since(since) >= self.period) {
-            (spent.since, spent.passed) = (Some(now), 0);
-        }
-        if spent.passed < self.most {
-            spent.passed += 1;
-            Some(std::mem::take(&mut spent.left_out) + besides)
-        } else {
-            spent.left_out += 1 + besides;
-            None
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,16 +73,5 @@ mod tests {
         assert_eq!(passed, MOST_KEYS);
         assert!(throttle.permits_at(usize::MAX, start + PERIOD));
         assert!(throttle.permitted.lock().unwrap().len() <= MOST_KEYS);
-    }
-
-    #[test]
-    fn what_is_over_the_budget_is_counted() {
-        let budget = Budget::new(2, PERIOD);
-        let start = Instant::now();
-        assert_eq!([start; 5].map(|now| budget.spend_at(now, 0)), [Some(0), Some(0), None, None, None]);
-        let next = start + PERIOD;
-        assert_eq!([next; 3].map(|now| budget.spend_at(now, 0)), [Some(3), Some(0), None]);
-        assert_eq!(budget.spend_at(next, 7), None);
-        assert_eq!(budget.spend_at(next + PERIOD, 5), Some(1 + 8 + 5));
     }
 }

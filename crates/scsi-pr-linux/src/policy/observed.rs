@@ -1,5 +1,6 @@
-//! [`Observed`]: who did what, for the log, tracing and counters.
+//! [`Observed`]: log lines, trace events and counters of commands.
 
+mod client;
 mod counters;
 mod sys;
 
@@ -9,31 +10,17 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::FileType;
-use scsi_pr::{Command, Completion, Error, Opcode, PrManager};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
+use scsi_pr::{Command, Completion, Error, Opcode, PrManager, ReserveOut, ReserveOutAction, SenseCode};
+use scsi_pr_daemon::log::cut;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, event};
 
-use crate::device::{Device, Kind};
-use crate::throttle::Budget;
+use crate::device::{Device, Kind, Number};
+pub use client::Client;
 pub use counters::{Counters, Counts};
 
-/// For whom commands are run: who connected to the socket (`SO_PEERCRED`, unix(7)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Client {
-    /// Its process; 0 when the process is not to be seen from here.
-    pub pid: u32,
-    /// Its user.
-    pub uid: u32,
-}
-
-impl fmt::Display for Client {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {} of user {}", self.pid, self.uid)
-    }
-}
-
-/// Tells what the manager inside does, and changes nothing about it.
+/// Logs, traces and counts the commands of one client, and changes nothing about them.
 ///
 /// Events of [`tracing`], by name. The first two are QEMU's, arguments and text alike, so that what was written to watch
 /// QEMU watches a helper too:
@@ -47,40 +34,58 @@ impl fmt::Display for Client {
 ///
 /// The first three are SDT probes as well (`.note.stapsdt`: bpftrace, SystemTap, perf), provider `qemu` as in QEMU's own
 /// binaries, with the arguments `fd`, `cmd`, `sa`; that of `pr_helper_completed` has the SCSI status as a fourth, -1 when
-/// there was no answer. A probe that nobody listens to is one `nop`.
+/// there was no answer. A probe without a listener is one `nop`.
 ///
-/// The INFO lines are at most 100 in ten seconds, and 1,000 of all that share their counters; the next one says how many
-/// were left out. A guest can send thousands of commands a second, connect as often as it likes, and shall not fill the
-/// host's log.
+/// A guest can send thousands of commands a second. So the INFO lines of a process are limited to 100 in ten seconds, and
+/// to another 100 of commands that were GOOD; the next line gives the number that were suppressed. All managers that share
+/// their [`Counters`] share the limits.
+///
+/// A refused PERSISTENT RESERVE OUT has a line at WARN too, by [`Refusals`](super::Refusals). Where the manager inside has
+/// logged none, this type says whether the descriptor or the kind of device is the reason.
 #[derive(Debug)]
 pub struct Observed<M> {
     inner: M,
     client: Client,
     counters: Arc<Counters>,
-    lines: Budget,
 }
 
 impl<M> Observed<M> {
     /// Around `inner`, which runs the commands of `client`. `counters` may be shared.
     pub const fn new(inner: M, client: Client, counters: Arc<Counters>) -> Self {
-        Self { inner, client, counters, lines: Budget::new(100, Duration::from_secs(10)) }
+        Self { inner, client, counters }
     }
 
-    /// Says what a PERSISTENT RESERVE OUT did.
+    /// Logs a PERSISTENT RESERVE OUT and its outcome.
     fn log(&self, device: BorrowedFd<'_>, command: Command<'_>, result: &Result<Completion, Error>, took: Took) {
-        // Before the line is made, and counted only if there is somebody to read it.
-        let Some(left_out) = self.lines.spend() else { return };
-        let Some(left_out) = self.counters.lines.spend_for(left_out) else { return };
+        let is_good = matches!(result, Ok(Completion::Good(_)));
+        let Some(suppressed) = self.counters.lines.check(self.client.pid, is_good) else { return };
+        let device = Described(device).to_string();
+        let service_action = command.cdb().service_action();
+        let action = ReserveOutAction::from_code(service_action).map(|action| action.to_string());
+        let keys = ReserveOut::keys(command);
         event!(
             name: "pr_helper_reserve_out",
             target: TARGET,
             Level::INFO,
-            "{command}, on {device} by {client}: {result}{took}{left_out}",
-            device = Named(device),
+            pid = self.client.pid,
+            uid = self.client.uid,
+            virtual_machine = self.client.virtual_machine(),
+            device,
+            service_action = action.unwrap_or_else(|| format!("{service_action:02x}h")),
+            key = keys.map(|(key, _)| tracing::field::display(key)),
+            service_action_key = keys.map(|(_, key)| tracing::field::display(key)),
+            outcome = %Answer(result),
+            "{command}, on {device} by {client}: {result}{took}{suppressed}",
             client = self.client,
             result = Answer(result),
-            left_out = LeftOut(left_out),
         );
+    }
+
+    /// Logs why a PERSISTENT RESERVE OUT was refused, where the descriptor or the kind of device is the reason.
+    fn log_refusal(&self, descriptor: BorrowedFd<'_>, command: Command<'_>, completion: &Completion) {
+        let Some(refusal) = Refusal::of(descriptor, completion) else { return };
+        let Refusal { number, why, remedy } = refusal;
+        self.counters.refusals.log(number, || (command, Described(descriptor), why, remedy));
     }
 }
 
@@ -97,7 +102,15 @@ impl<M: PrManager> PrManager for Observed<M> {
         event!(name: "pr_manager_execute", target: TARGET, Level::TRACE, fd = call.fd, cmd = call.cmd, sa = call.sa, "{call}");
         sys::pr_manager_run(&call);
         event!(name: "pr_manager_run", target: TARGET, Level::TRACE, fd = call.fd, cmd = call.cmd, sa = call.sa, "{call}");
-        let result = self.inner.execute(device, command);
+        let result = self.client.run(|| {
+            let result = self.inner.execute(device, command);
+            if let (Opcode::ReserveOut, Ok(completion)) = (opcode, &result)
+                && !Client::is_refused()
+            {
+                self.log_refusal(device, command, completion);
+            }
+            result
+        });
 
         self.counters.end(&result);
         sys::pr_helper_completed(&call, status(&result));
@@ -112,7 +125,7 @@ impl<M: PrManager> PrManager for Observed<M> {
             status = status(&result),
             microseconds = took.0.map(|took| took.as_micros() as u64),
             "{call} on {device}: {result}{took}",
-            device = Named(device),
+            device = Described(device),
             result = Answer(&result),
         );
         if line {
@@ -128,6 +141,49 @@ impl<M: PrManager> PrManager for Observed<M> {
 
 /// The target of every event: the names tell them apart.
 const TARGET: &str = "pr_helper";
+
+/// Why a command was refused on its descriptor.
+struct Refusal {
+    /// The device number of a block device.
+    number: Option<Number>,
+    why: &'static str,
+    remedy: &'static str,
+}
+
+impl Refusal {
+    /// The refusal that `completion` is, unless a logical unit may have given that answer.
+    fn of(descriptor: BorrowedFd<'_>, completion: &Completion) -> Option<Self> {
+        const OTHER_DISK: &str =
+            "give the virtual machine a disk that has reservations, or share the disk by `scsi-pr serve`";
+        const SCSI_GENERIC_MAJOR: u32 = 21;
+        let invalid_opcode = *completion == Completion::check(SenseCode::INVALID_OPCODE);
+        if !invalid_opcode && *completion != Completion::check(SenseCode::IO_PROCESS_TERMINATED) {
+            return None;
+        }
+        let stat = fstat(descriptor).ok()?;
+        let flags = fcntl_getfl(descriptor).ok()?;
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
+        let refusal = |why, remedy| {
+            let number = (file_type == FileType::BlockDevice).then_some(number);
+            Some(Self { number, why, remedy })
+        };
+        let is_read_only = flags & OFlags::RWMODE == OFlags::RDONLY || flags.contains(OFlags::PATH);
+        match file_type {
+            _ if invalid_opcode && is_read_only => refusal(
+                "the descriptor is not open for writing",
+                "let the virtual machine write to the disk (in libvirt, remove <readonly/>)",
+            ),
+            FileType::BlockDevice if invalid_opcode => match Device::of(descriptor).ok()?.kind() {
+                Kind::OtherBlock => refusal("its driver has no persistent reservations", OTHER_DISK),
+                _ => None,
+            },
+            FileType::BlockDevice => None,
+            FileType::CharacterDevice if number.major == SCSI_GENERIC_MAJOR => None,
+            _ => refusal("it is not a disk", OTHER_DISK),
+        }
+    }
+}
 
 /// What a command is to QEMU's events.
 struct Call {
@@ -165,21 +221,22 @@ impl fmt::Display for Answer<'_> {
 }
 
 /// The device in words; looked up when it is written.
-struct Named<'a>(BorrowedFd<'a>);
+struct Described<'a>(BorrowedFd<'a>);
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for Described<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// The most bytes of a path: a path may have 4,096.
+        const MAX_PATH: usize = 256;
         match Device::of(self.0) {
             Ok(device) if *device.kind() == Kind::NotADevice(FileType::RegularFile) => {
-                // One file is told from another by its name alone, which the kernel knows without asking the file system. It
-                // is quoted because it is a client's text.
+                // The kernel knows a file's path without asking the file system. It is quoted: the client chose it.
                 match fs::read_link(format!("/proc/self/fd/{}", self.0.as_raw_fd())) {
-                    Ok(path) => write!(f, "the file {path:?}"),
+                    Ok(path) => write!(f, "the file {:?}", cut(&path.to_string_lossy(), MAX_PATH)),
                     Err(_) => device.fmt(f),
                 }
             }
             Ok(device) => device.fmt(f),
-            Err(error) => write!(f, "a descriptor of which is not known what it is ({error})"),
+            Err(error) => write!(f, "an unknown device ({error})"),
         }
     }
 }
@@ -191,18 +248,6 @@ struct Took(Option<Duration>);
 impl fmt::Display for Took {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |took| write!(f, ", after {} us", took.as_micros()))
-    }
-}
-
-/// How many lines were left out before this one.
-struct LeftOut(u64);
-
-impl fmt::Display for LeftOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0 => Ok(()),
-            count => write!(f, " ({count} such lines before this one were left out)"),
-        }
     }
 }
 

@@ -120,7 +120,7 @@ impl ReserveOut {
     }
 
     /// RESERVATION KEY and SERVICE ACTION RESERVATION KEY, which every list begins with; `None` when this one is too short.
-    pub(crate) fn keys(command: Command<'_>) -> Option<(Key, Key)> {
+    pub fn keys(command: Command<'_>) -> Option<(Key, Key)> {
         let ([key, service_action_key], _) = <[U64; 2]>::ref_from_prefix(command.parameter_list()).ok()?;
         Some((Key(key.get()), Key(service_action_key.get())))
     }

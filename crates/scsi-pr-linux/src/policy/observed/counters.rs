@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use scsi_pr::{Completion, Error, Opcode, Status};
+use scsi_pr_daemon::{RateLimiter, Suppressed};
 
-use crate::throttle::Budget;
+use super::super::refusals::RefusalLimiter;
 
 /// Counts commands, from any number of threads, since it was made.
 #[derive(Debug)]
@@ -20,8 +21,9 @@ pub struct Counters {
     busy: AtomicU64,
     other_status: AtomicU64,
     errors: AtomicU64,
-    /// The lines of all whose commands are counted here.
-    pub(super) lines: Budget,
+    /// The lines about all commands that are counted here.
+    pub(super) lines: AuditLimiter,
+    pub(super) refusals: RefusalLimiter,
 }
 
 impl Default for Counters {
@@ -37,8 +39,29 @@ impl Default for Counters {
             busy: counter(),
             other_status: counter(),
             errors: counter(),
-            lines: Budget::new(1_000, Duration::from_secs(10)),
+            lines: AuditLimiter::new(),
+            refusals: RefusalLimiter::new(),
         }
+    }
+}
+
+/// The limit on lines about PERSISTENT RESERVE OUT. A process has one for commands that were GOOD and one for the others,
+/// so refused commands do not suppress the line of a change.
+#[derive(Debug)]
+pub(super) struct AuditLimiter {
+    good: RateLimiter<u32>,
+    others: RateLimiter<u32>,
+}
+
+impl AuditLimiter {
+    const fn new() -> Self {
+        const PERIOD: Duration = Duration::from_secs(10);
+        Self { good: RateLimiter::new(100, 1_000, PERIOD), others: RateLimiter::new(100, 1_000, PERIOD) }
+    }
+
+    /// As [`RateLimiter::check`], for a command of process `pid`.
+    pub(super) fn check(&self, pid: u32, is_good: bool) -> Option<Suppressed> {
+        if is_good { self.good.check(pid) } else { self.others.check(pid) }
     }
 }
 
