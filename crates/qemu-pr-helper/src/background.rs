@@ -31,8 +31,6 @@ fn failed(error: impl Into<io::Error>) -> Message {
 
 /// Starts the helper in the background and waits until it serves. A listening socket that was passed to this process is
 /// passed on.
-#[cold]
-#[inline(never)]
 pub(crate) fn launch(listener: Option<OwnedFd>) -> Result<ExitCode> {
     let (helper, theirs) = UnixStream::pair().map_err(failed)?;
     match &listener {

@@ -6,8 +6,6 @@ use crate::message::invoked_as;
 use crate::options::{DEFAULT_PID_FILE, DEFAULT_SOCKET};
 
 /// The text of `--help`.
-#[cold]
-#[inline(never)]
 pub(crate) fn help() -> String {
     let limits = Limits::default();
     format!(
@@ -48,8 +46,6 @@ A socket that systemd passes (LISTEN_FDS) takes the place of --socket.
 }
 
 /// The text of `--version`.
-#[cold]
-#[inline(never)]
 pub(crate) fn version() -> String {
     format!(
         "\

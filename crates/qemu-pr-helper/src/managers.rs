@@ -8,7 +8,7 @@ use scsi_pr_linux::device::Sysfs;
 use scsi_pr_linux::policy::{ByDevice, Client, Counters, Escalate, Observed, RefuseReadOnly, Routes, ScsiFirst};
 use scsi_pr_linux::{BlockIoctl, MultipathReader, Nvme, SgIo};
 
-use crate::link::{Duty, Link};
+use crate::monitor_channel::{MonitorChannel, WorkerKind};
 use crate::options::Manager;
 use crate::workers::{Pool, Workers};
 
@@ -17,13 +17,13 @@ use crate::workers::{Pool, Workers};
 pub(crate) fn manager_for(
     wanted: Manager,
     counters: Arc<Counters>,
-    monitor: Option<Arc<Link>>,
+    monitor: Option<Arc<MonitorChannel>>,
 ) -> impl Fn(&Peer) -> Arc<dyn PrManager> {
     let pool = Arc::new(Pool::new(monitor));
-    let workers = |duty| Workers::new(&pool, duty);
-    let multipath = || Arc::new(MultipathReader::new(workers(Duty::Multipath), Sysfs::default()));
-    let nvme = || Arc::new(Escalate::new(Nvme::new(), workers(Duty::Nvme)));
-    let block = || Arc::new(Escalate::new(BlockIoctl::default(), workers(Duty::Block)));
+    let workers = |kind| Workers::new(&pool, kind);
+    let multipath = || Arc::new(MultipathReader::new(workers(WorkerKind::Multipath), Sysfs::default()));
+    let nvme = || Arc::new(Escalate::new(Nvme::new(), workers(WorkerKind::Nvme)));
+    let block = || Arc::new(Escalate::new(BlockIoctl::default(), workers(WorkerKind::Block)));
     let chosen: Arc<dyn PrManager> = match wanted {
         Manager::Auto => {
             let routes = Routes {

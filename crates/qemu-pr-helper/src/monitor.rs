@@ -1,9 +1,8 @@
-//! The monitor: a second process, of the same binary, that stays what the helper no longer is. It removes the socket when
-//! the helper ends, whatever way it ends and whoever owns the directory; and it starts a worker for each command that
-//! takes more privileges than the helper has.
+//! The monitor: a second process of the same binary, which stays root. It removes the socket when the helper ends, even
+//! when a signal kills the helper. It starts a worker for each command that takes more privileges than the helper has.
 //!
-//! It is started before the helper drops its privileges and has one thread and one input: a [`Link`] to the helper. When
-//! the helper is gone that ends, and the monitor with it, once the workers that still run have ended.
+//! The helper starts it before it drops its privileges. The monitor has one thread and one input, a [`MonitorChannel`].
+//! It ends when the helper and the last worker have ended.
 
 mod process;
 
@@ -24,49 +23,48 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use scsi_pr_daemon::socket::SocketFile;
 use scsi_pr_helper::descriptor;
 
-use crate::link::{DIRECTORY, Link, NO_SOCKET, SOCKET};
 use crate::message::{invoked_as, reason};
+use crate::monitor_channel::{DIRECTORY, MonitorChannel, NO_SOCKET, SOCKET};
 pub(crate) use process::run;
 
-/// What the monitor is called: its first word, by which this binary knows that it is one.
+/// The monitor's first argument, by which this binary knows that it is one.
 const NAME: &str = "qemu-pr-helper-monitor";
 
-/// What a monitor, and with it each worker, has of the environment of the helper: where its libraries are, and where
-/// multipathd listens.
+/// The variables that the monitor and its workers inherit: the path of their libraries, and multipathd's socket.
 const VARIABLES: [&str; 2] = ["LD_LIBRARY_PATH", "MULTIPATH_SOCKET_NAME"];
 
 /// The helper's side of a monitor.
 struct Monitor {
-    link: Arc<Link>,
+    channel: Arc<MonitorChannel>,
     process: Pid,
 }
 
 impl Monitor {
-    /// Starts a monitor, to watch over the file `socket` if there is one; its path is for people to see which one.
+    /// Starts a monitor that removes the file `socket` at the end. The path is for administrators who look at processes.
     fn start(socket: Option<(&Path, &SocketFile)>) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
-        let (link, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (channel, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let mut arguments = vec![NAME.into()];
         match socket {
             Some((path, file)) => {
                 let (directory, name, file) = file.parts();
-                descriptor::send(&link, &[DIRECTORY], directory, SendFlags::empty())?;
-                descriptor::send(&link, &[&[SOCKET], name.as_bytes()].concat(), file, SendFlags::empty())?;
+                descriptor::send(&channel, &[DIRECTORY], directory, SendFlags::empty())?;
+                descriptor::send(&channel, &[&[SOCKET], name.as_bytes()].concat(), file, SendFlags::empty())?;
                 arguments.push(path.as_os_str().to_owned());
             }
             None => {
-                rustix::net::send(&link, &[NO_SOCKET], SendFlags::NOSIGNAL)?;
+                rustix::net::send(&channel, &[NO_SOCKET], SendFlags::NOSIGNAL)?;
             }
         }
         let process = spawn(arguments, theirs.as_fd())?;
-        Ok(Self { link: Arc::new(Link::new(link)?), process })
+        Ok(Self { channel: Arc::new(MonitorChannel::new(channel)?), process })
     }
 }
 
-/// Starts this binary again, with these words and this input.
+/// Starts this binary again, with these arguments and this standard input.
 ///
-/// `std::process` does not reset SIGCHLD, which whoever started the helper may have had ignored: nobody would know how a
-/// worker ended.
+/// `std::process` does not reset SIGCHLD. If the helper's parent ignored it, the monitor could not learn how a worker
+/// ended.
 fn spawn(arguments: Vec<OsString>, input: BorrowedFd<'_>) -> io::Result<Pid> {
     let mut actions = PosixSpawnFileActions::init()?;
     actions.add_dup2(input.as_raw_fd(), 0)?;
@@ -90,10 +88,10 @@ fn spawn(arguments: Vec<OsString>, input: BorrowedFd<'_>) -> io::Result<Pid> {
 }
 
 impl Drop for Monitor {
-    /// Has the monitor end. It is waited for, because not every container has somebody who would; but not if it waits for
-    /// workers itself.
+    /// Ends the monitor, and waits for it, as not every container has an init process. A monitor that waits for its workers
+    /// is not waited for.
     fn drop(&mut self) {
-        self.link.close();
+        self.channel.close();
         let moment = Timespec { tv_sec: 1, tv_nsec: 0 };
         if let Ok(end) = pidfd_open(self.process, PidfdFlags::empty()) {
             let _ = rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&end.as_fd(), PollFlags::IN)], Some(&moment)));
@@ -102,28 +100,27 @@ impl Drop for Monitor {
     }
 }
 
-/// What is kept for the helper: its socket's file, which goes when this value does, and the monitor.
-pub(crate) struct Kept {
-    /// `None` when the socket is somebody else's, or removed.
+/// Removes the socket's file when it is dropped, by the monitor where there is one.
+pub(crate) struct SocketGuard {
+    /// `None` when the service manager made the socket, or when it is removed.
     socket: Option<(PathBuf, SocketFile)>,
     monitor: Option<Monitor>,
 }
 
-impl Kept {
-    /// This socket, if it is ours, without a monitor.
+impl SocketGuard {
+    /// Without a monitor. `socket` is `None` when the service manager made it.
     pub(crate) fn new(socket: Option<(PathBuf, SocketFile)>) -> Self {
         Self { socket, monitor: None }
     }
 
-    /// Starts a monitor, where this process is about to become unable to do what it can now: user 0 drops its privileges,
-    /// and anybody else can never do more.
+    /// Starts a monitor if this process is root. Any other user has no more privileges now than later.
     pub(crate) fn start_monitor(&mut self) {
         if !rustix::process::geteuid().is_root() {
             return;
         }
         match Monitor::start(self.socket.as_ref().map(|(path, file)| (path.as_path(), file))) {
             Ok(monitor) => self.monitor = Some(monitor),
-            // To serve is worth more than what it is for.
+            // The helper can serve most commands without it.
             Err(error) => {
                 let socket = self.socket.as_ref().map(|(path, _)| format!(", and {} may stay behind", path.display()));
                 tracing::warn!(
@@ -135,22 +132,22 @@ impl Kept {
         }
     }
 
-    /// The link to the monitor, if there is one.
-    pub(crate) fn link(&self) -> Option<Arc<Link>> {
-        self.monitor.as_ref().map(|monitor| Arc::clone(&monitor.link))
+    /// The channel to the monitor, if there is one.
+    pub(crate) fn channel(&self) -> Option<Arc<MonitorChannel>> {
+        self.monitor.as_ref().map(|monitor| Arc::clone(&monitor.channel))
     }
 
-    /// Removes the socket's file, if it is ours and still there.
+    /// Removes the socket's file, if this process made it and it is still there.
     pub(crate) fn remove_socket(&mut self) {
         let Some((path, file)) = self.socket.take() else { return };
-        let removed = self.monitor.as_ref().is_some_and(|monitor| monitor.link.remove_socket().is_ok());
+        let removed = self.monitor.as_ref().is_some_and(|monitor| monitor.channel.remove_socket().is_ok());
         if !removed && let Err(error) = file.remove() {
             tracing::error!("Failed to unlink socket {}: {}", path.display(), reason(error));
         }
     }
 }
 
-impl Drop for Kept {
+impl Drop for SocketGuard {
     fn drop(&mut self) {
         self.remove_socket();
     }

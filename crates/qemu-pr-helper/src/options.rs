@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use lexopt::{Arg, Parser};
 use scsi_pr_helper::Limits;
 
-use crate::help;
 use crate::identity::{self, Id};
 use crate::message::{Message, Result, invoked_as};
 use crate::number::decimal;
@@ -18,11 +17,15 @@ pub(crate) const DEFAULT_SOCKET: &str = "/var/run/qemu-pr-helper.sock";
 /// Where the pid file is with `-d` and without `-f`.
 pub(crate) const DEFAULT_PID_FILE: &str = "/var/run/qemu-pr-helper.pid";
 
-/// What the command line asks for.
+/// The action that the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// To print this and end.
-    Print(String),
+    /// To print the help text.
+    Help,
+    /// To print the version.
+    Version,
+    /// To print the names of the trace events.
+    TraceEvents,
     /// To run.
     Run(Box<Options>),
 }
@@ -43,24 +46,24 @@ pub(crate) struct Options {
     max_commands: Option<usize>,
 }
 
-/// What commands are sent to.
+/// The manager that runs commands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Manager {
-    /// SG_IO, with PERSISTENT RESERVE OUT refused on what is not a whole unit by its only path.
+    /// The manager for the kind of device. PERSISTENT RESERVE OUT is refused on a part of a unit.
     #[default]
     Auto,
-    /// SG_IO, on whatever descriptor comes.
+    /// SG_IO for every device.
     SgIo,
-    /// The manager of multipath maps, on whatever descriptor comes.
+    /// The manager of multipath maps for every device.
     Multipath,
-    /// The kernel's reservation ioctls, on whatever descriptor comes.
+    /// The kernel's reservation ioctls for every device.
     Block,
-    /// NVMe reservation commands, on whatever descriptor comes.
+    /// NVMe reservation commands for every device.
     Nvme,
 }
 
 impl Options {
-    /// The path that `-k` gave, if it was there.
+    /// The path of `-k`, if given.
     pub(crate) fn given_socket(&self) -> Option<&Path> {
         self.socket.as_deref()
     }
@@ -80,7 +83,7 @@ impl Options {
         }
     }
 
-    /// What is bounded while serving.
+    /// The limits of the server.
     pub(crate) fn limits(&self) -> Limits {
         let mut limits = Limits::default();
         limits.connections = self.max_connections.unwrap_or(limits.connections);
@@ -88,7 +91,7 @@ impl Options {
         limits
     }
 
-    /// The least severe messages that are logged.
+    /// The least severe level that is logged.
     pub(crate) fn log_level(&self) -> tracing::level_filters::LevelFilter {
         use tracing::level_filters::LevelFilter;
         match self.verbose {
@@ -159,16 +162,15 @@ impl Name {
     }
 }
 
-/// Reads the command line; `arguments` are those after the program's name. What is worth a warning goes to `warn` when
-/// it is met.
+/// Reads the command line: `arguments` are those after the program's name. Warnings go to `warn` at once.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>, warn: &mut dyn FnMut(Message)) -> Result<Request> {
     let mut parser = Parser::from_args(arguments);
     parser.set_short_equals(false);
     let mut options = Options::default();
     while let Some((name, value)) = next(&mut parser)? {
         match name {
-            Name::Help => return Ok(Request::Print(help::help())),
-            Name::Version => return Ok(Request::Print(help::version())),
+            Name::Help => return Ok(Request::Help),
+            Name::Version => return Ok(Request::Version),
             Name::Socket if !value.as_encoded_bytes().starts_with(b"/") => {
                 return Err(Message::new("socket path must be absolute"));
             }
@@ -176,8 +178,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>, warn: &mut dy
             Name::PidFile => options.pid_file = Some(value.into()),
             Name::Daemon => options.daemon = true,
             Name::Trace => match options.trace.add(&value, warn)? {
-                trace::Added::Taken => {}
-                trace::Added::ListWanted => return Ok(Request::Print(trace::list())),
+                trace::Applied::Settings => {}
+                trace::Applied::ListRequested => return Ok(Request::TraceEvents),
             },
             Name::User => options.user = identity::user(&value).ok_or_else(|| invalid("user", &value))?,
             Name::Group => options.group = identity::group(&value).ok_or_else(|| invalid("group", &value))?,
@@ -203,7 +205,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>, warn: &mut dy
 /// The next option and its value, which is empty where the option takes none.
 fn next(parser: &mut Parser) -> Result<Option<(Name, OsString)>> {
     loop {
-        // A value that nobody took was looked for below, so there is nothing left that could go wrong here.
+        // Unexpected values are handled below, so this cannot fail.
         let (name, written) = match parser.next().map_err(|error| wrong(error.to_string()))? {
             None => return Ok(None),
             Some(Arg::Value(_)) => continue,
@@ -258,8 +260,7 @@ fn candidates(written: &str) -> Vec<(&'static str, Name)> {
     if exact.is_empty() { abbreviated.copied().collect() } else { exact }
 }
 
-/// getopt's own complaint, and where to look.
-#[cold]
+/// The message of getopt_long(3), and a pointer to --help.
 fn wrong(what: String) -> Message {
     let program = invoked_as();
     Message::new(format!("Try `{program} --help' for more information.")).preceded_by(format!("{program}: {what}"))
@@ -289,13 +290,6 @@ mod tests {
     fn run(arguments: &[&str]) -> Options {
         match parsed(arguments) {
             Ok(Request::Run(options)) => *options,
-            other => panic!("{arguments:?}: {other:?}"),
-        }
-    }
-
-    fn prints(arguments: &[&str], beginning: &str) {
-        match parsed(arguments) {
-            Ok(Request::Print(text)) => assert!(text.starts_with(beginning), "{text}"),
             other => panic!("{arguments:?}: {other:?}"),
         }
     }
@@ -360,16 +354,16 @@ mod tests {
 
     #[test]
     fn options_act_in_order() {
-        prints(&["-h", "--bogus"], "Usage: ");
-        prints(&["positional", "-V", "-k", "rel"], invoked_as());
-        prints(&["-dVx"], invoked_as());
-        prints(&["-T", "help"], "pr_");
+        assert_eq!(parsed(&["-h", "--bogus"]), Ok(Request::Help));
+        assert_eq!(parsed(&["positional", "-V", "-k", "rel"]), Ok(Request::Version));
+        assert_eq!(parsed(&["-dVx"]), Ok(Request::Version));
+        assert_eq!(parsed(&["-T", "help"]), Ok(Request::TraceEvents));
         assert!(parsed(&["-k", "rel", "-h"]).is_err());
         refused(&["-xh"], "invalid option -- 'x'");
     }
 
     #[test]
-    fn getopt_s_complaints() {
+    fn wrong_options_have_the_messages_of_getopt() {
         refused(&["--bogus"], "unrecognized option '--bogus'");
         refused(&["--bogus=1"], "unrecognized option '--bogus=1'");
         refused(&["---"], "unrecognized option '---'");

@@ -12,7 +12,7 @@ use crate::identity::Id;
 /// reservations are not.
 pub(crate) const SG_IO: CapabilitySet = CapabilitySet::SYS_RAWIO;
 
-/// Gives up everything but `kept`, and becomes `user` and `group` where they are given.
+/// Gives up everything but `guard`, and becomes `user` and `group` where they are given.
 ///
 /// What stays is permitted and effective; of the bounding set there stays `bounding`, which is what a program that user 0
 /// executes has at most. The inheritable and ambient sets are emptied, there are no supplementary groups, and nothing that
@@ -23,7 +23,7 @@ pub(crate) const SG_IO: CapabilitySet = CapabilitySet::SYS_RAWIO;
 ///
 /// `EPERM` where this process does not have what it is to keep, or may not become who it should be. It must end then:
 /// part of it may have been done.
-pub(crate) fn drop_to(kept: CapabilitySet, bounding: CapabilitySet, user: Id, group: Id) -> io::Result<()> {
+pub(crate) fn drop_to(guard: CapabilitySet, bounding: CapabilitySet, user: Id, group: Id) -> io::Result<()> {
     let held = thread::capabilities(None)?.effective;
     if held.contains(CapabilitySet::SETPCAP) {
         narrow_bounding_set(bounding)?;
@@ -42,16 +42,16 @@ pub(crate) fn drop_to(kept: CapabilitySet, bounding: CapabilitySet, user: Id, gr
         thread::set_keep_capabilities(false)?;
     }
     // An ambient capability is always inheritable too, so this empties both sets.
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets { effective: guard, permitted: guard, inheritable: CapabilitySet::empty() };
     thread::set_capabilities(None, sets)?;
     thread::set_no_new_privs(true)?;
     Ok(())
 }
 
 /// By number, as the running kernel may have capabilities that were not known when this was built.
-fn narrow_bounding_set(kept: CapabilitySet) -> io::Result<()> {
+fn narrow_bounding_set(guard: CapabilitySet) -> io::Result<()> {
     for capability in (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number)) {
-        if kept.contains(capability) {
+        if guard.contains(capability) {
             continue;
         }
         match thread::remove_capability_from_bounding_set(capability) {

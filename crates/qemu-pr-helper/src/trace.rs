@@ -12,7 +12,7 @@ use scsi_pr_daemon::log::{Destinations, EventFile, Log, Subscriber};
 use tracing::level_filters::LevelFilter;
 
 use crate::message::{Message, Result, program_name, reason};
-pub(crate) use settings::{Added, Settings};
+pub(crate) use settings::{Applied, Settings};
 
 /// The events that `-T` can enable: the names in the crates of this project.
 pub(crate) const EVENTS: [&str; 15] = [

@@ -1,7 +1,6 @@
 //! [`Workers`]: commands that take more privileges than the helper has, each run by a process of its own.
 
-mod log;
-mod told;
+mod worker_log;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -11,74 +10,105 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, fstat, major, minor};
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, SenseCode, Status};
+use scsi_pr_daemon::RepeatLimiter;
 use scsi_pr_helper::HelperClient;
 use scsi_pr_helper::client::Config;
 use scsi_pr_helper::turn::Turns;
 use scsi_pr_linux::device::{Device, Kind, Number};
 use scsi_pr_linux::multipath;
+use scsi_pr_linux::policy::Client;
 use tracing::warn;
 
-use crate::link::{Duty, Link, NotStarted, Started, Task};
-use log::Log;
-use told::{Event, Told};
+use crate::monitor_channel::{MonitorChannel, StartError, StartedWorker, WorkerKind, WorkerTask};
+use worker_log::WorkerLog;
 
-/// How long things are waited for.
+/// The times that the helper waits.
 #[derive(Clone, Copy)]
-struct Patience {
-    /// For the commands before one on its device.
+struct Timeouts {
+    /// For earlier commands on the device.
     turn: Duration,
     /// For a worker to take its command, once it is started.
     beginning: Duration,
     /// For a worker to answer. It is left to finish then.
     answer: Duration,
-    /// For a worker to end that has answered, before it counts as one that hangs.
+    /// For a worker to end after its answer. Its device is BUSY from then on until it ends.
     ending: Duration,
-    /// For a map to be recovered whose worker died: longer than that takes, if its paths answer.
-    recovering: Duration,
+    /// For the recovery of a map whose worker died: longer than it takes, if the paths answer.
+    recovery: Duration,
 }
 
-impl Patience {
+impl Timeouts {
     const DEFAULT: Self = Self {
         turn: Duration::from_secs(30),
         beginning: Duration::from_secs(10),
         answer: Duration::from_secs(60),
         ending: Duration::from_secs(2),
-        recovering: Duration::from_secs(8),
+        recovery: Duration::from_secs(8),
     };
 }
 
-/// What the helper has of workers, whatever their duty.
+/// A kind of log line about a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// There is no monitor to start a worker.
+    NoMonitor,
+    /// Commands waited too long for earlier ones.
+    TurnTimeout,
+    /// A worker of an earlier command still runs.
+    Unfinished,
+    /// A worker could not be started.
+    NotStarted,
+    /// A worker did not take its command.
+    NotTaken,
+    /// A worker took its command and did not answer.
+    NoAnswer,
+    /// A line of a worker's log, by its hash.
+    Line(u64),
+}
+
+/// The parts of the log that do not suppress each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Helper,
+    Worker,
+    /// A worker that died, and the recovery of its map: an administrator needs these lines.
+    DeadWorker,
+}
+
+/// The state that workers of all kinds share.
 pub(crate) struct Pool {
     /// `None` where there is no monitor.
-    monitor: Option<Arc<Link>>,
-    /// Of devices that have a command.
+    monitor: Option<Arc<MonitorChannel>>,
+    /// The devices that have a command.
     turns: Mutex<Vec<(Number, Arc<Turns>)>>,
-    /// Of which devices a worker is left behind. A thread for each tells what it logs, until it ends.
-    left: Mutex<Vec<Number>>,
-    told: Told,
-    patience: Patience,
+    /// The devices whose worker was left to finish. A thread for each reads the worker's log until the worker ends.
+    unfinished: Mutex<Vec<Number>>,
+    lines: RepeatLimiter<(Number, Source), Event>,
+    timeouts: Timeouts,
 }
 
 /// A [`PrManager`] that has each command run by a worker: the monitor starts it as root, it runs the command with the
-/// manager of its duty, answers, and ends.
+/// manager of its kind, answers, and ends.
 ///
-/// * Commands on one device run one after the other, in the order in which they came; who waits for more than 30 s is
-///   answered BUSY. So is a command that no worker took: nothing has been done.
-/// * A command that a worker took and did not answer, because it died or for a minute, is CHECK CONDITION 0B/08/01: it
-///   may have been run. It is never run again. The worker is left to finish; until then its device is BUSY.
-/// * Where there is no monitor, CHECK CONDITION 0B/00/06 to PERSISTENT RESERVE OUT and CLEANUP, as from a kernel that does
-///   not permit them; to PERSISTENT RESERVE IN `Err`, as there may be another way to answer.
-/// * What is no block device is not handed to anybody: 05/20/00, as each of the managers answers.
+/// * Commands on one device run one after the other, in the order in which they came. After a wait of 30 s a command is
+///   BUSY. So is a command that no worker took: it has not been run.
+/// * A device has one worker at a time, so a map that hangs holds one of the 64.
+/// * A worker may take a command and not answer it, because it died or for a minute. The command is CHECK CONDITION
+///   0B/08/01 then: it may have been run, and is never run again. The worker is left to finish; until then its device is
+///   BUSY.
+/// * Without a monitor, PERSISTENT RESERVE OUT and CLEANUP are CHECK CONDITION 0B/00/06, as from a kernel that does not
+///   permit them. PERSISTENT RESERVE IN is `Err`, as there may be another way to answer.
+/// * On other descriptors than block devices, commands are CHECK CONDITION 05/20/00, as with each of the managers.
 ///
-/// Of each of these the log says the device, the reason and what to do, once a minute.
+/// The log has the device, the reason and the remedy, once a minute for each.
 pub(crate) struct Workers {
     pool: Arc<Pool>,
-    duty: Duty,
+    kind: WorkerKind,
 }
 
 impl Workers {
-    pub(crate) fn new(pool: &Arc<Pool>, duty: Duty) -> Self {
-        Self { pool: Arc::clone(pool), duty }
+    pub(crate) fn new(pool: &Arc<Pool>, kind: WorkerKind) -> Self {
+        Self { pool: Arc::clone(pool), kind }
     }
 }
 
@@ -93,11 +123,11 @@ impl PrManager for Workers {
             });
         }
         let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
-        let task = Worker { pool: &self.pool, duty: self.duty, number, device, command };
-        let Some(monitor) = &self.pool.monitor else { return task.without_monitor(&NO_MONITOR) };
-        match self.pool.in_turn(number, || task.run(monitor)) {
+        let execution = Execution { pool: &self.pool, kind: self.kind, number, device, command };
+        let Some(monitor) = &self.pool.monitor else { return execution.without_monitor(&NO_MONITOR) };
+        match self.pool.in_turn(number, || execution.run(monitor)) {
             Some(answer) => answer,
-            None => Ok(task.busy(Event::Turn, &"it waited too long for those before it")),
+            None => Ok(execution.busy(Event::TurnTimeout, &"it waited for 30 s for earlier commands on the device")),
         }
     }
 
@@ -106,23 +136,22 @@ impl PrManager for Workers {
     }
 }
 
-/// Why there are no workers.
 const NO_MONITOR: &str = "no worker process can be started: start the helper as root, where /proc is mounted";
 
 impl Pool {
-    pub(crate) fn new(monitor: Option<Arc<Link>>) -> Self {
-        let (turns, left) = (Mutex::default(), Mutex::default());
-        Self { monitor, turns, left, told: Told::new(), patience: Patience::DEFAULT }
+    pub(crate) fn new(monitor: Option<Arc<MonitorChannel>>) -> Self {
+        let lines = RepeatLimiter::new(32, 512, Duration::from_secs(60));
+        Self { monitor, turns: Mutex::default(), unfinished: Mutex::default(), lines, timeouts: Timeouts::DEFAULT }
     }
 
-    /// Runs `act` when it is the turn of who asks for it, among those for the device; `None` when it did not come in time.
+    /// Runs `act` after all earlier commands on the device; `None` when they take too long.
     fn in_turn<T>(&self, number: Number, act: impl FnOnce() -> T) -> Option<T> {
         let turns = self.turns_of(number);
-        let turn = turns.take(self.patience.turn);
+        let turn = turns.take(self.timeouts.turn);
         let result = turn.as_ref().map(|_| act());
         drop(turn);
         let mut all = self.turns();
-        // Nobody else has it or waits for it: who would has to come by here.
+        // No other thread has the turn or waits for it: it would have gone by here.
         if Arc::strong_count(&turns) == 2 {
             all.retain(|(other, _)| *other != number);
         }
@@ -143,66 +172,74 @@ impl Pool {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn left(&self) -> MutexGuard<'_, Vec<Number>> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unfinished(&self) -> MutexGuard<'_, Vec<Number>> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says what a worker has logged, until it ends: at most for `patience`, and after that on another thread.
-    fn see_off(self: &Arc<Self>, number: Number, mut log: Log, patience: Duration) {
+    /// Logs the lines of a worker until it ends: for `timeout` on this thread, and after that on another.
+    fn reap(self: &Arc<Self>, number: Number, source: Source, mut log: WorkerLog, timeout: Duration) {
         const AGAIN: Duration = Duration::from_secs(3600);
-        if log.say(number, &self.told, patience) {
+        if self.relay(number, source, &mut log, timeout) {
             return;
         }
-        self.left().push(number);
+        self.unfinished().push(number);
         let pool = Arc::clone(self);
-        let see_off = move || {
-            while !log.say(number, &pool.told, AGAIN) {}
-            pool.left().retain(|other| *other != number);
+        let reap = move || {
+            while !pool.relay(number, source, &mut log, AGAIN) {}
+            pool.unfinished().retain(|other| *other != number);
         };
-        // Without a thread its lines are lost. That it still runs, the monitor knows too.
-        if thread::Builder::new().name("pr-worker-log".into()).spawn(see_off).is_err() {
-            self.left().retain(|other| *other != number);
+        // Without a thread its lines are lost. The monitor knows too that it still runs.
+        if thread::Builder::new().name("pr-worker-log".into()).spawn(reap).is_err() {
+            self.unfinished().retain(|other| *other != number);
         }
+    }
+
+    /// Logs the lines of a worker for at most `timeout`. Whether it has ended.
+    fn relay(&self, number: Number, source: Source, log: &mut WorkerLog, timeout: Duration) -> bool {
+        log.read(timeout, &mut |line| {
+            Client::note_refusal();
+            if let Some(suppressed) = self.lines.check((number, source), Event::Line(worker_log::hash(line))) {
+                warn!("worker for {number}: {line}{suppressed}");
+            }
+        })
     }
 }
 
 /// One command, for a worker.
-struct Worker<'a> {
+struct Execution<'a> {
     pool: &'a Arc<Pool>,
-    duty: Duty,
+    kind: WorkerKind,
     number: Number,
     device: BorrowedFd<'a>,
     command: Command<'a>,
 }
 
-impl Worker<'_> {
-    #[cold]
-    #[inline(never)]
-    fn run(&self, monitor: &Link) -> Result<Completion, Error> {
-        if self.pool.left().contains(&self.number) {
-            return Ok(self.busy(Event::Left, &NotStarted::Busy));
+impl Execution<'_> {
+    fn run(&self, monitor: &MonitorChannel) -> Result<Completion, Error> {
+        if self.pool.unfinished().contains(&self.number) {
+            return Ok(self.busy(Event::Unfinished, &StartError::Busy));
         }
-        let Started { stream, log } = match monitor.start(&self.task()) {
+        let StartedWorker { stream, log } = match monitor.start(&self.task()) {
             Ok(started) => started,
-            Err(gone @ NotStarted::Gone) => return self.without_monitor(&gone),
+            Err(ended @ StartError::MonitorEnded) => return self.without_monitor(&ended),
             Err(why) => return Ok(self.busy(Event::NotStarted, &format_args!("no worker is started: {why}"))),
         };
-        let log = Log::new(log);
-        let Patience { beginning, answer: longest, ending, recovering, .. } = self.pool.patience;
+        let log = WorkerLog::new(log);
+        let Timeouts { beginning, answer: longest, ending, recovery, .. } = self.pool.timeouts;
         let config = Config { connect: beginning, answer: longest, ..Config::default() };
         let worker = HelperClient::over(stream).with_config(config);
         let begun = Instant::now();
         let answer = worker.execute(self.device, self.command);
-        // It learns that nobody waits any more.
+        // This tells the worker that no client waits any more.
         drop(worker);
         match answer {
             Ok(completion) => {
-                self.pool.see_off(self.number, log, ending);
+                self.pool.reap(self.number, Source::Worker, log, ending);
                 Ok(completion)
             }
             Err(error) if !error.may_have_run() => {
                 let completion = self.busy(Event::NotTaken, &error);
-                self.pool.see_off(self.number, log, ending);
+                self.pool.reap(self.number, Source::Worker, log, ending);
                 Ok(completion)
             }
             Err(_) => {
@@ -212,38 +249,40 @@ impl Worker<'_> {
                     true => "its worker has not answered for a minute, and is left to finish",
                     false => "its worker ended without an answer",
                 };
-                self.tell(Event::Lost, &completion, &format_args!("{what}; it may have been run: {}", self.remedy()));
-                self.pool.see_off(self.number, log.of_a_loss(), if hangs { Duration::ZERO } else { recovering });
+                let why = format_args!("{what}; it may have been run: {}", self.remedy());
+                self.log(Event::NoAnswer, &completion, &why);
+                let timeout = if hangs { Duration::ZERO } else { recovery };
+                self.pool.reap(self.number, Source::DeadWorker, log, timeout);
                 Ok(completion)
             }
         }
     }
 
-    fn task(&self) -> Task {
-        let uuid = match (self.duty, Device::of(self.device)) {
-            (Duty::Multipath, Ok(device)) => match device.kind() {
-                // What somebody else has suspended is not for us to resume.
+    fn task(&self) -> WorkerTask {
+        let uuid = match (self.kind, Device::of(self.device)) {
+            (WorkerKind::Multipath, Ok(device)) => match device.kind() {
+                // A map that another process has suspended must not be resumed.
                 Kind::Multipath { uuid, .. } if !multipath::is_suspended(self.number) => uuid.clone(),
                 _ => String::new(),
             },
             _ => String::new(),
         };
-        Task { duty: self.duty, device: self.number.to_string(), uuid }
+        WorkerTask { kind: self.kind, device: self.number.to_string(), uuid }
     }
 
-    /// Where to look for what became of a command.
+    /// How to find out what became of a command.
     const fn remedy(&self) -> &'static str {
-        match self.duty {
-            Duty::Multipath => {
+        match self.kind {
+            WorkerKind::Multipath => {
                 "see `mpathpersist --in --read-keys` and `--read-reservation` before anything else is done"
             }
-            Duty::Block | Duty::Nvme => "see which keys are registered before anything else is done",
+            WorkerKind::Block | WorkerKind::Nvme => "see which keys are registered before anything else is done",
         }
     }
 
     fn busy(&self, event: Event, why: &dyn fmt::Display) -> Completion {
         let completion = Completion::Status(Status::BUSY);
-        self.tell(event, &completion, why);
+        self.log(event, &completion, why);
         completion
     }
 
@@ -252,15 +291,16 @@ impl Worker<'_> {
         if self.command.opcode() == Opcode::ReserveIn {
             return Err(Error::not_run("start a worker process").because(why.to_string()));
         }
-        self.tell(Event::NoMonitor, &completion, why);
+        self.log(Event::NoMonitor, &completion, why);
         Ok(completion)
     }
 
-    fn tell(&self, event: Event, completion: &Completion, why: &dyn fmt::Display) {
-        if self.pool.told.permits(self.number, event) {
-            let device = Device::of(self.device).map_or_else(|_| self.number.to_string(), |device| device.to_string());
-            warn!("{}, on {device}: {completion}: {why}", self.command);
-        }
+    fn log(&self, event: Event, completion: &Completion, why: &dyn fmt::Display) {
+        Client::note_refusal();
+        let Some(suppressed) = self.pool.lines.check((self.number, Source::Helper), event) else { return };
+        let device = Device::of(self.device).map_or_else(|_| self.number.to_string(), |device| device.to_string());
+        let client = Client::current().map(|client| format!(", for {client}")).unwrap_or_default();
+        warn!("{}, on {device}{client}: {completion}: {why}{suppressed}", self.command);
     }
 }
 

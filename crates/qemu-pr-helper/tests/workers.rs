@@ -328,7 +328,7 @@ fn without_its_monitor_the_helper_lives() {
         // SG_IO, which a loop device does not know.
         assert_eq!(scene.run(&device, read_keys().command()), check(SenseCode::INVALID_FIELD_IN_CDB));
     }
-    scene.says("the monitor, which would start it, has ended");
+    scene.says("the monitor, which starts workers, has ended");
     assert_eq!(scene.lines.try_recv().ok(), None);
     scene.end();
 }

@@ -20,6 +20,7 @@ against_each_helper!(
     the_longest_socket_path_is_accepted,
     quiet_silences_what_clients_do,
     verbose_tells_of_reservations,
+    refused_change_is_logged_with_its_client,
     defaults_lie_in_the_runtime_directory,
     trace_lists_its_events,
     trace_warns_of_unknown_events,
@@ -237,9 +238,19 @@ fn verbose_tells_of_reservations(subject: &Subject) {
     let helper = subject.command().arg("-v").serve();
     assert_eq!(helper.connect().run(&out_cdb(1, 24), &[0; 24], null()), Answer::io_process_terminated());
     let end = helper.terminate();
-    let told: Vec<bool> = end.stderr.lines().map(|line| line.contains("PERSISTENT RESERVE OUT")).collect();
+    let lines = end.stderr.lines().filter(|line| !line.contains("refused on"));
+    let told: Vec<bool> = lines.map(|line| line.contains("PERSISTENT RESERVE OUT")).collect();
     // What was done, and how many there were.
     assert_eq!(told, subject.differs("verbose-log", vec![], vec![true; 2]), "{}", end.stderr);
+}
+
+fn refused_change_is_logged_with_its_client(subject: &Subject) {
+    let helper = subject.serve();
+    assert_eq!(helper.connect().run(&out_cdb(1, 24), &[0; 24], null()), Answer::io_process_terminated());
+    let end = helper.terminate();
+    let client = format!(", for process {} of user ", std::process::id());
+    let is_logged = end.stderr.contains(", refused on 1:3 ") && end.stderr.contains(&client);
+    assert_eq!(is_logged, subject.differs("refusal-logged", false, true), "{}", end.stderr);
 }
 
 fn defaults_lie_in_the_runtime_directory(subject: &Subject) {

@@ -1,4 +1,4 @@
-//! What the monitor does. It waits for nobody: it touches no device, and closes no descriptor of one.
+//! The monitor's own process. It never blocks: it touches no device, and closes no descriptor of one.
 
 use std::ffi::OsString;
 use std::io;
@@ -18,27 +18,25 @@ use rustix::thread::CapabilitySet;
 use scsi_pr_daemon::socket::SocketFile;
 use scsi_pr_helper::descriptor::{self, Passed};
 
-use crate::link::{BUSY, DIRECTORY, LOG, NO_SOCKET, REMOVE, ROOM, SOCKET, TOO_MANY, Task, WORKER};
 use crate::message::{Message, Result, reason};
+use crate::monitor_channel::{BUSY, DIRECTORY, LOG, NO_SOCKET, REMOVE, ROOM, SOCKET, TOO_MANY, WORKER, WorkerTask};
 use crate::privileges;
 use crate::worker;
 
-/// What the monitor may do besides being user 0. It removes a file from a directory of another user, with the sticky bit
-/// too (CAP_DAC_OVERRIDE, CAP_FOWNER); its workers open device files, send SCSI commands (CAP_SYS_RAWIO), and make the
-/// ioctls of reservations, NVMe and device mapper (CAP_SYS_ADMIN).
+/// The monitor's capabilities, which its workers inherit. The monitor removes a file from a directory of another user, with
+/// the sticky bit too (CAP_DAC_OVERRIDE, CAP_FOWNER). Workers open device files, send SCSI commands (CAP_SYS_RAWIO), and
+/// make the ioctls of reservations, NVMe and device mapper (CAP_SYS_ADMIN).
 const PRIVILEGES: CapabilitySet = CapabilitySet::DAC_OVERRIDE
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::SYS_RAWIO)
     .union(CapabilitySet::SYS_ADMIN);
 
-/// How many workers there may be.
-const MOST_WORKERS: usize = 64;
+/// The limit on workers. A device has one at a time, so no map holds more than one of them.
+const MAX_WORKERS: usize = 64;
 
-/// Is the monitor, until the helper and the last worker end.
-#[cold]
-#[inline(never)]
+/// Runs the monitor until the helper and the last worker end.
 pub(crate) fn run() -> Result<()> {
-    // A signal to the group or the service is the helper's to act on; the monitor has work to do after it.
+    // A signal to the process group is for the helper. The monitor has work to do after the helper's end.
     let _ = SigSet::all().thread_block();
     let _ = rustix::thread::set_name(c"qemu-pr-monitor");
     let failed = |error: io::Error| Message::new(format!("cannot be a monitor: {}", reason(error)));
@@ -47,10 +45,10 @@ pub(crate) fn run() -> Result<()> {
     std::env::set_current_dir("/").map_err(failed)?;
     let held = rustix::thread::capabilities(None).map_err(|error| failed(error.into()))?.permitted;
     raise_limit();
-    // A program that user 0 executes has what is in the bounding set.
+    // A program that root executes gets the capabilities of the bounding set.
     privileges::drop_to(PRIVILEGES & held, PRIVILEGES & held, None, None).map_err(failed)?;
-    let file = socket_to_keep(&helper).map_err(failed)?;
-    Keeping { helper: Some(helper), file, log: None, workers: Vec::new() }.run();
+    let file = receive_socket_file(&helper).map_err(failed)?;
+    MonitorProcess { helper: Some(helper), file, log: None, workers: Vec::new() }.run();
     Ok(())
 }
 
@@ -66,8 +64,8 @@ fn raise_limit() {
     }
 }
 
-/// Closes what this process has been given besides its input: libvirt and systemd wait for the ends of pipes and files
-/// that the helper was started with.
+/// Closes all inherited descriptors but the channel: libvirt and systemd wait for the end of pipes and locks that the
+/// helper has inherited.
 fn close_inherited(helper: &OwnedFd) -> io::Result<()> {
     // The listing has a descriptor of its own, which is closed before the others are.
     let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
@@ -80,9 +78,8 @@ fn close_inherited(helper: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The first messages. Only the helper as it was before it served anybody can have sent them: they are there before the
-/// monitor starts.
-fn socket_to_keep(helper: &OwnedFd) -> io::Result<Option<SocketFile>> {
+/// Receives the first messages. They are trusted: the helper has sent them before it served a client.
+fn receive_socket_file(helper: &OwnedFd) -> io::Result<Option<SocketFile>> {
     let next = || {
         let mut room = [0; ROOM];
         let (length, passed) = descriptor::receive(helper, &mut room, RecvFlags::empty())?;
@@ -103,29 +100,33 @@ fn socket_to_keep(helper: &OwnedFd) -> io::Result<Option<SocketFile>> {
     }
 }
 
-/// A process that was started for a command, or to recover what such a one left behind.
+/// A process that runs a command, or recovers the map of one that died.
 struct Worker {
-    task: Task,
+    task: WorkerTask,
     process: Child,
-    /// Readable once it has ended. `None` where the kernel has no such thing (before Linux 5.3), or no room for it.
+    /// A pidfd, readable once the process has ended. `None` before Linux 5.3, or when the descriptor table is full.
     end: Option<OwnedFd>,
-    /// Its log. The helper takes the end of this for the end of the worker, so it is closed when the device is free.
+    /// Its log. The helper takes the end of this pipe for the end of the worker, so it is closed when the device is free.
     log: OwnedFd,
-    /// Whether it runs a command.
-    runs: bool,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Command,
+    Recovery,
 }
 
 impl Worker {
-    /// Starts it: for the command that comes by `socket`, or else to recover. `None` when it cannot be started, which its log
-    /// is told.
-    fn start(task: Task, log: OwnedFd, socket: Option<OwnedFd>) -> Option<Self> {
-        let runs = socket.is_some();
-        let duty = if runs { task.duty.word() } else { worker::RECOVER };
-        // What it inherits of this process besides is nothing but two variables of the environment.
+    /// Starts a worker: for the command that comes over `socket`, or else to recover a map. `None` when it cannot be
+    /// started; its log has the reason.
+    fn start(task: WorkerTask, log: OwnedFd, socket: Option<OwnedFd>) -> Option<Self> {
+        let purpose = if socket.is_some() { Purpose::Command } else { Purpose::Recovery };
+        let kind = if purpose == Purpose::Command { task.kind.argument() } else { worker::RECOVER };
         let started = log.try_clone().and_then(|stderr| {
             Command::new("/proc/self/exe")
                 .arg0(worker::NAME)
-                .args([duty, &task.device, &task.uuid])
+                .args([kind, &task.device, &task.uuid])
                 .stdin(socket.map_or(Stdio::null(), Stdio::from))
                 .stdout(Stdio::null())
                 .stderr(stderr)
@@ -134,64 +135,66 @@ impl Worker {
         match started {
             Ok(process) => {
                 let end = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).ok();
-                Some(Self { task, process, end, log, runs })
+                Some(Self { task, process, end, log, purpose })
             }
             Err(error) => {
-                say(&log, &format!("{} cannot be started: {}", worker::NAME, reason(error)));
+                write_line(&log, &format!("{} cannot be started: {}", worker::NAME, reason(error)));
                 None
             }
         }
     }
 
-    /// What is left of it: itself while it runs; when it died in a command, the one that recovers the map; else nothing.
-    fn remains(mut self) -> Option<Self> {
+    /// This worker while it runs; the one that recovers the map if this one died in a command; else `None`.
+    fn reap(mut self) -> Option<Self> {
         let died = match self.process.try_wait() {
             Ok(None) => return Some(self),
             Ok(Some(status)) if status.success() => return None,
             Ok(Some(status)) => status.to_string(),
-            Err(error) => format!("nobody knows how: {}", reason(error)),
+            Err(error) => format!("its exit status is unknown: {}", reason(error)),
         };
-        say(&self.log, &format!("the process ended before it was done ({died})"));
-        (self.runs && !self.task.uuid.is_empty()).then(|| Self::start(self.task, self.log, None)).flatten()
+        write_line(&self.log, &format!("the process ended before it was done ({died})"));
+        (self.purpose == Purpose::Command && !self.task.uuid.is_empty())
+            .then(|| Self::start(self.task, self.log, None))
+            .flatten()
     }
 }
 
-/// Writes a line to the log of a worker. If there is no room, or nobody to read it, it is lost.
-fn say(log: &OwnedFd, line: &str) {
+/// Writes a line to the log of a worker. It is lost if the pipe is full or has no reader.
+fn write_line(log: &OwnedFd, line: &str) {
     let _ = rustix::io::write(log, format!("{line}\n").as_bytes());
 }
 
-/// Whether this is a pipe: no file to which root had better not write. Asks nobody but the kernel.
+/// Whether this is a pipe, and not a file that root must not write to. No file system is asked.
 fn is_pipe(log: &OwnedFd) -> bool {
     fcntl_getpipe_size(log).is_ok()
 }
 
-/// Whether this is a socket of this machine, as the worker's end is. Asks nobody but the kernel.
+/// Whether this is a Unix socket, as the worker's end is. No file system is asked.
 fn is_socket(socket: &OwnedFd) -> bool {
     socket_domain(socket) == Ok(AddressFamily::UNIX)
 }
 
-/// What the monitor has.
-struct Keeping {
-    /// The link to the helper, until it ends.
+/// The state of the monitor.
+struct MonitorProcess {
+    /// The channel to the helper, until the helper ends.
     helper: Option<OwnedFd>,
-    /// The socket to remove.
+    /// The socket's file, to be removed.
     file: Option<SocketFile>,
-    /// The log of the worker that is to be started next.
+    /// The log of the worker that the next message asks for.
     log: Option<OwnedFd>,
     workers: Vec<Worker>,
 }
 
-impl Keeping {
+impl MonitorProcess {
     fn run(mut self) {
         while self.helper.is_some() || !self.workers.is_empty() {
             self.wait();
-            self.workers = std::mem::take(&mut self.workers).into_iter().filter_map(Worker::remains).collect();
+            self.workers = std::mem::take(&mut self.workers).into_iter().filter_map(Worker::reap).collect();
             if let Some(helper) = self.helper.take() {
-                match self.listen(&helper) {
+                match self.receive(&helper) {
                     true => self.helper = Some(helper),
                     false => {
-                        // It may be there, and is to know.
+                        // A helper that still runs learns that it has no monitor any more.
                         let _ = rustix::net::shutdown(&helper, Shutdown::Both);
                         let _ = self.remove();
                     }
@@ -200,22 +203,22 @@ impl Keeping {
         }
     }
 
-    /// Waits until there is something to do.
+    /// Waits for a message or the end of a worker.
     fn wait(&self) {
         const SHORT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         let ends = self.workers.iter().filter_map(|worker| worker.end.as_ref());
         let mut polled: Vec<_> = self.helper.iter().chain(ends).map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-        // A worker without such a descriptor is looked at now and then.
-        let blind = self.workers.iter().any(|worker| worker.end.is_none());
-        if let Err(errno) = poll(&mut polled, blind.then_some(&SHORT))
+        // The end of a worker without a pidfd is polled for.
+        let polls = self.workers.iter().any(|worker| worker.end.is_none());
+        if let Err(errno) = poll(&mut polled, polls.then_some(&SHORT))
             && errno != Errno::INTR
         {
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
     }
 
-    /// Does what the helper says, if it says something. Whether the helper is still there.
-    fn listen(&mut self, helper: &OwnedFd) -> bool {
+    /// Handles a message of the helper, if there is one. Whether the helper is still there.
+    fn receive(&mut self, helper: &OwnedFd) -> bool {
         let mut room = [0; ROOM];
         let (length, passed) = match descriptor::receive(helper, &mut room, RecvFlags::DONTWAIT) {
             Ok((0, _)) => return false,
@@ -231,10 +234,9 @@ impl Keeping {
             (LOG, Passed::One(log)) if is_pipe(&log) => self.log = Some(log),
             (LOG, Passed::Dropped) => self.log = None,
             (WORKER, Passed::One(socket)) if is_socket(&socket) => self.start(&room[1..length], socket),
-            // The helper sees its end closed.
+            // The helper sees the socket closed.
             (WORKER, Passed::Dropped) => self.log = None,
-            // Nothing else is known, and a helper that says something else is not ours any more. To close what it has passed
-            // may take for ever.
+            // An attacker has taken over the helper. Closing a descriptor of theirs may block for ever.
             (_, passed) => {
                 std::mem::forget(passed);
                 return false;
@@ -250,19 +252,19 @@ impl Keeping {
         }
     }
 
-    /// Starts a worker, if it may be started, which it says on the worker's own socket. It has to be said before the worker
-    /// has that. A socket that ends then is one of a worker that could not be started.
+    /// Starts a worker if the limits permit it, and answers on the worker's own socket before the worker has it. If the
+    /// start fails after that, the helper sees the socket closed.
     fn start(&mut self, task: &[u8], socket: OwnedFd) {
-        let admitted = match (Task::decode(task), self.log.take()) {
+        let permitted = match (WorkerTask::decode(task), self.log.take()) {
             (None, _) => Err(Errno::INVAL.raw_os_error()),
             (_, None) => Err(Errno::MFILE.raw_os_error()),
             (Some(task), _) if self.workers.iter().any(|worker| worker.task.device == task.device) => Err(BUSY),
-            (Some(_), Some(_)) if self.workers.len() >= MOST_WORKERS => Err(TOO_MANY),
+            (Some(_), Some(_)) if self.workers.len() >= MAX_WORKERS => Err(TOO_MANY),
             (Some(task), Some(log)) => Ok((task, log)),
         };
-        let answer = admitted.as_ref().err().copied().unwrap_or(0);
+        let answer = permitted.as_ref().err().copied().unwrap_or(0);
         let _ = rustix::net::send(&socket, &answer.to_ne_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-        if let Ok((task, log)) = admitted {
+        if let Ok((task, log)) = permitted {
             self.workers.extend(Worker::start(task, log, Some(socket)));
         }
     }

@@ -1,4 +1,4 @@
-//! What `-T` asks for: `[enable=]PATTERN,events=FILE,file=FILE`, as QEMU's option parser reads it.
+//! The value of `-T`: `[enable=]PATTERN,events=FILE,file=FILE`, as QEMU's option parser reads it.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -7,38 +7,39 @@ use std::path::PathBuf;
 use super::{EVENTS, pattern};
 use crate::message::{Message, Result, reason};
 
-/// Which events are wanted, and where.
+/// The events to write, and the file for them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
     /// Names from [`EVENTS`], in no order.
     pub(super) enabled: Vec<&'static str>,
-    /// Where the lines go; else to stderr.
+    /// The file; without it the events go to standard error.
     pub(super) file: Option<PathBuf>,
 }
 
-/// What became of one `-T`.
+/// The effect of one `-T`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub(crate) enum Added {
-    Taken,
-    /// It asked which events there are.
-    ListWanted,
+pub(crate) enum Applied {
+    /// The settings have changed.
+    Settings,
+    /// It asked for the list of events.
+    ListRequested,
 }
 
 impl Settings {
-    /// Takes the value of one `-T`. As in QEMU, the last `file=` counts, and a later `-T` without one takes it back.
-    pub(crate) fn add(&mut self, text: &OsStr, warn: &mut dyn FnMut(Message)) -> Result<Added> {
+    /// Applies the value of one `-T`. As in QEMU, only the `file=` of the last `-T` counts.
+    pub(crate) fn add(&mut self, text: &OsStr, warn: &mut dyn FnMut(Message)) -> Result<Applied> {
         let mut enable = None;
         let mut events = None;
         let mut file = None;
-        let mut list_wanted = false;
+        let mut list_requested = false;
         for (index, part) in split(text.as_bytes()).into_iter().enumerate() {
             let equals = part.iter().position(|byte| *byte == b'=');
             let (name, value) = match equals {
                 Some(at) => (&part[..at], part[at + 1..].to_vec()),
                 None if index == 0 => (&b"enable"[..], part.clone()),
                 None if part == b"help" || part == b"?" => {
-                    list_wanted = true;
+                    list_requested = true;
                     continue;
                 }
                 None => (&part[..], b"on".to_vec()),
@@ -50,14 +51,14 @@ impl Settings {
                 name => return Err(Message::new(format!("Invalid parameter '{}'", String::from_utf8_lossy(name)))),
             }
         }
-        if list_wanted || matches!(enable.as_deref(), Some("help" | "?")) {
-            return Ok(Added::ListWanted);
+        if list_requested || matches!(enable.as_deref(), Some("help" | "?")) {
+            return Ok(Applied::ListRequested);
         }
         if let Some(pattern) = enable {
             self.switch(&pattern, &mut *warn);
         }
         if let Some(path) = events {
-            // The error's place is the path, as QEMU has it.
+            // QEMU names the path as the place of the error.
             let text = std::fs::read(&path).map_err(|error| Message::new(reason(error)).at(path.display()))?;
             for (number, line) in (1..).zip(String::from_utf8_lossy(&text).lines()) {
                 if !line.is_empty() && !line.starts_with('#') {
@@ -66,7 +67,7 @@ impl Settings {
             }
         }
         self.file = file;
-        Ok(Added::Taken)
+        Ok(Applied::Settings)
     }
 
     /// Enables the events that `pattern` stands for, or disables them where it begins with `-`.
@@ -116,12 +117,12 @@ mod tests {
         let (mut settings, mut warnings) = (Settings::default(), Vec::new());
         for option in options {
             let added = settings.add(OsStr::new(option), &mut |warning| warnings.push(warning));
-            assert_eq!(added, Ok(Added::Taken), "{option}");
+            assert_eq!(added, Ok(Applied::Settings), "{option}");
         }
         (settings, warnings)
     }
 
-    fn added(option: &str) -> Result<Added> {
+    fn added(option: &str) -> Result<Applied> {
         Settings::default().add(OsStr::new(option), &mut |_| {})
     }
 
@@ -174,7 +175,7 @@ mod tests {
         let missing = Err(Message::new("No such file or directory").at("/nonexistent"));
         assert_eq!(added("events=/nonexistent"), missing);
         for help in ["help", "?", "enable=help", "help,events=/nonexistent", "x,help"] {
-            assert_eq!(added(help), Ok(Added::ListWanted), "{help}");
+            assert_eq!(added(help), Ok(Applied::ListRequested), "{help}");
         }
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::link::{BUSY, LOG, ROOM, TOO_MANY, WORKER};
+use crate::monitor_channel::{BUSY, LOG, ROOM, TOO_MANY, WORKER};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use scsi_pr::{Cdb, CommandBuf};
 use scsi_pr_helper::descriptor::{self, Passed};
@@ -13,7 +13,7 @@ const NUMBER: Number = Number { major: 7, minor: 0 };
 const LONG: Duration = Duration::from_secs(600);
 const SHORT: Duration = Duration::from_millis(50);
 
-const PATIENT: Patience = Patience { turn: LONG, beginning: LONG, answer: LONG, ending: LONG, recovering: LONG };
+const LONG_TIMEOUTS: Timeouts = Timeouts { turn: LONG, beginning: LONG, answer: LONG, ending: LONG, recovery: LONG };
 
 const LOST: Completion = Completion::CheckCondition(scsi_pr::Sense::fixed(SenseCode::LUN_COMMUNICATION_TIMEOUT));
 const BUSY_STATUS: Completion = Completion::Status(Status::BUSY);
@@ -34,12 +34,12 @@ fn command() -> CommandBuf {
     CommandBuf::new(Cdb::new(bytes).unwrap(), Vec::new()).unwrap()
 }
 
-/// The monitor's end of a link.
+/// The monitor's end of the channel.
 struct Monitor(OwnedFd);
 
-/// What it was asked for.
+/// A request for a worker.
 struct Asked {
-    task: Task,
+    task: WorkerTask,
     socket: OwnedFd,
     log: OwnedFd,
 }
@@ -56,7 +56,7 @@ impl Monitor {
     fn asked(&self) -> Asked {
         let (_, log) = self.message(LOG);
         let (task, socket) = self.message(WORKER);
-        Asked { task: Task::decode(&task).unwrap(), socket, log }
+        Asked { task: WorkerTask::decode(&task).unwrap(), socket, log }
     }
 }
 
@@ -82,37 +82,37 @@ impl<F: Fn() -> Completion + Send + Sync> PrManager for Answering<F> {
     }
 }
 
-fn pool(patience: Patience) -> (Arc<Pool>, Monitor) {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    let link = Arc::new(Link::new(ours).unwrap());
-    (Arc::new(Pool { patience, ..Pool::new(Some(link)) }), Monitor(theirs))
+fn pool(timeouts: Timeouts) -> (Arc<Pool>, Monitor) {
+    let (channel, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let channel = Arc::new(MonitorChannel::new(channel).unwrap());
+    (Arc::new(Pool { timeouts, ..Pool::new(Some(channel)) }), Monitor(theirs))
 }
 
 fn run(pool: &Arc<Pool>, device: &File) -> Completion {
-    Workers::new(pool, Duty::Block).execute(device.as_fd(), command().command()).unwrap()
+    Workers::new(pool, WorkerKind::Block).execute(device.as_fd(), command().command()).unwrap()
 }
 
 #[test]
-fn what_the_worker_answers_is_the_answer() {
+fn answer_of_the_worker_is_the_answer() {
     let Some(device) = block_device() else { return };
-    let (pool, monitor) = pool(PATIENT);
+    let (pool, monitor) = pool(LONG_TIMEOUTS);
     for answer in [Completion::Good(Vec::new()), Completion::check(SenseCode::NOT_READY), BUSY_STATUS] {
         thread::scope(|scope| {
             let answered = scope.spawn(|| run(&pool, &device));
             let asked = monitor.asked();
-            assert_eq!((asked.task.duty, asked.task.uuid.as_str()), (Duty::Block, ""));
+            assert_eq!((asked.task.kind, asked.task.uuid.as_str()), (WorkerKind::Block, ""));
             let worker = answer.clone();
             asked.serve(move || worker.clone());
             assert_eq!(answered.join().unwrap(), answer);
         });
     }
-    assert!(pool.left().is_empty() && pool.turns().is_empty());
+    assert!(pool.unfinished().is_empty() && pool.turns().is_empty());
 }
 
 #[test]
-fn who_gets_no_worker_is_to_try_again() {
+fn command_without_a_worker_is_busy() {
     let Some(device) = block_device() else { return };
-    let (pool, monitor) = pool(PATIENT);
+    let (pool, monitor) = pool(LONG_TIMEOUTS);
     for refusal in [BUSY, TOO_MANY, rustix::io::Errno::NOMEM.raw_os_error()] {
         thread::scope(|scope| {
             let answered = scope.spawn(|| run(&pool, &device));
@@ -134,13 +134,13 @@ fn who_gets_no_worker_is_to_try_again() {
         drop(asked);
         assert_eq!(answered.join().unwrap(), Completion::check(SenseCode::IO_PROCESS_TERMINATED));
     });
-    assert!(!Workers::new(&pool, Duty::Block).is_connected());
+    assert!(!Workers::new(&pool, WorkerKind::Block).is_connected());
 }
 
 #[test]
-fn a_worker_that_takes_nothing_in_time_gets_nothing_later() {
+fn worker_that_takes_nothing_in_time_gets_nothing_later() {
     let Some(device) = block_device() else { return };
-    let (pool, monitor) = pool(Patience { beginning: SHORT, ending: SHORT, ..PATIENT });
+    let (pool, monitor) = pool(Timeouts { beginning: SHORT, ending: SHORT, ..LONG_TIMEOUTS });
     thread::scope(|scope| {
         let answered = scope.spawn(|| run(&pool, &device));
         let asked = monitor.asked();
@@ -154,9 +154,9 @@ fn a_worker_that_takes_nothing_in_time_gets_nothing_later() {
 }
 
 #[test]
-fn a_worker_that_hangs_is_left_and_its_device_busy_until_it_ends() {
+fn device_of_a_worker_that_hangs_is_busy_until_it_ends() {
     let Some(device) = block_device() else { return };
-    let (pool, monitor) = pool(Patience { answer: SHORT, ..PATIENT });
+    let (pool, monitor) = pool(Timeouts { answer: SHORT, ..LONG_TIMEOUTS });
     let (go_on, going_on) = mpsc::channel::<()>();
     let going_on = Mutex::new(going_on);
     thread::scope(|scope| {
@@ -176,7 +176,7 @@ fn a_worker_that_hangs_is_left_and_its_device_busy_until_it_ends() {
         go_on.send(()).unwrap();
         hanging.join().unwrap();
         // What it logs is told, and its end seen, without another command.
-        while !pool.left().is_empty() {
+        while !pool.unfinished().is_empty() {
             thread::yield_now();
         }
         let answered = scope.spawn(|| run(&pool, &device));
@@ -186,9 +186,9 @@ fn a_worker_that_hangs_is_left_and_its_device_busy_until_it_ends() {
 }
 
 #[test]
-fn a_worker_that_dies_with_its_command_has_its_map_mended_first() {
+fn answer_for_a_worker_that_died_comes_after_the_recovery_of_its_map() {
     let Some(device) = block_device() else { return };
-    let (pool, monitor) = pool(PATIENT);
+    let (pool, monitor) = pool(LONG_TIMEOUTS);
     thread::scope(|scope| {
         let answered = scope.spawn(|| run(&pool, &device));
         let Asked { socket, log, task: _ } = {
@@ -212,9 +212,9 @@ fn a_worker_that_dies_with_its_command_has_its_map_mended_first() {
 }
 
 #[test]
-fn who_waits_too_long_for_its_turn_is_to_try_again() {
+fn command_that_waits_too_long_for_earlier_ones_is_busy() {
     let Some(device) = block_device() else { return };
-    let (pool, monitor) = pool(Patience { turn: SHORT, ..PATIENT });
+    let (pool, monitor) = pool(Timeouts { turn: SHORT, ..LONG_TIMEOUTS });
     thread::scope(|scope| {
         let first = scope.spawn(|| run(&pool, &device));
         let asked = monitor.asked();
@@ -226,30 +226,30 @@ fn who_waits_too_long_for_its_turn_is_to_try_again() {
 }
 
 #[test]
-fn what_is_no_block_device_is_handed_to_nobody() {
-    let (pool, _monitor) = pool(PATIENT);
+fn descriptor_that_is_no_block_device_gets_no_worker() {
+    let (pool, _monitor) = pool(LONG_TIMEOUTS);
     let null = File::open("/dev/null").unwrap();
     assert_eq!(run(&pool, &null), Completion::check(SenseCode::INVALID_OPCODE));
-    let cleaned = Workers::new(&pool, Duty::Multipath).execute(null.as_fd(), Command::cleanup()).unwrap();
+    let cleaned = Workers::new(&pool, WorkerKind::Multipath).execute(null.as_fd(), Command::cleanup()).unwrap();
     assert_eq!(cleaned, Completion::Good(Vec::new()));
 }
 
 #[test]
-fn without_a_monitor_what_reads_may_have_another_way() {
+fn without_a_monitor_reading_is_an_error_and_changing_is_refused() {
     let Some(device) = block_device() else { return };
     let pool = Arc::new(Pool::new(None));
     assert_eq!(run(&pool, &device), Completion::check(SenseCode::IO_PROCESS_TERMINATED));
     let mut bytes = [0; 16];
     (bytes[0], bytes[8]) = (0x5e, 8);
     let read = CommandBuf::new(Cdb::new(bytes).unwrap(), Vec::new()).unwrap();
-    let workers = Workers::new(&pool, Duty::Multipath);
+    let workers = Workers::new(&pool, WorkerKind::Multipath);
     let error = workers.execute(device.as_fd(), read.command()).unwrap_err();
     assert!(!error.may_have_run() && error.to_string().contains("start the helper as root"), "{error}");
     assert!(!workers.is_connected());
 }
 
 #[test]
-fn a_device_without_commands_takes_no_memory() {
+fn device_without_commands_takes_no_memory() {
     let pool = Pool::new(None);
     for _ in 0..2 {
         assert_eq!(pool.in_turn(NUMBER, || pool.turns().len()), Some(1));
@@ -258,7 +258,7 @@ fn a_device_without_commands_takes_no_memory() {
 }
 
 #[test]
-fn one_device_does_not_wait_for_another() {
+fn command_does_not_wait_for_that_of_another_device() {
     let pool = Pool::new(None);
     let (go, gone) = mpsc::channel::<()>();
     thread::scope(|scope| {

@@ -92,7 +92,7 @@ impl RefusalLimiter {
                 uid = client.uid,
                 virtual_machine = client.virtual_machine(),
                 device,
-                "{command}, refused on {device} for {client}: {why}; {remedy}{suppressed}",
+                "{command}, refused on {device}, for {client}: {why}; {remedy}{suppressed}",
             ),
             None => warn!(
                 name: "pr_helper_refused",
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(events.len(), 4);
         let message = &events[0].message;
         assert!(message.starts_with("PERSISTENT RESERVE OUT, REGISTER, "), "{message}");
-        let end = "refused on 8:0 for process 4294967295 of user 107: why not; do this";
+        let end = "refused on 8:0, for process 4294967295 of user 107: why not; do this";
         assert!(message.ends_with(end), "{message}");
         assert_eq!(events[0].fields["device"], "\"8:0\"");
         assert_eq!(events[0].fields["pid"], "4294967295");

@@ -46,8 +46,9 @@ impl Client {
         act()
     }
 
-    /// Notes that a manager has logged why it refuses the command of this thread.
-    pub(in crate::policy) fn note_refusal() {
+    /// Notes that a manager has logged why it refuses the command of this thread. [`Observed`](super::Observed) logs no
+    /// reason of its own then.
+    pub fn note_refusal() {
         CURRENT.set(CURRENT.get().map(|running| Running { is_refused: true, ..running }));
     }
 

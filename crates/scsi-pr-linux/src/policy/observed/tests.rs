@@ -231,7 +231,7 @@ fn refusal_that_a_policy_has_logged_is_not_logged_again() {
     let manager = observed(Refusing(super::super::Refusals::new("do this")));
     log.during(|| (0..3).for_each(|_| drop(manager.execute(null.as_fd(), reserve_out(0, &keys(0, 1))).unwrap())));
     let events = log.events();
-    assert!(matches!(&events[..], [event] if event.message.contains("refused on something for process 123")));
+    assert!(matches!(&events[..], [event] if event.message.contains("refused on something, for process 123")));
 }
 
 #[test]
