@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every test, a line for each step, and a line for each omission.
 //!
-//! Without root, the lab and the tests that need root are left out, and the rest takes minutes.
+//! Without root, the steps that need root are left out, and the rest takes minutes.
 
 mod harness;
 mod outcome;
@@ -14,6 +14,12 @@ use crate::lab::{Lab, Tally};
 use crate::workspace::Workspace;
 use crate::{cargo, command, demo, packages, prose};
 use outcome::{Outcome, Summary};
+
+const TESTS: &str = "unit, integration and documentation tests";
+const CONFORMANCE: &str = "conformance, both helpers";
+
+/// Both helpers drop privileges at the start, which an ordinary user lacks.
+const HELPER_NEEDS_ROOT: &str = "needs root, because a helper starts as root alone";
 
 /// Runs every step, also after one failed. Returns whether all passed.
 pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
@@ -34,16 +40,24 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
         let common = ["test", "--quiet", "--no-fail-fast"];
         step(workspace, &[&common, which, &["--", "--show-output"]].concat(), |_| {})
     };
-    let own_steps = ["--workspace", "--exclude", "conformance", "--exclude", "fuzz"];
-    summary.step("unit, integration and documentation tests", || tests(&own_steps));
-    summary.step("conformance, both helpers", || tests(&["--package", "conformance"]));
+    let is_root = packages::is_root()?;
+    let libraries = ["--workspace", "--exclude", "conformance", "--exclude", "fuzz"];
+    if is_root {
+        summary.step(TESTS, || tests(&libraries));
+        summary.step(CONFORMANCE, || tests(&["--package", "conformance"]));
+    } else {
+        summary.step(TESTS, || tests(&[&libraries[..], &["--exclude", "qemu-pr-helper"]].concat()));
+        summary.step("unit tests of qemu-pr-helper", || tests(&["--package", "qemu-pr-helper", "--bins"]));
+        summary.skip("integration tests of qemu-pr-helper", HELPER_NEEDS_ROOT);
+        summary.skip(CONFORMANCE, HELPER_NEEDS_ROOT);
+    }
     summary.step("fuzz targets over their corpora", || tests(&["--package", "fuzz"]));
     summary.step("documentation", || step(workspace, &["doc", "--quiet", "--workspace", "--no-deps"], rustdoc));
     summary.step("dependencies", || dependencies(workspace, &mut deny));
-    if packages::is_root()? {
+    if is_root {
         summary.step("lab", || lab(workspace));
     } else {
-        summary.skip("lab", "it runs as root alone, and takes half an hour; `sudo cargo xtask lab` runs it");
+        summary.skip("lab", "needs root, and takes half an hour; as root, `cargo xtask lab` runs it");
     }
     summary.print();
     Ok(summary.tally.failed == 0)
@@ -61,9 +75,9 @@ fn prose(workspace: &Workspace) -> Result<Outcome> {
 fn dependencies(workspace: &Workspace, deny: &mut CargoDeny) -> Result<Outcome> {
     deny.check(workspace)?;
     if let Err(error) = deny.fetch_advisories(workspace) {
-        let reason = format!("{error:#}");
-        let reason =
-            format!("the database of vulnerabilities cannot be fetched: {}", reason.lines().last().unwrap_or_default());
+        let error = format!("{error:#}");
+        let cause = error.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+        let reason = format!("the database of vulnerabilities cannot be fetched: {cause}");
         return Ok(Outcome { skipped: vec![reason], ..Outcome::passed(1) });
     }
     deny.check_advisories(workspace)?;
