@@ -1,60 +1,80 @@
-//! Which managers run the commands of a client.
+//! The managers that run the commands of a client.
 
+use std::collections::HashMap;
+use std::io;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use scsi_pr::{Command, Completion, Error, PrManager, SenseCode};
-use scsi_pr_helper::{HelperClient, Peer};
+use scsi_pr_helper::Peer;
 use scsi_pr_linux::policy::{Client, Counters, Observed, RefuseReadOnly};
 use scsi_pr_store::{InitiatorName, SharedReservations};
 use tracing::Span;
 
 use crate::devices::{Devices, Owner};
+use crate::helper_pool::{self, HelperPool};
 
-/// What the managers of all initiators share.
-pub(crate) struct Common {
-    /// The reservations in the store, as one initiator or another.
-    pub(crate) kept: SharedReservations,
-    pub(crate) devices: Arc<Devices>,
-    /// The socket of the helper for devices that have reservations of their own.
-    pub(crate) pass: Option<PathBuf>,
-    pub(crate) counters: Arc<Counters>,
+/// The objects that the managers of all initiators share.
+pub(crate) struct ServerContext {
+    store: SharedReservations,
+    devices: Arc<Devices>,
+    /// A pool for each initiator. Empty without `--pass`.
+    helpers: HashMap<InitiatorName, Arc<HelperPool>>,
+    counters: Arc<Counters>,
 }
 
-impl Common {
-    /// What is made for each client of `initiator`: a manager that sorts its devices, a connection to the helper of its
-    /// own (commands on one run one after the other, and one virtual machine's disk is not to hold up another's), and an
-    /// observer.
+impl ServerContext {
+    /// `store` may be of any initiator. `helper` is the socket of `--pass`.
+    ///
+    /// # Errors
+    ///
+    /// The thread that closes unused connections to the helper cannot be started.
+    pub(crate) fn new<'a>(
+        store: SharedReservations,
+        devices: Devices,
+        helper: Option<&Path>,
+        initiators: impl IntoIterator<Item = &'a InitiatorName>,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        let mut helpers = HashMap::new();
+        if let Some(socket) = helper {
+            for initiator in initiators {
+                helpers.entry(initiator.clone()).or_insert_with(|| Arc::new(HelperPool::new(socket.to_owned())));
+            }
+            helper_pool::close_idle(&helpers.values().cloned().collect::<Vec<_>>())?;
+        }
+        Ok(Self { store, devices: Arc::new(devices), helpers, counters })
+    }
+
+    /// Makes the manager of each client of `initiator`.
     pub(crate) fn manager_for(&self, initiator: &InitiatorName) -> impl Fn(&Peer) -> Arc<dyn PrManager> + use<> {
-        let kept = Arc::new(self.kept.for_initiator(initiator));
-        let (devices, pass, counters) = (Arc::clone(&self.devices), self.pass.clone(), Arc::clone(&self.counters));
+        let store = Arc::new(self.store.for_initiator(initiator));
+        let (devices, counters) = (Arc::clone(&self.devices), Arc::clone(&self.counters));
+        let helper = self.helpers.get(initiator).cloned();
         let span = tracing::error_span!("initiator", name = %initiator);
         move |peer| {
-            let sorted = Sorted {
-                devices: Arc::clone(&devices),
-                kept: Arc::clone(&kept),
-                helper: pass.as_ref().map(HelperClient::new),
-            };
+            let router =
+                OwnerRouter { devices: Arc::clone(&devices), store: Arc::clone(&store), helper: helper.clone() };
             let client = Client { pid: peer.pid, uid: peer.uid };
-            let observed = Observed::new(RefuseReadOnly::new(sorted), client, Arc::clone(&counters));
-            Arc::new(Said { span: span.clone(), inner: observed })
+            let observed = Observed::new(RefuseReadOnly::new(router), client, Arc::clone(&counters));
+            Arc::new(WithSpan { span: span.clone(), inner: observed })
         }
     }
 }
 
-/// Hands each command to whom the reservations of its device belong.
-struct Sorted {
+/// Sends each command to the owner of its device's reservations.
+struct OwnerRouter {
     devices: Arc<Devices>,
-    kept: Arc<SharedReservations>,
-    /// There is one if `devices` was told so.
-    helper: Option<HelperClient>,
+    store: Arc<SharedReservations>,
+    /// `None` without `--pass`.
+    helper: Option<Arc<HelperPool>>,
 }
 
-impl PrManager for Sorted {
+impl PrManager for OwnerRouter {
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
         match (self.devices.owner(device, command), &self.helper) {
-            (Owner::Store, _) => self.kept.execute(device, command),
+            (Owner::Store, _) => self.store.execute(device, command),
             (Owner::Helper, Some(helper)) => helper.execute(device, command),
             (Owner::Helper, None) => Ok(Completion::check(SenseCode::INVALID_OPCODE)),
             (Owner::Nobody(answer), _) => Ok(answer),
@@ -62,13 +82,13 @@ impl PrManager for Sorted {
     }
 }
 
-/// Has everything that is logged about a command say whose it was.
-struct Said<M> {
+/// Adds the initiator's name to each log line about a command.
+struct WithSpan<M> {
     span: Span,
     inner: M,
 }
 
-impl<M: PrManager> PrManager for Said<M> {
+impl<M: PrManager> PrManager for WithSpan<M> {
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
         self.span.in_scope(|| self.inner.execute(device, command))
     }
