@@ -94,8 +94,8 @@ fn after_the_failure(story: &mut Story) -> Result<()> {
     story.ask(2, &preempt_and_abort(KEY_2, KEY_1), "GOOD")?;
     story.ask(2, &read_full_status(), "node2 with 0x2222, the holder")?;
 
-    story.step("node1 comes back. It is told once what happened, and has no say any more: a good cluster stops here.");
-    story.ask(1, &read_reservation(), "UNIT ATTENTION 06/2a/05 (REGISTRATIONS PREEMPTED)")?;
+    story.step("node1 comes back. Its key is gone, and the disk is node2's: good cluster software stops node1 here.");
+    story.ask(1, &read_keys(), "generation 3: 0x2222")?;
     story.ask(1, &read_reservation(), "held by 0x2222, Write Exclusive")?;
     story.ask(1, &reserve(KEY_1), "RESERVATION CONFLICT")?;
 

@@ -8,17 +8,17 @@ use listenfd::ListenFd;
 use rustix::net::sockopt;
 use scsi_pr_store::InitiatorName;
 
-/// A socket that was passed to this process.
+/// A socket that the service manager passed to this process.
 #[derive(Debug)]
-pub(crate) struct Passed {
+pub(crate) struct PassedSocket {
     pub(crate) initiator: InitiatorName,
-    pub(crate) listener: OwnedFd,
+    pub(crate) socket: OwnedFd,
 }
 
-/// The sockets that were passed to this process, if any were.
+/// The sockets that the service manager passed to this process.
 ///
-/// This process must not have opened anything that is still open: it could be taken for what was passed.
-pub(crate) fn take() -> Result<Vec<Passed>> {
+/// The caller must not have opened anything that is still open: its number could be that of a passed socket.
+pub(crate) fn take() -> Result<Vec<PassedSocket>> {
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut sockets = ListenFd::from_env();
     let mut names = names.split(':');
@@ -27,23 +27,24 @@ pub(crate) fn take() -> Result<Vec<Passed>> {
             let number = index + 3;
             let listener = sockets
                 .take_unix_listener(index)
-                .with_context(|| format!("cannot use descriptor {number}, which was passed to be listened on"))?
+                .with_context(|| format!("cannot listen on descriptor {number}, which the service manager passed"))?
                 .context("every index is taken once")?;
             ensure!(
                 sockopt::socket_acceptconn(&listener) == Ok(true),
-                "descriptor {number}, which was passed to be listened on, is not a listening socket"
+                "descriptor {number}, which the service manager passed, is not a listening socket"
             );
-            let initiator = initiator(names.next().unwrap_or_default())
-                .with_context(|| format!("cannot tell whose socket descriptor {number} is, which was passed"))?;
-            Ok(Passed { initiator, listener: listener.into() })
+            let initiator = initiator(names.next().unwrap_or_default()).with_context(|| {
+                format!("cannot find the initiator of descriptor {number}, which the service manager passed")
+            })?;
+            Ok(PassedSocket { initiator, socket: listener.into() })
         })
         .collect()
 }
 
-/// The initiator that a descriptor's name says.
+/// The initiator with the name of a descriptor.
 fn initiator(name: &str) -> Result<InitiatorName> {
-    // What systemd calls descriptors that have been given no name; an initiator by accident would be another one as soon
-    // as somebody gives it its name.
+    // systemd's own names for descriptors without FileDescriptorName=. An initiator with such a name would lose its
+    // registrations as soon as an administrator sets the right name.
     if ["", "unknown", "connection", "stored"].contains(&name) || name.ends_with(".socket") {
         bail!("its name is '{name}', which is not an initiator's; set FileDescriptorName= in the socket unit");
     }
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_has_been_given_on_purpose() {
+    fn default_names_of_systemd_are_refused() {
         assert_eq!(initiator("vm1").unwrap(), "vm1".parse().unwrap());
         for name in ["", "unknown", "connection", "stored", "scsi-pr@vm1.socket"] {
             let error = initiator(name).unwrap_err().to_string();

@@ -72,8 +72,8 @@ impl HelperPool {
         let expired: Vec<_> = {
             let mut state = self.state();
             // The least recently used ones come first.
-            let fresh = state.idle.partition_point(|(_, used)| now.saturating_duration_since(*used) >= IDLE_TIMEOUT);
-            state.idle.drain(..fresh).collect()
+            let expired = state.idle.partition_point(|(_, used)| now.saturating_duration_since(*used) >= IDLE_TIMEOUT);
+            state.idle.drain(..expired).collect()
         };
         // Closing a socket may take its time; no command waits for it.
         drop(expired);
@@ -125,6 +125,12 @@ mod tests {
     use std::fs::File;
     use std::os::fd::AsFd;
 
+    /// The number of unused clients, and of those in use.
+    fn counts(pool: &HelperPool) -> (usize, usize) {
+        let state = pool.state();
+        (state.idle.len(), state.in_use)
+    }
+
     fn pool(max: usize) -> HelperPool {
         HelperPool::with_limits("/nonexistent/helper.sock".into(), max, Duration::from_millis(10))
     }
@@ -136,9 +142,9 @@ mod tests {
         assert!(pool.lease().is_none());
         drop(first);
         let third = pool.lease().unwrap();
-        assert!(pool.state().idle.is_empty(), "the unused client is used again");
+        assert_eq!(counts(&pool), (0, 2), "the unused client is used again");
         drop((second, third));
-        assert_eq!((pool.state().idle.len(), pool.state().in_use), (2, 0));
+        assert_eq!(counts(&pool), (2, 0));
     }
 
     #[test]
@@ -168,9 +174,9 @@ mod tests {
         drop(leases);
         let now = Instant::now();
         pool.close_idle_at(now);
-        assert_eq!(pool.state().idle.len(), 2);
+        assert_eq!(counts(&pool), (2, 0));
         let _in_use = pool.lease();
         pool.close_idle_at(now + 2 * IDLE_TIMEOUT);
-        assert_eq!((pool.state().idle.len(), pool.state().in_use), (0, 1));
+        assert_eq!(counts(&pool), (0, 1));
     }
 }

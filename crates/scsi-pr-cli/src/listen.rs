@@ -1,4 +1,4 @@
-//! The sockets, and whose they are.
+//! The sockets of the initiators.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -8,24 +8,24 @@ use anyhow::{Result, ensure};
 use scsi_pr_daemon::socket::{self, Access, SocketFile};
 use scsi_pr_store::InitiatorName;
 
-use crate::activation::Passed;
+use crate::activation::PassedSocket;
 use crate::options::Serve;
 
-/// A socket that is listened on.
-pub(crate) struct Door {
+/// A listening socket and its initiator.
+pub(crate) struct Listener {
     pub(crate) initiator: InitiatorName,
-    pub(crate) listener: OwnedFd,
-    /// `None` when a service manager made it, which then removes it too.
-    pub(crate) file: Option<OwnSocket>,
+    pub(crate) socket: OwnedFd,
+    /// `None` if a service manager made the file, and removes it too.
+    pub(crate) file: Option<SocketGuard>,
 }
 
-/// The file of a socket that this process made, which goes when the value does.
-pub(crate) struct OwnSocket {
+/// Removes the file of a socket that this process made when it is dropped.
+pub(crate) struct SocketGuard {
     pub(crate) path: PathBuf,
     file: SocketFile,
 }
 
-impl Drop for OwnSocket {
+impl Drop for SocketGuard {
     fn drop(&mut self) {
         if let Err(error) = self.file.remove() {
             tracing::warn!("cannot remove the socket {}: {}", self.path.display(), scsi_pr_daemon::reason(error));
@@ -33,8 +33,8 @@ impl Drop for OwnSocket {
     }
 }
 
-/// Listens wherever `options` say, besides what was `passed`. When it fails, what was made is removed again.
-pub(crate) fn open(options: &Serve, passed: Vec<Passed>) -> Result<Vec<Door>> {
+/// Listens on the sockets of `options`, in addition to the `passed` ones. If it fails, it removes the files that it made.
+pub(crate) fn open(options: &Serve, passed: Vec<PassedSocket>) -> Result<Vec<Listener>> {
     ensure!(
         !(options.listen.is_empty() && passed.is_empty()),
         "there is nothing to listen on: give --listen=NAME=SOCKET, or have systemd pass a socket"
@@ -44,12 +44,14 @@ pub(crate) fn open(options: &Serve, passed: Vec<Passed>) -> Result<Vec<Door>> {
         ensure!(paths.insert(&listen.socket), "{} is given to --listen twice", listen.socket.display());
     }
     let access = Access::Exactly { mode: options.socket_mode, group: options.socket_group };
-    let mut doors: Vec<_> =
-        passed.into_iter().map(|Passed { initiator, listener }| Door { initiator, listener, file: None }).collect();
+    let mut listeners: Vec<_> = passed
+        .into_iter()
+        .map(|PassedSocket { initiator, socket }| Listener { initiator, socket, file: None })
+        .collect();
     for listen in &options.listen {
-        let (listener, file) = socket::listen(&listen.socket, access)?;
-        let file = OwnSocket { path: listen.socket.clone(), file };
-        doors.push(Door { initiator: listen.initiator.clone(), listener, file: Some(file) });
+        let (socket, file) = socket::listen(&listen.socket, access)?;
+        let file = SocketGuard { path: listen.socket.clone(), file };
+        listeners.push(Listener { initiator: listen.initiator.clone(), socket, file: Some(file) });
     }
-    Ok(doors)
+    Ok(listeners)
 }

@@ -1,11 +1,11 @@
-//! `scsi-pr`: persistent reservations of this project's own, for virtual machines and whoever else speaks the protocol of
-//! QEMU's helper.
+//! `scsi-pr`: persistent reservations in a store, for virtual machines and other clients of QEMU's helper protocol.
 //!
-//! * `scsi-pr serve` keeps reservations in a store and serves them on a socket for each initiator.
+//! * `scsi-pr serve` keeps reservations in a store, and serves them on a socket for each initiator.
 #![forbid(unsafe_code)]
 
 mod activation;
 mod devices;
+mod helper_pool;
 mod listen;
 mod log;
 mod managers;
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match serve::run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody may be reading there any more.
+            // The reader may be gone.
             let _ = writeln!(std::io::stderr(), "scsi-pr: {error:#}");
             ExitCode::FAILURE
         }

@@ -65,6 +65,7 @@ pub(crate) struct Serve {
     ///
     /// These are SCSI devices, multipath maps and NVMe namespaces. Without this option, or --keep, the program refuses
     /// commands for them: hosts that use the reservations of the device itself would not see those of the store.
+    /// One initiator uses at most 16 connections to the helper.
     #[arg(long, value_name = "SOCKET", value_parser = absolute)]
     pub(crate) pass: Option<PathBuf>,
 
@@ -90,7 +91,7 @@ pub(crate) struct Serve {
     /// The number of registrants of a unit, 1 to 10000; further ones are refused with 05/55/04
     ///
     /// A virtual machine may register others (SPEC_I_PT), and each change of a unit writes its whole record. This number
-    /// bounds the record: some 250 bytes for each registrant, and as much for each unit attention that is still pending.
+    /// bounds the record, which has some 250 bytes for each registrant.
     #[arg(long, value_name = "NUMBER", default_value = "1024", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub(crate) registrants: u16,
 

@@ -1,5 +1,6 @@
-//! `scsi-pr serve`: puts the parts in order. The order is that of what must not happen before what.
+//! `scsi-pr serve`: starts and stops the parts of the server in the order that each needs.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -9,47 +10,47 @@ use scsi_pr_daemon::notify::ServiceManager;
 use scsi_pr_daemon::{limits, reason, signals};
 use scsi_pr_helper::Limits;
 use scsi_pr_linux::policy::Counters;
-use scsi_pr_store::{SharedReservations, Units};
+use scsi_pr_store::{InitiatorName, SharedReservations, Units};
 use tracing::{info, warn};
 
 use crate::devices::{self, Devices};
-use crate::listen::{self, Door};
-use crate::managers::Common;
+use crate::helper_pool::MAX_CONNECTIONS;
+use crate::listen::{self, Listener};
+use crate::managers::ServerContext;
 use crate::options::Serve;
 use crate::{activation, log};
 
-/// Serves until a signal says stop; then until what runs is answered.
+/// Serves until a signal ends it, and then answers the commands that still run.
 pub(crate) fn run(options: &Serve) -> Result<()> {
     signals::block()?;
-    // While nothing is open that could be taken for what was passed.
+    // Before this process opens anything: a service manager passes sockets by their numbers.
     let passed = activation::take()?;
     let stop = signals::stop()?;
     log::start(options.log_level());
     let service_manager = ServiceManager::from_environment();
-    let doors = listen::open(options, passed)?;
-    // A client, its command's device, and its connection to the helper.
-    let each = if options.pass.is_some() { 3 } else { 2 };
-    // A socket, its file, and the directory of that. A store has a few connections, of several files each.
-    let own = 3 * doors.len() as u64 + 32;
-    let room = limits::raise(each, own);
+    let listeners = listen::open(options, passed)?;
+    let initiators: HashSet<&InitiatorName> = listeners.iter().map(|listener| &listener.initiator).collect();
+    let helper_connections = if options.pass.is_some() { initiators.len() * MAX_CONNECTIONS } else { 0 };
+    // For each socket: the socket, its file, and the directory of the file. A store has a few connections, of several files each.
+    let own = (3 * listeners.len() + helper_connections + 32) as u64;
+    // For each client: its connection, and the device of its command.
+    let room = limits::raise(2, own);
     // Before the first thread: in Linux capabilities belong to threads.
     drop_privileges().context("cannot drop privileges")?;
     let store = scsi_pr_store::open(&options.store)?;
-    tell(options, &doors);
+    log_start(options, &listeners);
 
     let counters = Arc::new(Counters::new());
     let units = Units::new(options.unit.iter().cloned());
-    let common = Common {
-        kept: SharedReservations::new(store, units, doors[0].initiator.clone())
-            .with_room_for(usize::from(options.registrants)),
-        devices: Arc::new(Devices::new(options.keep.clone(), options.pass.is_some())),
-        pass: options.pass.clone(),
-        counters: Arc::clone(&counters),
-    };
+    let reservations = SharedReservations::new(store, units, listeners[0].initiator.clone())
+        .with_room_for(usize::from(options.registrants));
+    let devices = Devices::new(options.keep.clone(), options.pass.is_some());
+    let context = ServerContext::new(reservations, devices, options.pass.as_deref(), initiators, Arc::clone(&counters))
+        .context("cannot start a thread")?;
     let mut files = Vec::new();
-    let sockets = doors.into_iter().map(|Door { initiator, listener, file }| {
+    let sockets = listeners.into_iter().map(|Listener { initiator, socket, file }| {
         files.extend(file);
-        (listener, common.manager_for(&initiator))
+        (socket, context.manager_for(&initiator))
     });
     let sockets = sockets.collect();
     service_manager.ready();
@@ -57,7 +58,7 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     limits.connections = limits.connections.min(room);
     let running = scsi_pr_helper::serve_all(sockets, limits, stop.as_fd())
         .map_err(|error| anyhow::anyhow!("cannot serve: {}", reason(error)))?;
-    // Nobody is to come to a socket that nobody listens on while commands still run.
+    // Before the running commands end, so that no client connects to a socket that this process no longer serves.
     drop(files);
     service_manager.stopping();
     running.wait();
@@ -65,22 +66,22 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     Ok(())
 }
 
-/// Gives up every capability, for good. What is left is what the user may do: there is nothing here that takes more.
+/// Gives up every capability for good. The server needs no right that its user does not have.
 fn drop_privileges() -> rustix::io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     let empty = CapabilitySet::empty();
     let none = CapabilitySets { effective: empty, permitted: empty, inheritable: empty };
-    // A sandbox may forbid the call even to who has nothing to give up.
+    // A sandbox may forbid the call even to a process without capabilities.
     if rustix::thread::capabilities(None)? == none { Ok(()) } else { rustix::thread::set_capabilities(None, none) }
 }
 
-/// Says what is served, and what that does not mean.
-fn tell(options: &Serve, doors: &[Door]) {
+/// Logs the sockets, the owners of reservations, options without effect, and that reads and writes are not blocked.
+fn log_start(options: &Serve, listeners: &[Listener]) {
     info!("keeping reservations in {}", options.store);
-    for Door { initiator, file, .. } in doors {
+    for Listener { initiator, file, .. } in listeners {
         match file {
             Some(file) => info!("initiator {initiator} at {}", file.path.display()),
-            None => info!("initiator {initiator} at a socket that was passed"),
+            None => info!("initiator {initiator} at a socket that the service manager passed"),
         }
     }
     match &options.pass {
@@ -90,16 +91,14 @@ fn tell(options: &Serve, doors: &[Door]) {
     for naming in &options.unit {
         if let Some(path) = naming.missing() {
             warn!(
-                "nothing is at {}, which is to be called {}: a unit that is found by another path is not called so",
+                "--unit names {} as {}, and nothing is there: the unit has another name if it is found by another path",
                 path.display(),
                 naming.unit()
             );
         }
     }
     for path in options.keep.iter().filter(|path| !devices::is_device(path)) {
-        warn!("no device is at {}: what is to be kept there is not", path.display());
+        warn!("--keep names {}, and no device is there: the option has no effect", path.display());
     }
-    info!(
-        "whoever asks here is told who may write; nobody is kept from writing: reads and writes do not come this way"
-    );
+    info!("reservations are advisory here: reads and writes are not blocked");
 }

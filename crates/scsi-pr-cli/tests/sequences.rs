@@ -138,8 +138,7 @@ struct Disks {
 impl Disks {
     fn new() -> Self {
         let place = Place::new();
-        let server =
-            place.serve("memory:").arg("-q").listen("a", place.path("a")).listen("b", place.path("b")).start();
+        let server = place.serve("memory:").arg("-q").listen("a", place.path("a")).listen("b", place.path("b")).start();
         Self { place, _server: server, count: 0 }
     }
 
@@ -205,7 +204,8 @@ fn type_of(machine: &Machine) -> Option<Type> {
 /// A node that was fenced joins again: `fence_scsi -o on` exits 0, and the check finds the key.
 #[test]
 fn fenced_node_joins_again() {
-    let [a, b] = Disks::new().next(WE_RO);
+    let mut disks = Disks::new();
+    let [a, b] = disks.next(WE_RO);
     assert_eq!(b.run(&out(5, WE_RO, B, A)), good());
     assert_eq!(keys_of(&a), [B]);
     for command in [read_keys(), register_and_ignore(A), read_keys(), read_reservation()] {
@@ -241,9 +241,6 @@ fn migration_keeps_the_reservation_of_every_type() {
                 assert!(matches!(answer, Completion::Good(_)), "{reservation_type}: {answer}");
                 assert_eq!(type_of(&source), Some(reservation_type));
             }
-            assert!(keys_of(&destination).contains(&A));
-            // QEMU's source ends with CLEANUP. The machine has moved, and stays registered.
-            assert_eq!(source.cleanup(), good());
             assert!(keys_of(&destination).contains(&A));
             assert_eq!(type_of(&destination), Some(reservation_type));
         }

@@ -136,9 +136,14 @@ fn it_says_what_it_keeps_and_that_it_stops_no_writes() {
     let machine = Machine::new(&place, &socket);
     assert_eq!(machine.out(&register(0, 1)), good());
     let log = server.log();
-    for part in
-        ["memory:", "initiator vm1 at ", "nobody is kept from writing", "REGISTER", "disk.img", "initiator{name=vm1}"]
-    {
+    for part in [
+        "memory:",
+        "initiator vm1 at ",
+        "reads and writes are not blocked",
+        "REGISTER",
+        "disk.img",
+        "initiator{name=vm1}",
+    ] {
         assert!(log.contains(part), "{part}: {log}");
     }
     let quiet = place.serve("memory:").arg("--quiet").listen("vm1", place.path("q")).start();
@@ -192,7 +197,7 @@ fn a_socket_from_the_service_manager_is_served_and_left() {
     assert_eq!(machine.out(&register(0, 1)), good());
     let other = Machine::new(&place, &own);
     assert_eq!(other.registrants(), [("iqn.2026-11.scsi-pr:vm1,i,0x000000000000".to_owned(), 1)]);
-    assert!(server.log().contains("initiator vm1 at a socket that was passed"));
+    assert!(server.log().contains("initiator vm1 at a socket that the service manager passed"));
     drop((machine, other));
     assert_eq!(server.stop().code(), Some(0));
     assert!(passed.exists() && !own.exists());
@@ -315,8 +320,8 @@ fn options_that_lead_nowhere_are_told_at_the_start() {
         log
     };
     let log = start(["--unit=disk=/nonexistent/disk", &format!("--keep={there}")]);
-    assert!(log.contains("nothing is at /nonexistent/disk") && log.contains("name.disk"), "{log}");
-    assert!(log.contains(&format!("no device is at {there}")), "{log}");
+    assert!(log.contains("--unit names /nonexistent/disk") && log.contains("name.disk"), "{log}");
+    assert!(log.contains(&format!("--keep names {there}, and no device is there")), "{log}");
     assert_eq!(start([&format!("--unit=disk={there}"), "--keep=/dev/null"]), "");
 }
 

@@ -1,20 +1,20 @@
 //! `sqlite:PATH`: an SQLite database that several processes of one host use at the same time.
 //!
-//! The database is in WAL mode with `synchronous=FULL`: a change is one page appended to the log and one fdatasync(2), and
-//! a reader sees it only after that. Every [`CHECKPOINT`] pages the log is copied back into the database and begun anew.
-//! Locks and the index of the log lie in memory that the processes share, which is why all of them must be on one host: a
-//! file system that other hosts may reach is refused.
+//! The database is in WAL mode with `synchronous=FULL`. A change is one or two pages appended to the log and one fdatasync(2),
+//! and a reader sees it only after that. (`.cargo/config.toml` builds SQLite so. Without that flag it calls fsync(2), which is as
+//! safe.) After every [`CHECKPOINT`] pages, SQLite copies the log back into the database and begins it anew. Locks and the index
+//! of the log are in memory that the processes share. So all of them must be on one host, and a file system that other hosts may
+//! reach is refused.
 //!
-//! The processes queue for a change by locks on a file of its own (`-queue`), of no other meaning: SQLite's own lock goes to
-//! whoever happens to look when it becomes free.
+//! The processes take turns to change the database by locks on a file of its own (`-queue`), which has no other meaning. SQLite's
+//! own lock goes to any process that looks when it becomes free.
 //!
-//! SQLite goes on with files that are no longer at their path, and a new log at the path of an old one would be a second
-//! truth. So each look and each change makes sure that the database, its log (`-wal`) and the log's index (`-shm`) are still
-//! the files that were opened, and opens them anew when they are not; only the database that this process began with is
-//! taken again.
+//! SQLite goes on with files that are no longer at their path, and a new log at the path of an old one would be a second truth. So
+//! each read and each change checks that the database, its log (`-wal`) and the log's index (`-shm`) are still the files that were
+//! opened. If not, it opens them anew, and takes only the database that this process began with.
 //!
-//! What SQLite cannot tell: a log that was removed while nobody had the database open, or whose end was damaged, is taken
-//! for a log that ends there. The database and its log are to be moved and copied together.
+//! SQLite cannot detect a log that was removed while no process had the database open, or whose end was damaged: it takes the log
+//! to end there. Move and copy the database and its log together.
 
 mod connection;
 mod database;
@@ -35,9 +35,9 @@ use crate::records::Records;
 use crate::{StoreError, Swap, UnitId, Version};
 use database::Database;
 
-/// After how many pages (of 4 KiB) the log is copied back into the database: 1 MiB, a quarter of SQLite's own default. Until
-/// the log has reached that length once, each change makes it longer; after that it is written over, which is less work for
-/// the file system. Copying is two or three more fsync(2) for one change in so many.
+/// The number of pages (of 4 KiB) after which SQLite copies the log back into the database: 1 MiB, a quarter of its default. Until
+/// the log has had that length once, each change makes it longer; then changes overwrite it, which is less work for the file
+/// system. A copy takes two or three more calls of fdatasync(2).
 const CHECKPOINT: u32 = 250;
 
 /// SQLite 3.7.0 to 3.51.2 may corrupt a database in WAL mode that several connections write (the WAL-reset bug).
@@ -47,17 +47,17 @@ const _: () = assert!(rusqlite::ffi::SQLITE_VERSION_NUMBER >= OLDEST);
 /// Keeps records in an SQLite database.
 pub(crate) struct Sqlite {
     path: PathBuf,
-    /// The text that tells the database of this process from others that may come to its place.
+    /// The text that distinguishes this database from others that may replace it.
     id: String,
-    /// By whose locks the processes queue; `None` if it cannot be had.
+    /// The file with the locks by which processes take turns; `None` if it cannot be opened.
     change_queue: Option<FifoMutex<File>>,
-    /// None after something failed that opening anew may recover.
+    /// `None` after an error from which opening the database anew may recover.
     database: Mutex<Option<Arc<Database>>>,
 }
 
 impl Sqlite {
-    /// Opens the database at `path`, and makes it if `create` and nothing is there. `any_file_system`: the administrator
-    /// vouches that no other host uses it.
+    /// Opens the database at `path`, or creates it if `create`. `any_file_system`: the administrator states that no other host
+    /// uses it.
     pub(crate) fn open(path: &Path, create: bool, any_file_system: bool) -> Result<Self, StoreError> {
         let attempted = || format!("open the SQLite store {}", path.display());
         // The library may have been linked from elsewhere than it was compiled against.
@@ -91,7 +91,7 @@ impl Sqlite {
         Ok(Self { path, id, change_queue, database: Mutex::new(Some(Arc::new(database))) })
     }
 
-    /// The database, opened anew if what is at the path is not what was opened.
+    /// The database. It is opened anew if its files were replaced.
     fn database(&self) -> Result<Arc<Database>, StoreError> {
         let mut database = lock(&self.database);
         match &*database {
@@ -105,7 +105,7 @@ impl Sqlite {
         }
     }
 
-    /// Runs `read` on the database at the path: what it says holds for a database that was there at that time.
+    /// Runs `read`, on a database that was at the path both before and after.
     fn read<T>(
         &self,
         unit: &UnitId,
@@ -123,7 +123,7 @@ impl Sqlite {
         Ok(found)
     }
 
-    /// Has the database opened anew next time.
+    /// Makes the next command open the database anew.
     fn forget(&self, failed: &Arc<Database>) {
         let mut database = lock(&self.database);
         if database.as_ref().is_some_and(|open| Arc::ptr_eq(open, failed)) {
@@ -158,7 +158,7 @@ impl Records for Sqlite {
         let attempted = || format!("store the reservations of {unit} in {}", self.path.display());
         let database = self.database()?;
         let mut writer = database.writer(CHANGE_TIMEOUT).ok_or_else(|| contention::too_long(unit))?;
-        // It may have been long in the queue.
+        // The wait may have been long.
         if !database.is_in_place() {
             return Err(replaced(StoreError::unavailable(attempted())));
         }
@@ -185,7 +185,7 @@ impl Records for Sqlite {
 
     type Turn<'a> = Option<FifoFileLock<FifoMutexGuard<'a, File>>>;
 
-    /// Of the whole database, which has one writer at a time. Within this process the file goes from one to the next.
+    /// A turn is of the whole database, which has one writer at a time. The threads of this process share the file.
     fn turn(&self, _: &UnitId) -> Self::Turn<'_> {
         self.change_queue.as_ref()?.lock_timeout(CHANGE_TIMEOUT).and_then(FifoFileLock::lock)
     }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use scsi_pr::{
-    Completion, FullStatus, Key, Keys, MAX_TRANSFER, PrManager, Reservation, ReserveIn, ReserveInAction, ReserveOut,
-    ScopeType, Status, Type,
+    CommandBuf, Completion, FullStatus, Key, Keys, MAX_TRANSFER, PrManager, Reservation, ReserveIn, ReserveInAction,
+    ReserveOut, ScopeType, Status, Type,
 };
 use scsi_pr_helper::HelperClient;
 use scsi_pr_helper::client::Config;
@@ -240,6 +240,12 @@ impl Machine {
     /// The answer, or that there is none.
     pub(crate) fn try_out(&self, request: &ReserveOut) -> Result<Completion, scsi_pr::Error> {
         self.client.execute(self.disk.as_fd(), request.encode().unwrap().command())
+    }
+
+    /// Any command.
+    #[track_caller]
+    pub(crate) fn run(&self, command: &CommandBuf) -> Completion {
+        self.client.execute(self.disk.as_fd(), command.command()).unwrap()
     }
 
     #[track_caller]
