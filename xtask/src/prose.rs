@@ -7,6 +7,7 @@
 //! - Every test that SECURITY.md names exists.
 
 mod banned;
+mod finding;
 mod links;
 mod markdown;
 mod rules;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use banned::Banned;
+use finding::{Finding, RULES, Rule};
 
 /// The longest sentence that a document may have, in words. A code span counts as one word.
 const MAX_WORDS: usize = 25;
@@ -35,45 +37,6 @@ const EXAMPLES: &str = "xtask/src/prose/tests.rs";
 /// The directories with prose. `fuzz/corpus` is data.
 const DIRECTORIES: [&str; 9] = ["crates", "testing", "fuzz", "xtask", "docs", "man", "packaging", ".ci", ".github"];
 
-/// The number of rules.
-pub(crate) const RULES: usize = Rule::ALL.len();
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Rule {
-    LongSentence,
-    BannedTerm,
-    HeadlessClause,
-    BrokenLink,
-    UnknownTest,
-}
-
-impl Rule {
-    const ALL: [Self; 5] =
-        [Self::LongSentence, Self::BannedTerm, Self::HeadlessClause, Self::BrokenLink, Self::UnknownTest];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::LongSentence => "long-sentence",
-            Self::BannedTerm => "banned-term",
-            Self::HeadlessClause => "headless-clause",
-            Self::BrokenLink => "broken-link",
-            Self::UnknownTest => "unknown-test",
-        }
-    }
-}
-
-/// One place that breaks a rule.
-#[derive(Debug, PartialEq, Eq)]
-struct Finding {
-    /// Counted from 1.
-    line: usize,
-    rule: Rule,
-    /// The number of words, or the term and its replacement.
-    detail: String,
-    /// The sentence, or the identifier.
-    text: String,
-}
-
 /// The findings of each file, by its path in the workspace.
 struct Report(BTreeMap<PathBuf, Vec<Finding>>);
 
@@ -84,8 +47,8 @@ pub(crate) fn run(workspace: &Path, paths: &[PathBuf]) -> Result<bool> {
     Ok(report.total() == 0)
 }
 
-/// Compares the number of findings with the limits. Returns the rules that are broken more often, with an explanation.
-pub(crate) fn over_limits(workspace: &Path) -> Result<Vec<String>> {
+/// Compares the number of findings with the limits. Returns the number of rules, and a line for each broken one.
+pub(crate) fn over_limits(workspace: &Path) -> Result<(usize, Vec<String>)> {
     let report = Report::of(workspace, &[])?;
     let limits = limits(workspace)?;
     let broken = Rule::ALL.into_iter().filter_map(|rule| {
@@ -93,7 +56,7 @@ pub(crate) fn over_limits(workspace: &Path) -> Result<Vec<String>> {
         let remedy = "run `cargo xtask prose`";
         (count > limit).then(|| format!("{}: {count} findings, {limit} allowed; {remedy}", rule.name()))
     });
-    Ok(broken.collect())
+    Ok((RULES, broken.collect()))
 }
 
 fn limits(workspace: &Path) -> Result<BTreeMap<String, usize>> {

@@ -2,7 +2,7 @@
 //!
 //! The code follows the tables and is not optimized: it searches lists from the start and copies them.
 
-use crate::list::{List, number, transport_ids};
+use crate::list::{List, number, transport_id, transport_ids};
 use crate::ways::{self, Way};
 
 /// An initiator port, as a TransportID in its canonical form ([`crate::transport_id`]), at a target port.
@@ -50,7 +50,7 @@ pub struct Done {
     pub answer: Answer,
     /// The nexuses whose commands PREEMPT AND ABORT aborts.
     pub aborted: Vec<Nexus>,
-    /// The case of the standard that applied, one of [`crate::WAYS`].
+    /// The case of the standard that applied, one of [`WAYS`](crate::WAYS).
     pub way: Way,
 }
 
@@ -502,7 +502,7 @@ impl Model {
             Some(Holding { kind, .. }) => *kind,
             None => return done(INVALID_FIELD_IN_CDB, ways::MOVE_NOTHING),
         };
-        let Some(initiator) = crate::transport_id(&list_bytes[24..]) else {
+        let Some(initiator) = transport_id(&list_bytes[24..]) else {
             return done(INVALID_FIELD_IN_PARAMETER_LIST, ways::MOVE_MALFORMED);
         };
         if initiator == nexus.initiator {

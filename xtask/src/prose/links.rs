@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use super::{Finding, Rule};
+use super::finding::{Finding, Rule};
 
 /// The document whose promises name tests.
 const PROMISES: &str = "SECURITY.md";

@@ -1,8 +1,8 @@
 //! The rules, on words and identifiers.
 
 use super::banned::{Banned, Term};
+use super::finding::{Finding, Rule};
 use super::markdown::{Passage, Word};
-use super::{Finding, Rule};
 
 /// Words that start a headless relative clause.
 const HEADLESS: [&str; 8] = ["what", "who", "whom", "whose", "whoever", "whatever", "whomever", "whichever"];

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::banned::Banned;
-use super::{Rule, check, is_public_document, part_of_workspace};
+use super::finding::Rule;
+use super::{check, is_public_document, part_of_workspace};
 
 fn findings(path: &str, text: &str) -> Vec<(usize, Rule)> {
     check(Path::new(path), text, &Banned::list()).iter().map(|finding| (finding.line, finding.rule)).collect()
