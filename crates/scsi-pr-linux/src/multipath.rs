@@ -16,12 +16,16 @@
 //! | `ports` | this host's initiator ports, from sysfs |
 //! | `per_path` | operations by single paths, without the library |
 //! | `reserve_out` | the phases of each PERSISTENT RESERVE OUT |
-//! | `translate`, `sys` | commands and return values in the library's terms; its calls |
+//! | `dead_paths` | has multipathd notice paths that a command left without registration |
+//! | `dm` | orders to device mapper |
+//! | `translate`, `sys`, `version` | commands and return values in the library's terms; its calls; its version |
 //! | `daemon`, `keys` | questions to multipathd; the keys that its configuration allows |
 //! | `diagnosis` | the causes that the log names |
 
 mod daemon;
+mod dead_paths;
 mod diagnosis;
+mod dm;
 mod health;
 mod host;
 mod keys;
@@ -34,6 +38,7 @@ mod recover;
 mod reserve_out;
 mod sys;
 mod translate;
+mod version;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;

@@ -1,8 +1,8 @@
-//! multipathd, asked over its socket (multipath-tools, libmpathcmd): a length in the machine's own `size_t`, then as many
-//! bytes of text with a NUL at their end, each way.
+//! multipathd's socket (multipath-tools, libmpathcmd): a length in the machine's own `size_t`, then as many bytes of text
+//! with a NUL at their end, in each direction.
 //!
-//! Nothing here waits longer than it was told to, and what comes back is not trusted: the abstract socket may be taken by
-//! anybody while multipathd is down, so only one of root's is asked.
+//! Each question has a deadline, and the answers are not trusted: while multipathd is down, any process may listen at its
+//! abstract address, so only a listener of root is asked.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -13,59 +13,77 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt::socket_peercred,
 };
 
-/// Where multipathd listens: from 0.12 on here too, so that a container can be given it.
-const PATH: &str = "/run/multipathd.socket";
-/// An abstract address, of one network namespace.
-const ABSTRACT: &str = "/org/kernel/linux/storage/multipathd";
+/// The addresses of multipathd, as libmpathcmd names them: `@` stands for the abstract namespace, which belongs to a network
+/// namespace. From 0.12 on, multipathd listens at a path too, which a container can be given.
+const DEFAULT_SOCKETS: [&str; 2] = ["/run/multipathd.socket", "@/org/kernel/linux/storage/multipathd"];
+
+/// The environment variable with the only address that libmpathcmd uses, from 0.12 on.
+const SOCKET_VARIABLE: &str = "MULTIPATH_SOCKET_NAME";
 
 /// More than multipathd itself gives a command (`uxsock_timeout`, 4 s).
-const PATIENCE: Duration = Duration::from_secs(5);
+const DAEMON_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest answer that is read. The configuration takes some kilobytes, and some hundred bytes for each map.
-const LONGEST: usize = 4 << 20;
+const MAX_REPLY: usize = 4 << 20;
 
-/// A way to multipathd. Each question is asked over a connection of its own.
+/// Asks multipathd, each question over a connection of its own.
 #[derive(Clone, Debug)]
 pub(super) struct Daemon {
-    patience: Duration,
+    /// The addresses, in the order in which they are tried.
+    sockets: Vec<String>,
+    timeout: Duration,
 }
 
 /// Why multipathd did not answer.
 #[derive(Debug)]
 pub(super) enum Unanswered {
-    /// There is nobody at its addresses; of the last, the error.
-    NotThere(io::Error),
+    /// No process listens at these addresses; the error of the last one.
+    NotListening(Vec<String>, io::Error),
     /// It does not accept, take or answer in time.
-    TooSlow(Duration),
-    /// Whoever is there is not root.
+    Timeout(Duration),
+    /// The listener is a process of this user, not of root.
     NotRoot(u32),
-    /// It could not do it: what it says.
+    /// It could not do it; its answer.
     Refused(String),
-    /// It closed the connection, or sent what is no answer.
+    /// It closed the connection, or sent no valid answer.
     Malformed(String),
-    /// The conversation broke off.
+    /// The connection failed.
     Broken(io::Error),
 }
 
 impl fmt::Display for Unanswered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotThere(error) => write!(f, "multipathd does not listen ({error})"),
-            Self::TooSlow(patience) => write!(f, "multipathd did not answer within {patience:?}"),
-            Self::NotRoot(uid) => write!(f, "user {uid}, not root, listens in place of multipathd"),
+            Self::NotListening(sockets, error) => match &sockets[..] {
+                [socket] => {
+                    write!(f, "multipathd does not listen at {socket}, the value of {SOCKET_VARIABLE} ({error})")
+                }
+                _ => write!(f, "multipathd does not listen ({error})"),
+            },
+            Self::Timeout(timeout) => write!(f, "multipathd did not answer within {timeout:?}"),
+            Self::NotRoot(uid) => write!(f, "a process of user {uid}, not of root, listens in place of multipathd"),
             Self::Refused(reply) => write!(f, "multipathd refused: {:?}", reply.trim_end()),
-            Self::Malformed(what) => write!(f, "what multipathd answered is no answer: {what}"),
-            Self::Broken(error) => write!(f, "the connection to multipathd broke: {error}"),
+            Self::Malformed(what) => write!(f, "multipathd sent no valid answer: {what}"),
+            Self::Broken(error) => write!(f, "the connection to multipathd failed: {error}"),
         }
     }
 }
 
 impl Daemon {
-    pub(super) const fn new() -> Self {
-        Self { patience: PATIENCE }
+    /// At the address that the environment names, or at the default ones.
+    pub(super) fn new() -> Self {
+        Self::at(std::env::var(SOCKET_VARIABLE).ok())
     }
 
-    /// The configuration that multipathd goes by, with what it has for the maps that there are.
+    fn at(socket: Option<String>) -> Self {
+        let sockets = match socket.filter(|socket| !socket.is_empty()) {
+            Some(socket) => vec![socket],
+            None => DEFAULT_SOCKETS.map(str::to_owned).into(),
+        };
+        Self { sockets, timeout: DAEMON_TIMEOUT }
+    }
+
+    /// multipathd's configuration, with the sections of the present maps.
     pub(super) fn configuration(&self) -> Result<String, Unanswered> {
         // An error is one word; a configuration has sections.
         let reply = self.ask("show config local")?;
@@ -81,6 +99,17 @@ impl Daemon {
             "0" | "unset" | "unknown" => Ok(false),
             _ => Err(Unanswered::Refused(reply)),
         }
+    }
+
+    /// The paths that multipathd takes to work, by their kernel names: it has not noticed that they are dead.
+    pub(super) fn working_paths(&self) -> Result<Vec<String>, Unanswered> {
+        let reply = self.ask("show paths raw format %d:%T")?;
+        if reply.trim_end() == "fail" {
+            return Err(Unanswered::Refused(reply));
+        }
+        let paths = reply.lines().filter_map(|line| line.trim().split_once(':'));
+        // `ghost` is a path in standby.
+        Ok(paths.filter(|(_, state)| matches!(*state, "ready" | "ghost")).map(|(name, _)| name.to_owned()).collect())
     }
 
     /// Has multipathd forget that the map holds its reservation.
@@ -104,31 +133,37 @@ impl Daemon {
     }
 
     fn ask(&self, command: &str) -> Result<String, Unanswered> {
-        let end = Instant::now() + self.patience;
-        let stream = find(self.patience)?;
-        let reply = converse(&stream, command, end).map_err(|error| match error {
+        let end = Instant::now() + self.timeout;
+        let stream = self.connect()?;
+        converse(&stream, command, end).map_err(|error| match error {
             Unanswered::Broken(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                Unanswered::TooSlow(self.patience)
+                Unanswered::Timeout(self.timeout)
             }
             other => other,
-        })?;
-        Ok(reply)
+        })
+    }
+
+    /// A connection to the first address that has a listener.
+    fn connect(&self) -> Result<UnixStream, Unanswered> {
+        let not_listening = |error| Unanswered::NotListening(self.sockets.clone(), error);
+        let mut last = not_listening(ErrorKind::NotFound.into());
+        for socket in &self.sockets {
+            match address(socket).and_then(|address| dial(&address)) {
+                Ok(stream) => return of_root(stream, 0),
+                // Its queue of connections is full.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => last = Unanswered::Timeout(self.timeout),
+                Err(error) => last = not_listening(error),
+            }
+        }
+        Err(last)
     }
 }
 
-/// A connection to the first address at which somebody listens.
-fn find(patience: Duration) -> Result<UnixStream, Unanswered> {
-    let addresses = [SocketAddrUnix::new(PATH), SocketAddrUnix::new_abstract_name(ABSTRACT.as_bytes())];
-    let mut last = Unanswered::NotThere(ErrorKind::NotFound.into());
-    for address in addresses {
-        match address.map_err(io::Error::from).and_then(|address| dial(&address)) {
-            Ok(stream) => return of_root(stream, 0),
-            // Its queue of connections is full.
-            Err(error) if error.kind() == ErrorKind::WouldBlock => last = Unanswered::TooSlow(patience),
-            Err(error) => last = Unanswered::NotThere(error),
-        }
-    }
-    Err(last)
+fn address(socket: &str) -> io::Result<SocketAddrUnix> {
+    Ok(match socket.strip_prefix('@') {
+        Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes())?,
+        None => SocketAddrUnix::new(socket)?,
+    })
 }
 
 /// Connects without waiting for room.
@@ -141,7 +176,7 @@ fn dial(address: &SocketAddrUnix) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// `stream`, if user `root` is at its other end.
+/// `stream`, if its peer is a process of user `root`.
 fn of_root(stream: UnixStream, root: u32) -> Result<UnixStream, Unanswered> {
     let peer = socket_peercred(&stream).map_err(|errno| Unanswered::Broken(errno.into()))?;
     match peer.uid.as_raw() {
@@ -160,7 +195,7 @@ fn converse(mut stream: &UnixStream, command: &str, end: Instant) -> Result<Stri
 
     let length = receive(stream, size_of::<usize>(), end)?;
     let length = usize::from_ne_bytes(length.try_into().expect("as long as was asked for"));
-    if !(1..=LONGEST).contains(&length) {
+    if !(1..=MAX_REPLY).contains(&length) {
         return Err(Unanswered::Malformed(format!("a text of {length} bytes")));
     }
     let mut text = receive(stream, length, end)?;
@@ -168,7 +203,7 @@ fn converse(mut stream: &UnixStream, command: &str, end: Instant) -> Result<Stri
     String::from_utf8(text).map_err(|_| Unanswered::Malformed("a text that is not UTF-8".to_owned()))
 }
 
-/// Exactly `length` bytes. Memory is taken as they come, not as they are announced.
+/// Reads `length` bytes. It allocates memory as they come, not as they are announced.
 fn receive(mut stream: &UnixStream, length: usize, end: Instant) -> Result<Vec<u8>, Unanswered> {
     let mut bytes = Vec::new();
     let mut piece = [0; 8192];
@@ -185,7 +220,7 @@ fn receive(mut stream: &UnixStream, length: usize, end: Instant) -> Result<Vec<u
     Ok(bytes)
 }
 
-/// How much time there is until `end`; never zero, which would mean no time-out.
+/// The time until `end`; never zero, which would mean no time-out.
 fn left(end: Instant) -> Result<Duration, Unanswered> {
     match end.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(Unanswered::Broken(ErrorKind::TimedOut.into())),
@@ -211,7 +246,7 @@ mod tests {
                 theirs.read_exact(&mut question).unwrap();
                 assert_eq!(question[..size_of::<usize>()], 5_usize.to_ne_bytes());
                 assert_eq!(&question[size_of::<usize>()..], b"ping\0");
-                // Whoever has heard enough closes.
+                // The client closes once it has read enough.
                 let _ = theirs.write_all(reply);
                 let _ = theirs.shutdown(Shutdown::Write);
             });
@@ -236,8 +271,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_told() {
-        let too_long = (LONGEST + 1).to_ne_bytes();
+    fn an_invalid_answer_is_an_error() {
+        let too_long = (MAX_REPLY + 1).to_ne_bytes();
         for reply in [
             &b""[..],
             &[1],
@@ -252,11 +287,11 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_waited_for_longer_than_that() {
+    fn a_slow_peer_is_given_up_at_the_deadline() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let error = converse(&ours, "ping", Instant::now() + Duration::from_millis(20)).unwrap_err();
         assert!(matches!(error, Unanswered::Broken(_)), "{error:?}");
-        // Nor for who sends a byte now and then.
+        // One that sends a byte now and then is slow, too.
         let (mine, mut slow) = UnixStream::pair().unwrap();
         let drip = thread::spawn(move || {
             while slow.write_all(&[1]).is_ok() {
@@ -267,7 +302,7 @@ mod tests {
         assert!(matches!(error, Unanswered::Broken(_)), "{error:?}");
         drop((mine, theirs));
         drip.join().unwrap();
-        // Nor for who does not read.
+        // So is one that does not read.
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let long = "x".repeat(16 << 20);
         let error = converse(&ours, &long, Instant::now() + Duration::from_millis(20)).unwrap_err();
@@ -275,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn only_root_is_believed() {
+    fn a_listener_of_another_user_is_refused() {
         let uid = rustix::process::getuid().as_raw();
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let ours = of_root(ours, uid).unwrap();
@@ -284,15 +319,37 @@ mod tests {
     }
 
     #[test]
-    fn an_address_without_a_listener_is_told() {
+    fn the_address_of_the_environment_is_the_only_one() {
+        assert_eq!(Daemon::at(None).sockets, DEFAULT_SOCKETS);
+        assert_eq!(Daemon::at(Some(String::new())).sockets, DEFAULT_SOCKETS);
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let daemon = Daemon::at(Some(socket.to_str().unwrap().to_owned()));
+        let error = daemon.connect().unwrap_err();
+        let line = error.to_string();
+        assert!(line.contains(socket.to_str().unwrap()) && line.contains("MULTIPATH_SOCKET_NAME"), "{line}");
+        // The listener is found there; whether it is root's depends on the user of this test.
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(matches!(daemon.connect(), Ok(_) | Err(Unanswered::NotRoot(_))));
+        let name = format!("scsi-pr/test/abstract/{}", std::process::id());
+        let daemon = Daemon::at(Some(format!("@{name}")));
+        assert!(matches!(daemon.connect(), Err(Unanswered::NotListening(..))));
+        use std::os::linux::net::SocketAddrExt;
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+        assert!(matches!(daemon.connect(), Ok(_) | Err(Unanswered::NotRoot(_))));
+    }
+
+    #[test]
+    fn an_address_without_a_listener_is_an_error() {
         let address = SocketAddrUnix::new("/nonexistent/multipathd.socket").unwrap();
         assert_eq!(dial(&address).unwrap_err().kind(), ErrorKind::NotFound);
-        let address = SocketAddrUnix::new_abstract_name(b"/scsi-pr/test/nobody-is-here").unwrap();
+        let address = SocketAddrUnix::new_abstract_name(b"/scsi-pr/test/unused").unwrap();
         assert_eq!(dial(&address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     }
 
     #[test]
-    fn a_full_queue_is_not_waited_for() {
+    fn a_full_queue_does_not_block() {
         use rustix::net::{bind, listen};
         let name = format!("/scsi-pr/test/full/{}", std::process::id());
         let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();

@@ -33,6 +33,9 @@ pub(super) enum Cause<'a> {
     InitiatorPorts(usize),
     /// These paths could not be registered.
     Unregistered(&'a [String]),
+    /// These dead paths lack a registration with this key, and multipathd may not register them when they come back; why it
+    /// did not tell.
+    Unnoticed(&'a [String], Key, Option<&'a Unanswered>),
     /// Another host preempted this one while it was registering again.
     Preempted,
     /// A dead path of this host holds the reservation, and another host has the same key.
@@ -67,6 +70,7 @@ impl Cause<'_> {
             Self::NoMap => 13,
             Self::SharedKey => 14,
             Self::HolderUnknown(_) => 15,
+            Self::Unnoticed(..) => 16,
         }
     }
 }
@@ -109,6 +113,15 @@ impl fmt::Display for Cause<'_> {
                  --out --register-ignore` with the key, or have the guest send REGISTER AND IGNORE EXISTING KEY",
                 paths.join(", ")
             ),
+            Self::Unnoticed(paths, key, why) => {
+                write!(f, "of its paths, {} are dead and not registered, and multipathd has not noticed", paths.join(", "))?;
+                why.map_or(Ok(()), |why| write!(f, " ({why})"))?;
+                write!(
+                    f,
+                    ", so it may not register them when they come back: if writes then fail with a reservation conflict, \
+                     run `mpathpersist --out --register-ignore --param-sark={key} DEVICE` with the map as DEVICE"
+                )
+            }
             Self::Preempted => f.write_str(
                 "another host preempted this one meanwhile, so it was not registered again by the other paths",
             ),
@@ -144,8 +157,8 @@ mod tests {
 
     #[test]
     fn every_cause_names_a_remedy() {
-        let down = Unanswered::NotThere(io::ErrorKind::ConnectionRefused.into());
-        let slow = Unanswered::TooSlow(Duration::from_secs(5));
+        let down = Unanswered::NotListening(Vec::new(), io::ErrorKind::ConnectionRefused.into());
+        let slow = Unanswered::Timeout(Duration::from_secs(5));
         let missing = Unavailable::NotInstalled("no such file".to_owned());
         let unread = io::Error::other("gone");
         let lost = ["sdb".to_owned(), "sdc".to_owned()];
@@ -160,6 +173,7 @@ mod tests {
             (Cause::NoUsablePath, "multipath -ll"),
             (Cause::InitiatorPorts(2), "this has 2"),
             (Cause::Unregistered(&lost), "of its paths, sdb, sdc could not"),
+            (Cause::Unnoticed(&lost, Key(0x1), None), "sdb, sdc are dead and not registered"),
             (Cause::SharedKey, "a key of its own"),
             (Cause::HolderUnknown("it is hidden"), "as it is hidden: find the holder"),
             (Cause::Preempted, "another host preempted"),

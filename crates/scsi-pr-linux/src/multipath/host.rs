@@ -6,7 +6,8 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 use super::daemon::{Daemon, Unanswered};
-use super::map::Map;
+use super::dm;
+use super::map::{Map, MapPath};
 use super::path::{self, Path};
 use super::ports::HostPorts;
 use super::sys::{self, Unavailable};
@@ -32,6 +33,12 @@ pub(super) trait Host: Send + Sync {
 
     /// See [`Daemon::registers_paths`].
     fn registers_paths(&self, map: &Map) -> Result<bool, Unanswered>;
+
+    /// See [`Daemon::working_paths`].
+    fn working_paths(&self) -> Result<Vec<String>, Unanswered>;
+
+    /// Has device mapper fail a path of `map`, and tell multipathd.
+    fn fail_path(&self, map: &Map, path: &MapPath) -> io::Result<()>;
 
     /// See [`Daemon::forget_holder`].
     fn forget_holder(&self, map: &Map) -> Result<(), Unanswered>;
@@ -90,6 +97,14 @@ impl Host for Machine {
 
     fn registers_paths(&self, map: &Map) -> Result<bool, Unanswered> {
         self.daemon.registers_paths(&map.kernel_name)
+    }
+
+    fn working_paths(&self) -> Result<Vec<String>, Unanswered> {
+        self.daemon.working_paths()
+    }
+
+    fn fail_path(&self, map: &Map, path: &MapPath) -> io::Result<()> {
+        Ok(dm::fail_path(&map.uuid(), path.number)?)
     }
 
     fn forget_holder(&self, map: &Map) -> Result<(), Unanswered> {

@@ -82,6 +82,11 @@ impl Map {
         number_of(&slave).is_ok_and(|number| number == path.number)
     }
 
+    /// The DM UUID.
+    pub(super) fn uuid(&self) -> String {
+        format!("mpath-{}", self.wwid)
+    }
+
     /// Whether a command may get through by one of the paths.
     pub(super) fn has_usable_path(&self) -> bool {
         self.paths.iter().any(|path| path.usable)

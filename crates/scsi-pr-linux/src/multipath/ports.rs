@@ -124,7 +124,7 @@ fn ports_of(sysfs: &Sysfs, number: Number) -> Vec<PortName> {
 fn iscsi_name(directory: &Path) -> Option<PortName> {
     let name = attribute(&directory.join("initiatorname"))?.to_ascii_lowercase();
     // A driver without the name writes this.
-    (!name.is_empty() && name != "<null>" && name != "(null)").then(|| PortName::Iscsi(name))
+    (!name.is_empty() && name != "<null>" && name != "(null)").then_some(PortName::Iscsi(name))
 }
 
 /// `port_name` of each host in this directory (Linux `drivers/scsi/scsi_transport_fc.c`).

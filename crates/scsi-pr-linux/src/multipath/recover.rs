@@ -1,8 +1,6 @@
 //! What is done for a map when a process died while it ran a command on it: libmpathpersist suspends a map while it takes
 //! over a reservation whose holder's path is dead, and between two registrations.
 
-mod sys;
-
 use std::fs;
 use std::io;
 use std::thread;
@@ -12,6 +10,7 @@ use rustix::io::Errno;
 use scsi_pr::{Completion, Keys, Reservation, ReserveInAction};
 use tracing::warn;
 
+use super::dm;
 use super::map::Map;
 use super::path::{self, Path};
 use super::per_path;
@@ -32,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// [was suspended](is_suspended) before the command is not to be recovered: whoever suspended it is to resume it.
 pub fn recover(number: Number, uuid: &str) {
     let sysfs = Sysfs::default();
-    let resume = |map: &Map| sys::resume(&format!("mpath-{}", map.wwid));
+    let resume = |map: &Map| dm::resume(&map.uuid());
     let paths = |map: &Map| path::open_all(map, &sysfs, std::path::Path::new("/dev"));
     match find(&sysfs, number, uuid) {
         Ok(Some(map)) => {

@@ -7,6 +7,7 @@ use std::thread;
 use scsi_pr::{Completion, Key, ReserveOut, ReserveOutAction, SenseCode, Status, Type};
 
 use super::daemon::Unanswered;
+use super::dead_paths;
 use super::diagnosis::Cause;
 use super::keys::AllowedKeys;
 use super::per_path::{self, Release, Remark, Reregistration};
@@ -29,7 +30,11 @@ impl Execution<'_> {
 
     fn release(&self, key: Key, reservation_type: Type) -> Result<Completion, Completion> {
         let ports = self.manager.host.ports(self.map);
-        let completion = self.log_release(per_path::release(&self.paths()?, &ports, key, reservation_type));
+        let release = per_path::release(&self.paths()?, &ports, key, reservation_type);
+        if let Some(Remark::Reregistered(result)) = &release.remark {
+            self.settle_after(result, key);
+        }
+        let completion = self.log_release(release);
         if completion == GOOD {
             // From 0.13 on, multipathd keeps whether the map holds a reservation; while it does, the library takes a
             // RESERVE that is refused for one that is granted. Older ones do not know the order.
@@ -54,7 +59,7 @@ impl Execution<'_> {
             return Ok(self.library_failure(code, request));
         }
         if request.registers() {
-            self.log_paths_without_registration();
+            self.check_later_paths(request.service_action_key);
         }
         Ok(GOOD)
     }
@@ -227,14 +232,56 @@ impl Execution<'_> {
             false => per_path::re_register(&paths, key, aptpl),
         };
         self.log_reregistration(&result, &GOOD);
+        self.settle_after(&result, key);
     }
 
-    /// Logs when multipathd will not register paths that appear or come back.
-    fn log_paths_without_registration(&self) {
+    fn settle_after(&self, result: &Reregistration, key: Key) {
+        if let Reregistration::Complete { failed, .. } = result {
+            self.settle_dead_paths(key, failed);
+        }
+    }
+
+    /// After a REGISTER: multipathd has to register paths that appear or come back.
+    fn check_later_paths(&self, key: Key) {
         match self.manager.host.registers_paths(self.map) {
-            Ok(true) => {}
+            Ok(true) => self.settle_dead_paths(key, &[]),
             Ok(false) => self.log(&GOOD, &Cause::LaterPaths(None)),
             Err(why) => self.log(&GOOD, &Cause::LaterPaths(Some(&why))),
+        }
+    }
+
+    /// After a command that left dead paths without a registration: those that sysfs shows as dead, and those that `failed`
+    /// to be registered. multipathd has to register them with `key` when they come back; a path that comes back before
+    /// multipathd has noticed that it was dead is registered here.
+    fn settle_dead_paths(&self, key: Key, failed: &[String]) {
+        let host = &*self.manager.host;
+        let Ok(Ok(now)) = host.map(self.device) else { return };
+        if now.paths.len() < 2 {
+            return;
+        }
+        let was_dead = |name: &str| self.map.paths.iter().any(|path| path.name == name && !path.usable);
+        if now.paths.iter().any(|path| path.usable && was_dead(&path.name)) {
+            // It came back while the command ran.
+            let paths = host.paths(&now);
+            per_path::re_register(&paths, key, per_path::is_persistent(&paths));
+        }
+        let dead: Vec<_> = now.paths.iter().filter(|path| !path.usable || failed.contains(&path.name)).collect();
+        if dead.is_empty() {
+            return;
+        }
+        let Err(unnoticed) = dead_paths::have_noticed(host, &now, &dead, dead_paths::NOTICE_TIMEOUT) else { return };
+        let Ok(Ok(now)) = host.map(self.device) else { return };
+        let paths = host.paths(&now);
+        let result = per_path::re_register(&paths, key, per_path::is_persistent(&paths));
+        let still_dead = |name: &String| match &result {
+            Reregistration::Complete { failed, .. } => {
+                failed.contains(name) || !paths.iter().any(|path| path.name() == name)
+            }
+            Reregistration::NotRegistered | Reregistration::Preempted => false,
+        };
+        let names: Vec<_> = unnoticed.paths.into_iter().filter(still_dead).collect();
+        if !names.is_empty() {
+            self.log(&GOOD, &Cause::Unnoticed(&names, key, unnoticed.why.as_ref()));
         }
     }
 

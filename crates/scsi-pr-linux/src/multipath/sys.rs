@@ -1,18 +1,19 @@
 //! libmpathpersist, opened at run time: three of its functions, and the one structure that they take (multipath-tools,
 //! `mpath_persist.h`).
 //!
-//! The layouts are those of 0.9.4 as of 0.15. Libraries that are much older want a `struct udev` of their caller, lack
-//! `libmpathpersist_init`, and are not used.
+//! The layouts are those of 0.9.4 to 0.15. Older libraries are refused: 0.8.5 wants symbols of its caller, and later ones
+//! are not tested.
 
 use std::ffi::{c_int, c_uint};
 use std::fmt;
-use std::mem::{ManuallyDrop, offset_of};
+use std::mem::{self, ManuallyDrop, offset_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 
 use super::translate::{LibraryTransportId, Request};
+use super::version::{self, OLDEST_INTERFACE};
 
 /// What the library is called on every distribution.
 const NAME: &str = "libmpathpersist.so.0";
@@ -59,10 +60,12 @@ pub(super) struct Library {
 /// Why there is no [`Library`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unavailable {
-    /// It cannot be opened; the loader says why.
+    /// It cannot be opened; the loader's reason.
     NotInstalled(String),
-    /// It lacks this function.
-    TooOld(&'static str),
+    /// It lacks a symbol of 0.9.4, or needs one of its caller; the loader's reason.
+    MissingSymbol(String),
+    /// It uses this interface of libmultipath, which is older than that of 0.9.4.
+    OldInterface(u32),
     /// Its own start failed, with this return value: it cannot read its configuration, or was started before.
     NotStarted(c_int),
 }
@@ -72,12 +75,20 @@ impl fmt::Display for Unavailable {
         match self {
             Self::NotInstalled(why) => write!(
                 f,
-                "{NAME} cannot be opened ({why}): install it (package multipath-tools of Debian and Ubuntu, \
-                 device-mapper-multipath-libs of Fedora and RHEL, libmpathpersist0 of SUSE)"
+                "{NAME} cannot be opened ({why}): install multipath-tools {OLDEST_VERSION} or later (package \
+                 multipath-tools of Debian and Ubuntu, device-mapper-multipath-libs of Fedora and RHEL, libmpathpersist0 of \
+                 SUSE)"
             ),
-            Self::TooOld(function) => {
-                write!(f, "{NAME} has no {function}: install multipath-tools 0.9.4 or later")
-            }
+            Self::MissingSymbol(why) => write!(
+                f,
+                "{NAME} is of an old multipath-tools, as 0.8.5 ({why}), and {OLDEST_VERSION} is needed: install \
+                 multipath-tools {OLDEST_VERSION} or later"
+            ),
+            Self::OldInterface(interface) => write!(
+                f,
+                "{NAME} is of an old multipath-tools, as 0.8.7 (it uses LIBMULTIPATH_{interface}), and {OLDEST_VERSION} \
+                 (LIBMULTIPATH_{OLDEST_INTERFACE}) is needed: install multipath-tools {OLDEST_VERSION} or later"
+            ),
             Self::NotStarted(code) => write!(
                 f,
                 "{NAME} does not start (libmpathpersist_init returned {code}): check /etc/multipath.conf with \
@@ -87,38 +98,60 @@ impl fmt::Display for Unavailable {
     }
 }
 
+/// The oldest multipath-tools whose library is used.
+const OLDEST_VERSION: &str = "0.9.4";
+
+impl Unavailable {
+    /// From the loader's reason.
+    fn not_opened(why: String) -> Self {
+        // The library of 0.8.5 is not linked to libmultipath, and has its caller define some symbols.
+        if why.contains("undefined symbol") { Self::MissingSymbol(why) } else { Self::NotInstalled(why) }
+    }
+}
+
 impl Library {
     /// Opens and starts the library, which reads multipath.conf.
     ///
     /// # Errors
     ///
-    /// Why it cannot be used. The library itself may end the process instead (`exit(1)` in libmultipath when
-    /// `/dev/mapper/control` cannot be opened or device mapper is too old), which nobody can prevent.
+    /// Why it cannot be used. The library itself may end the process instead: libmultipath calls `exit(1)` when
+    /// `/dev/mapper/control` cannot be opened or device mapper is too old.
     pub(super) fn open() -> Result<Self, Unavailable> {
+        let (init, library) = Self::load()?;
+        // SAFETY: it takes nothing, and is called before any other function of the library. A second call fails.
+        match unsafe { init() } {
+            0 => Ok(library),
+            code => {
+                // A library that was not started must not be ended.
+                mem::forget(library);
+                Err(Unavailable::NotStarted(code))
+            }
+        }
+    }
+
+    /// Opens the library without starting it; its start function, and the rest.
+    fn load() -> Result<(Bracket, Self), Unavailable> {
         // SAFETY: opening a library runs its initialisers, and those of the libraries that it needs: code that the
         // administrator installed for root to run. All symbols are bound now (RTLD_NOW), so that one that is missing is
         // an error here and not the end of the process later.
         let handle = unsafe { Handle::open(Some(NAME), RTLD_NOW | RTLD_LOCAL) }
-            .map_err(|error| Unavailable::NotInstalled(error.to_string()))?;
-        // Never closed: see above.
+            .map_err(|error| Unavailable::not_opened(error.to_string()))?;
+        // Never closed: threads that the library has started may still be running its code.
         let handle = ManuallyDrop::new(handle);
-        let missing = |name| move |_| Unavailable::TooOld(name);
+        if let Some(interface) = version::interface_of_loaded(NAME).filter(|found| *found < OLDEST_INTERFACE) {
+            return Err(Unavailable::OldInterface(interface));
+        }
+        let missing = |error: libloading::Error| Unavailable::MissingSymbol(error.to_string());
         // SAFETY: a library that has the first function has all three, of these types, as `mpath_persist.h` of its version
         // declares them; they stay valid because the library stays open.
         let (init, exit, reserve_out) = unsafe {
             (
-                *handle.get::<Bracket>(b"libmpathpersist_init\0").map_err(missing("libmpathpersist_init"))?,
-                *handle.get::<Bracket>(b"libmpathpersist_exit\0").map_err(missing("libmpathpersist_exit"))?,
-                *handle
-                    .get::<ReserveOut>(b"mpath_persistent_reserve_out\0")
-                    .map_err(missing("mpath_persistent_reserve_out"))?,
+                *handle.get::<Bracket>(b"libmpathpersist_init\0").map_err(missing)?,
+                *handle.get::<Bracket>(b"libmpathpersist_exit\0").map_err(missing)?,
+                *handle.get::<ReserveOut>(b"mpath_persistent_reserve_out\0").map_err(missing)?,
             )
         };
-        // SAFETY: it takes nothing, and is called before any other function of the library. A second call fails.
-        match unsafe { init() } {
-            0 => Ok(Self { reserve_out, exit }),
-            code => Err(Unavailable::NotStarted(code)),
-        }
+        Ok((init, Self { reserve_out, exit }))
     }
 
     /// Runs `request` on all paths of the map behind `device`, or on one, as its service action wants it. Returns what
@@ -252,12 +285,25 @@ mod tests {
         assert!(ENDED.get(), "the library's end was not called");
     }
 
+    /// Loading changes nothing outside this process.
     #[test]
-    fn a_library_that_is_not_there_is_told_with_what_to_install() {
+    fn the_library_of_this_machine_is_loaded_or_refused_with_a_reason() {
+        match Library::load() {
+            // Its end must not be called, as it was not started.
+            Ok((_, library)) => mem::forget(library),
+            Err(why) => assert!(why.to_string().contains("0.9.4"), "{why}"),
+        }
+    }
+
+    #[test]
+    fn a_library_that_cannot_be_used_is_reported_with_the_version_that_can() {
         let missing = Unavailable::NotInstalled("no such file".to_owned()).to_string();
         assert!(missing.contains("no such file") && missing.contains("multipath-tools"), "{missing}");
-        let old = Unavailable::TooOld("libmpathpersist_init").to_string();
-        assert!(old.contains("libmpathpersist_init") && old.contains("0.9.4"), "{old}");
+        // As Debian 11's library of 0.8.5 is refused by the loader.
+        let old = Unavailable::not_opened("libmpathpersist.so.0: undefined symbol: logsink".to_owned()).to_string();
+        assert!(old.contains("logsink") && old.contains("as 0.8.5") && old.contains("0.9.4 is needed"), "{old}");
+        let old = Unavailable::OldInterface(9).to_string();
+        assert!(old.contains("LIBMULTIPATH_9)") && old.contains("0.9.4 (LIBMULTIPATH_17) is needed"), "{old}");
         let broken = Unavailable::NotStarted(1).to_string();
         assert!(broken.contains("returned 1") && broken.contains("multipath -t"), "{broken}");
     }

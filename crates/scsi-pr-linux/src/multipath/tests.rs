@@ -31,6 +31,8 @@ struct Fake {
     /// `None`: multipathd is down.
     configuration: Option<&'static str>,
     registers_paths: Option<bool>,
+    /// When multipathd notices that a path is dead; `None`: not in time.
+    noticed: Option<Notice>,
     forgets: bool,
     asked: Arc<Mutex<Vec<String>>>,
 }
@@ -45,10 +47,17 @@ impl Default for Fake {
             library_again: None,
             configuration: Some(FILE),
             registers_paths: Some(true),
+            noticed: Some(Notice::BeforeFailing),
             forgets: true,
             asked: Arc::default(),
         }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Notice {
+    BeforeFailing,
+    OnceDeviceMapperHasFailedIt,
 }
 
 const FILE: &str = "defaults {\n\treservation_key \"file\"\n}\n";
@@ -90,7 +99,7 @@ impl Fake {
 }
 
 fn down() -> Unanswered {
-    Unanswered::NotThere(io::ErrorKind::ConnectionRefused.into())
+    Unanswered::NotListening(Vec::new(), io::ErrorKind::ConnectionRefused.into())
 }
 
 impl Host for Fake {
@@ -131,6 +140,17 @@ impl Host for Fake {
 
     fn registers_paths(&self, _: &Map) -> Result<bool, Unanswered> {
         self.registers_paths.ok_or_else(down)
+    }
+
+    fn working_paths(&self) -> Result<Vec<String>, Unanswered> {
+        let failed = self.asked.lock().unwrap().iter().any(|what| what.starts_with("fail path"));
+        let noticed = self.noticed.iter().filter(|how| **how == Notice::BeforeFailing || failed).count();
+        if noticed > 0 { Ok(Vec::new()) } else { Ok((0..8).map(|index| format!("sd{index}")).collect()) }
+    }
+
+    fn fail_path(&self, _: &Map, path: &MapPath) -> io::Result<()> {
+        self.note(format!("fail path {}", path.name));
+        Ok(())
     }
 
     fn forget_holder(&self, _: &Map) -> Result<(), Unanswered> {
@@ -517,9 +537,9 @@ fn a_host_without_the_library_says_what_to_install() {
         (
             Unavailable::NotInstalled("no file".to_owned()),
             SenseCode::INVALID_OPCODE,
-            "install it (package multipath-tools",
+            "install multipath-tools 0.9.4 or later (package multipath-tools",
         ),
-        (Unavailable::TooOld("x"), SenseCode::INVALID_OPCODE, "0.9.4"),
+        (Unavailable::OldInterface(9), SenseCode::INVALID_OPCODE, "LIBMULTIPATH_9), and 0.9.4"),
         (Unavailable::NotStarted(1), SenseCode::LUN_COMMUNICATION_FAILURE, "multipath -t"),
     ] {
         let fake = Fake { library: Err(library), ..Fake::default() };
@@ -534,7 +554,7 @@ fn a_host_without_the_library_says_what_to_install() {
 
 #[test]
 fn the_library_is_opened_once_and_the_log_told_once() {
-    let fake = Fake { library: Err(Unavailable::TooOld("x")), ..Fake::default() };
+    let fake = Fake { library: Err(Unavailable::OldInterface(9)), ..Fake::default() };
     let manager = Multipath::on(Box::new(fake));
     let log = Log::at(tracing::Level::WARN);
     let null = File::open("/dev/null").unwrap();
@@ -598,6 +618,31 @@ fn paths_that_stay_without_registration_are_told() {
     let (completion, line) = fake.told(out(4, &list(1, 1)));
     assert_eq!(completion, GOOD);
     assert!(line.contains("sd0, sd1 could not be registered"), "{line}");
+}
+
+#[test]
+fn multipathd_notices_each_dead_path_before_the_command_ends() {
+    let paths = vec![true, false];
+    for (action, list) in [(0, list(0, 1)), (6, list(0, 1)), (4, list(1, 1))] {
+        for noticed in [Notice::BeforeFailing, Notice::OnceDeviceMapperHasFailedIt] {
+            let fake = Fake { paths: [paths.clone(), paths.clone()], noticed: Some(noticed), ..Fake::default() };
+            assert_eq!(fake.quiet(out(action, &list)), GOOD);
+            let failed = fake.asked().iter().any(|what| what == "fail path sd1");
+            assert_eq!(failed, noticed == Notice::OnceDeviceMapperHasFailedIt);
+        }
+        let fake = Fake { paths: [paths.clone(), paths.clone()], noticed: None, ..Fake::default() };
+        let (completion, line) = fake.told(out(action, &list));
+        assert_eq!(completion, GOOD);
+        let command = "mpathpersist --out --register-ignore --param-sark=0x0000000000000001";
+        assert!(line.contains("sd1 are dead") && line.contains(command), "{line}");
+        // A path that is back before multipathd has noticed is registered at once.
+        let fake = Fake { paths: [paths.clone(), vec![true, true]], noticed: None, ..Fake::default() };
+        assert_eq!(fake.quiet(out(action, &list)), GOOD);
+    }
+    // Without a dead path, multipathd is not asked.
+    let fake = Fake { noticed: None, ..Fake::default() };
+    assert_eq!(fake.quiet(out(0, &list(0, 1))), GOOD);
+    assert!(!fake.asked().iter().any(|what| what.starts_with("fail path")));
 }
 
 /// Two hosts have one key, and the other one holds the reservation.
@@ -708,7 +753,7 @@ proptest! {
         let fake = Fake {
             paths: [paths.clone(), paths],
             answers: Some([(reserved_by(1), Reached::Unit), (to_out, Reached::Unit)]),
-            library: if installed { Ok(code) } else { Err(Unavailable::TooOld("x")) },
+            library: if installed { Ok(code) } else { Err(Unavailable::OldInterface(9)) },
             configuration,
             ..Fake::default()
         };

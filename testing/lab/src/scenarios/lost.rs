@@ -31,6 +31,14 @@ pub(super) const FAILOVER: Scenario = Scenario {
     run: |lab, report| Stage::new(lab, report, 4)?.failover(),
 };
 
+/// A path that is dead for a moment only.
+pub(super) const FLAPPING: Scenario = Scenario {
+    name: "multipath-flapping",
+    boot: "multipath-lost",
+    purpose: "the holder's path dies, loses its registration to a preempt and is back at once: it is registered again",
+    run: |lab, report| Stage::new(lab, report, 2)?.flapping(),
+};
+
 /// What is there before a command.
 #[derive(Clone, Copy, Debug)]
 enum Before {
@@ -182,6 +190,26 @@ impl Stage<'_> {
             path.set_alive(true)?;
         }
         self.map.wait_for_paths(4)?;
+        self.expect(&clear(OURS), &GOOD);
+        Ok(())
+    }
+
+    fn flapping(mut self) -> Result<()> {
+        self.answer(&register_ignoring(OURS));
+        self.expect(&reserve(OURS, RO), &GOOD);
+        for round in 0..20 {
+            let (holder, rest) = self.holder_and_rest()?;
+            holder.set_alive(false)?;
+            // A write makes the kernel fail the path; without one, it learns that later.
+            if round % 2 == 0 {
+                self.expect_our_write("the holder's path dead");
+            }
+            self.expect(&preempt(OURS, OURS, RO), &GOOD);
+            holder.set_alive(true)?;
+            let expected = self.all_with_holder(OURS, rest[0]);
+            self.wait_for_registrations("the path that is back is registered", &expected)?;
+        }
+        self.map.wait_for_paths(2)?;
         self.expect(&clear(OURS), &GOOD);
         Ok(())
     }

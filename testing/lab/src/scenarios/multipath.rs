@@ -33,6 +33,14 @@ pub(super) const FOUR: Scenario = Scenario {
     run: |lab, report| Stage::new(lab, report, 4)?.actions(),
 };
 
+/// Two hosts with one key.
+pub(super) const SHARED_KEY: Scenario = Scenario {
+    name: "multipath-shared-key",
+    boot: "multipath",
+    purpose: "two hosts with one reservation_key: neither loses its reservation or registration to the other",
+    run: |lab, report| Stage::new(lab, report, 2)?.shared_key(),
+};
+
 /// What paths do.
 pub(super) const PATHS: Scenario = Scenario {
     name: "multipath-paths",
@@ -140,6 +148,66 @@ impl<'a> Stage<'a> {
         self.expect(&reserve(OURS, RO), &CONFLICT);
         self.theirs(&register(THEIRS, Key::ZERO))?;
         self.cleanup()
+    }
+
+    /// One multipath.conf on both hosts gives both the key `OURS`.
+    fn shared_key(mut self) -> Result<()> {
+        self.report.differs("multipath-shared-key");
+        let (a, b) = (&self.map.paths[0], &self.map.paths[1]);
+        let other_host = &self.map.other_host;
+        self.map.configure("reservation_key 0xaaa")?;
+        for kind in Type::ALL.into_iter().filter(|kind| !kind.is_all_registrants()) {
+            // The other host holds the reservation.
+            self.expect(&register_ignoring(OURS), &GOOD);
+            self.theirs(&register_ignoring(OURS))?;
+            self.theirs(&reserve(OURS, kind))?;
+            let theirs = [self.all(OURS), vec![(other_host, OURS, true)]].concat();
+            for given in [kind, if kind == RO { Type::WriteExclusive } else { RO }] {
+                self.expect(&release(OURS, given), &GOOD);
+                self.expect_registered(&format!("{kind}: the other host keeps what it holds"), &theirs)?;
+            }
+            self.expect(&reserve(OURS, kind), &CONFLICT);
+            a.set_alive(false)?;
+            self.map.wait_for_paths(1)?;
+            self.expect(&release(OURS, kind), &GOOD);
+            self.expect_registered(&format!("{kind}: also when a path of ours is dead"), &theirs)?;
+            self.expect(&register(OURS, Key::ZERO), &GOOD);
+            let alone = [(a, OURS, false), (other_host, OURS, true)];
+            self.expect_registered(&format!("{kind}: also when we unregister"), &alone)?;
+            a.set_alive(true)?;
+            self.map.wait_for_paths(2)?;
+
+            // We hold it by a path that dies.
+            self.theirs(&release(OURS, kind))?;
+            self.expect(&register_ignoring(OURS), &GOOD);
+            self.expect(&reserve(OURS, kind), &GOOD);
+            let (holder, _) = self.holder_and_other()?;
+            let ours = [self.all_with_holder(OURS, holder), vec![(other_host, OURS, false)]].concat();
+            holder.set_alive(false)?;
+            self.map.wait_for_paths(1)?;
+            let failed = Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE);
+            let answer = self.answer(&release(OURS, kind));
+            self.report.equal(format!("{kind}: RELEASE when the holder's path is dead"), &failed, &answer);
+            self.expect_registered(&format!("{kind}: the other host keeps its key"), &ours)?;
+            holder.set_alive(true)?;
+            self.map.wait_for_paths(2)?;
+            self.logged();
+            self.expect(&release(OURS, kind), &GOOD);
+            let released = [self.all(OURS), vec![(other_host, OURS, false)]].concat();
+            self.expect_registered(&format!("{kind}: released when the path is back"), &released)?;
+            self.theirs(&clear(OURS))?;
+        }
+
+        self.map.configure("reservation_key file")?;
+        self.expect(&register_ignoring(OURS), &GOOD);
+        self.theirs(&register_ignoring(OURS))?;
+        self.theirs(&reserve(OURS, RO))?;
+        self.expect(&register(OURS, OTHER), &GOOD);
+        let changed = [(a, OTHER, false), (b, OTHER, false), (other_host, OURS, true)];
+        self.expect_registered("we change our key, and the other host keeps its own", &changed)?;
+        self.expect(&preempt(OTHER, THEIRS, RO), &CONFLICT);
+        self.expect_registered("a preempt of a third key changes nothing", &changed)?;
+        self.theirs(&clear(OURS)).map(drop)
     }
 
     fn cleanup(&mut self) -> Result<()> {
