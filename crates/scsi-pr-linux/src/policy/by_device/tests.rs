@@ -441,3 +441,76 @@ proptest! {
         }
     }
 }
+
+/// A mechanism of this process, for the table: the kernel permits all or nothing.
+struct Kernel {
+    permits: bool,
+    recorder: Recorder,
+}
+
+impl PrManager for Kernel {
+    fn execute(&self, _: BorrowedFd<'_>, _: Command<'_>) -> Result<Completion, Error> {
+        unreachable!()
+    }
+}
+
+impl crate::Attempt for Kernel {
+    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, crate::NotPermitted> {
+        let completion = self.recorder.execute(device, command).unwrap();
+        if self.permits { Ok(completion) } else { Err(crate::NotPermitted(rustix::io::Errno::PERM)) }
+    }
+
+    fn give_up(&self, _: Command<'_>, not_permitted: crate::NotPermitted, _: Option<&Error>) -> Completion {
+        not_permitted.completion()
+    }
+}
+
+/// Who gets each command for each class of device, and the answer of one that nobody gets.
+#[test]
+fn every_class_opcode_access_and_privilege_has_its_route() {
+    let Ok(writable) = File::options().read(true).write(true).open("/dev/loop0") else { return };
+    let Ok(read_only) = File::open("/dev/loop0") else { return };
+    let mut table = Vec::new();
+    for what in EVERYTHING {
+        let world = World::with(what, NUMBER);
+        for (access, device) in [("read-write", &writable), ("read-only", &read_only)] {
+            for (privilege, permits) in [("permitted", true), ("not permitted", false)] {
+                let names = ["SG_IO", "multipath", "NVMe", "NVMe worker", "IOC_PR", "IOC_PR worker"];
+                let recorders = names.map(|_| Recorder::good());
+                let [sg_io, multipath, nvme, nvme_worker, block, block_worker] = recorders.each_ref().map(Clone::clone);
+                let kernel = |recorder| Kernel { permits, recorder };
+                let manager = crate::policy::RefuseReadOnly::new(ByDevice::new(
+                    Routes {
+                        sg_io: Arc::new(sg_io),
+                        multipath: Arc::new(multipath),
+                        nvme: Arc::new(crate::policy::Escalate::new(kernel(nvme), nvme_worker)),
+                        block: Arc::new(crate::policy::ScsiFirst::new(crate::policy::Escalate::new(
+                            kernel(block),
+                            block_worker,
+                        ))),
+                    },
+                    world.tree.sysfs(),
+                ));
+                let mut row = BTreeMap::new();
+                for command in all_commands() {
+                    let completion = manager.execute(device.as_fd(), command.command()).unwrap();
+                    let taken: Vec<_> =
+                        names.iter().zip(&recorders).filter(|(_, it)| it.taken() == 1).map(|(name, _)| *name).collect();
+                    let opcode = match command.command().opcode() {
+                        Opcode::ReserveIn => "1 IN",
+                        Opcode::ReserveOut => "2 OUT",
+                        Opcode::Cleanup => "3 CLEANUP",
+                    };
+                    let refused = "CHECK CONDITION, sense 05/20/00 (INVALID COMMAND OPERATION CODE)";
+                    let answer = completion.to_string().replace(refused, "05/20/00");
+                    let route = if taken.is_empty() { answer } else { taken.join(", ") };
+                    // All service actions of an opcode go one way.
+                    assert_eq!(*row.entry(opcode).or_insert_with(|| route.clone()), route);
+                }
+                let row: Vec<_> = row.into_values().collect();
+                table.push(format!("{what:?} | {access} | {privilege} | {}", row.join(" | ")));
+            }
+        }
+    }
+    assert_eq!(table.join("\n"), include_str!("table.txt").trim_end());
+}
