@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use scsi_pr::PrManager;
 use scsi_pr_helper::Peer;
-use scsi_pr_linux::device::Sysfs;
-use scsi_pr_linux::policy::{ByDevice, Client, Counters, Escalate, Observed, RefuseReadOnly, Routes, ScsiFirst};
-use scsi_pr_linux::{BlockIoctl, MultipathReader, Nvme, SgIo};
+use scsi_pr_linux::DeviceRouter;
+use scsi_pr_linux::policy::{Client, Counters, Observed};
+use scsi_pr_linux::routing::{self, Choice};
 
 use crate::monitor_channel::{MonitorChannel, WorkerKind};
 use crate::options::Manager;
@@ -20,28 +20,22 @@ pub(crate) fn manager_for(
     monitor: Option<Arc<MonitorChannel>>,
 ) -> impl Fn(&Peer) -> Arc<dyn PrManager> {
     let pool = Arc::new(Pool::new(monitor));
-    let workers = |kind| Workers::new(&pool, kind);
-    let multipath = || Arc::new(MultipathReader::new(workers(WorkerKind::Multipath), Sysfs::default()));
-    let nvme = || Arc::new(Escalate::new(Nvme::new(), workers(WorkerKind::Nvme)));
-    let block = || Arc::new(Escalate::new(BlockIoctl::default(), workers(WorkerKind::Block)));
-    let chosen: Arc<dyn PrManager> = match wanted {
-        Manager::Auto => {
-            let routes = Routes {
-                sg_io: Arc::new(SgIo::new()),
-                multipath: multipath(),
-                nvme: nvme(),
-                block: Arc::new(ScsiFirst::new(block())),
-            };
-            Arc::new(ByDevice::new(routes, Sysfs::default()))
-        }
-        Manager::SgIo => Arc::new(SgIo::new()),
-        Manager::Multipath => multipath(),
-        Manager::Nvme => nvme(),
-        Manager::Block => block(),
+    let worker = |kind| Arc::new(Workers::new(&pool, kind));
+    let workers = routing::Workers {
+        multipath: worker(WorkerKind::Multipath),
+        nvme: worker(WorkerKind::Nvme),
+        block_ioctl: worker(WorkerKind::Block),
     };
-    let shared = Arc::new(RefuseReadOnly::new(chosen));
+    let router = DeviceRouter::new(workers);
+    let router = Arc::new(match wanted {
+        Manager::Auto => router,
+        Manager::SgIo => router.with_choice(Choice::SgIo),
+        Manager::Multipath => router.with_choice(Choice::Multipath),
+        Manager::Nvme => router.with_choice(Choice::Nvme),
+        Manager::Block => router.with_choice(Choice::BlockIoctl),
+    });
     move |peer| {
         let client = Client { pid: peer.pid, uid: peer.uid };
-        Arc::new(Observed::new(Arc::clone(&shared), client, Arc::clone(&counters)))
+        Arc::new(Observed::new(Arc::clone(&router), client, Arc::clone(&counters)))
     }
 }

@@ -14,7 +14,7 @@ use scsi_pr_daemon::RepeatLimiter;
 use scsi_pr_helper::HelperClient;
 use scsi_pr_helper::client::Config;
 use scsi_pr_helper::turn::Turns;
-use scsi_pr_linux::device::{Device, Kind, Number};
+use scsi_pr_linux::device::{Device, DeviceClass, Number};
 use scsi_pr_linux::multipath;
 use scsi_pr_linux::policy::Client;
 use tracing::warn;
@@ -260,9 +260,9 @@ impl Execution<'_> {
 
     fn task(&self) -> WorkerTask {
         let uuid = match (self.kind, Device::of(self.device)) {
-            (WorkerKind::Multipath, Ok(device)) => match device.kind() {
+            (WorkerKind::Multipath, Ok(device)) => match device.class() {
                 // A map that another process has suspended must not be resumed.
-                Kind::Multipath { uuid, .. } if !multipath::is_suspended(self.number) => uuid.clone(),
+                DeviceClass::Multipath { uuid, .. } if !multipath::is_suspended(self.number) => uuid.clone(),
                 _ => String::new(),
             },
             _ => String::new(),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, fstat, major, minor};
 use scsi_pr::{Command, Completion};
-use scsi_pr_linux::device::{Device, Kind, Number, Sysfs};
+use scsi_pr_linux::device::{Device, DeviceClass, Number, Sysfs};
 use scsi_pr_linux::policy::Refusals;
 use scsi_pr_store::{Naming, UnitId, Units};
 
@@ -91,10 +91,13 @@ impl Devices {
     }
 
     fn sort(&self, node: Node, device: Device, depth: usize) -> io::Result<Found> {
-        Ok(match device.kind() {
-            Kind::ScsiBlock | Kind::ScsiGeneric | Kind::Multipath { .. } | Kind::NvmeNamespace => Found::ItsOwn(device),
-            Kind::Unexplained { .. } => Found::Unexplained(device),
-            Kind::OtherBlock => match self.behind_loop(node)? {
+        Ok(match device.class() {
+            DeviceClass::ScsiBlock
+            | DeviceClass::ScsiGeneric
+            | DeviceClass::Multipath { .. }
+            | DeviceClass::NvmeNamespace => Found::ItsOwn(device),
+            DeviceClass::Unexplained { .. } => Found::Unexplained(device),
+            DeviceClass::OtherBlock => match self.behind_loop(node)? {
                 // The store knows both by one identifier, so that they must have one owner.
                 Some(disk) if depth > 0 && !self.is_kept(disk) => {
                     match self.sort(disk, Sysfs::at(&self.sysfs).block(disk.number)?, depth - 1)? {

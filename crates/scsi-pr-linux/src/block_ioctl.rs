@@ -14,9 +14,9 @@ use scsi_pr::{
     Command, Completion, Error, Opcode, PrManager, ReserveIn, ReserveInAction, ReserveOut, SenseCode, Status,
 };
 
-use crate::device::{Kind, Sysfs, is_block_device};
+use crate::NotPermitted;
+use crate::device::{DeviceClass, Sysfs, is_block_device};
 use crate::permission::{Complaints, Stop};
-use crate::{Attempt, NotPermitted};
 use translate::Nature;
 
 /// Translates every command to the IOC_PR ioctls, made on the descriptor as it is.
@@ -42,10 +42,10 @@ use translate::Nature;
 /// * **Sense data** do not come through these ioctls. What the kernel tells to be ILLEGAL REQUEST becomes the one that
 ///   there can be for the service action; any other CHECK CONDITION is 0B/08/00. Unit attentions are consumed by the kernel.
 /// * **Permission.** Linux 6.1 wants CAP_SYS_ADMIN; 7.2 takes a descriptor open for writing instead, and one for reading
-///   to read keys and reservation. [`try_execute`](Attempt::try_execute) tells this apart.
+///   to read keys and reservation. [`try_execute`](Self::try_execute) tells this apart.
 /// * One NVMe host has one registration, whatever its controllers and virtual machines: all of them share it.
 ///   [`Nvme`](crate::Nvme) does on NVMe what is refused here.
-/// * A device-mapper device passes everything on to what is beneath: put [`ByDevice`](crate::policy::ByDevice) around
+/// * A device-mapper device passes everything on to what is beneath: put a [`DeviceRouter`](crate::DeviceRouter) around
 ///   this, unless it is known that the whole of it is meant.
 /// * CLEANUP is good: nothing is kept here that would need cleaning.
 #[derive(Debug)]
@@ -88,15 +88,18 @@ impl BlockIoctl {
         // This process may open no more files now.
         let busy = |_| Stop::With(Completion::Status(Status::BUSY));
         let device = self.sysfs.device(descriptor).map_err(busy)?;
-        let device_mapper = match device.kind() {
+        let device_mapper = match device.class() {
             // Newer kernels refuse this themselves; 6.1 does not.
-            Kind::Partition { .. } => {
+            DeviceClass::Partition { .. } => {
                 return Err(Stop::Because(SenseCode::INVALID_OPCODE, "a partition: the whole disk would be reserved"));
             }
-            kind => matches!(kind, Kind::DeviceMapper { .. } | Kind::Multipath { .. } | Kind::Unexplained { .. }),
+            kind => matches!(
+                kind,
+                DeviceClass::DeviceMapper { .. } | DeviceClass::Multipath { .. } | DeviceClass::Unexplained { .. }
+            ),
         };
-        let nvme = match (device.kind(), device.number()) {
-            (Kind::ScsiBlock | Kind::OtherBlock, _) => false,
+        let nvme = match (device.class(), device.number()) {
+            (DeviceClass::ScsiBlock | DeviceClass::OtherBlock, _) => false,
             (_, None) => true,
             (_, Some(number)) => self.sysfs.reaches_nvme(number).map_err(busy)?.unwrap_or(true),
         };
@@ -112,16 +115,17 @@ impl Default for BlockIoctl {
     }
 }
 
-impl Attempt for BlockIoctl {
-    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
+impl BlockIoctl {
+    /// As [`execute`](PrManager::execute), but tells apart what the kernel does not permit to this process.
+    ///
+    /// # Errors
+    ///
+    /// [`NotPermitted`]: nothing was changed, and another process may run the command.
+    pub fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
         if command.opcode() == Opcode::Cleanup {
             return Ok(Completion::Good(Vec::new()));
         }
         self.complaints.settle(command, self.run(device, command))
-    }
-
-    fn give_up(&self, command: Command<'_>, not_permitted: NotPermitted, why: Option<&Error>) -> Completion {
-        self.complaints.give_up(command, not_permitted, why)
     }
 }
 
@@ -129,7 +133,7 @@ impl PrManager for BlockIoctl {
     /// Never `Err`. What the kernel does not permit is CHECK CONDITION 0B/00/06, and the log says why, once a minute.
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
         let answer = self.try_execute(device, command);
-        Ok(answer.unwrap_or_else(|not_permitted| self.give_up(command, not_permitted, None)))
+        Ok(answer.unwrap_or_else(|not_permitted| self.complaints.give_up(command, not_permitted)))
     }
 }
 

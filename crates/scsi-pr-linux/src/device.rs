@@ -4,8 +4,6 @@
 //! one path of several to it, or a part of it. Partitions, device-mapper devices and some others pass SG_IO on to what is
 //! beneath them.
 
-mod sys;
-
 use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -13,7 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use rustix::fs::{FileType, fstat, major, minor};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
 use rustix::io::Errno;
 
 /// A device number, `8:0`.
@@ -51,14 +49,14 @@ impl FromStr for Number {
 pub struct Device {
     number: Option<Number>,
     name: Option<String>,
-    kind: Kind,
-    lasts: bool,
+    class: DeviceClass,
+    is_permanent: bool,
 }
 
-/// The kinds of [`Device`].
+/// The classes of [`Device`]: how it relates to the logical unit that SG_IO on it would reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Kind {
+pub enum DeviceClass {
     /// A SCSI logical unit as a block device: `/dev/sda`, `/dev/sr0`.
     ScsiBlock,
     /// A SCSI logical unit as a character device: `/dev/sg0`.
@@ -145,7 +143,28 @@ impl<'a> BlockDevice<'a> {
     /// (a loop device that is attached anew). A partition has its disk's. `None` before Linux 5.15, and where the descriptor
     /// is not for use (O_PATH).
     pub(crate) fn sequence_number(&self) -> Option<u64> {
-        sys::disk_sequence_number(self.descriptor).ok()
+        crate::sys::disk_sequence_number(self.descriptor).ok()
+    }
+}
+
+/// How a descriptor was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// For reading only, or with `O_PATH`.
+    ReadOnly,
+    /// For writing too, or with the access mode 3 of Linux (ioctl alone).
+    Writable,
+}
+
+impl Access {
+    /// # Errors
+    ///
+    /// Those of fcntl(2).
+    pub(crate) fn of(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
+        let flags = fcntl_getfl(descriptor)?;
+        // With `O_PATH` the kernel clears the access mode, but the manual does not promise it.
+        let read_only = flags & OFlags::RWMODE == OFlags::RDONLY || flags.contains(OFlags::PATH);
+        Ok(if read_only { Self::ReadOnly } else { Self::Writable })
     }
 }
 
@@ -164,12 +183,12 @@ impl Device {
     /// # Errors
     ///
     /// Those of fstat(2), and `EMFILE`, `ENFILE` and `ENOMEM` of open(2): it may work later. What else keeps sysfs from
-    /// telling is [`Kind::Unexplained`].
+    /// telling is [`DeviceClass::Unexplained`].
     pub fn of(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
         Sysfs::default().device(descriptor)
     }
 
-    /// The device number; `None` for [`Kind::NotADevice`].
+    /// The device number; `None` for [`DeviceClass::NotADevice`].
     pub const fn number(&self) -> Option<Number> {
         self.number
     }
@@ -179,15 +198,15 @@ impl Device {
         self.name.as_deref()
     }
 
-    /// What it is.
-    pub const fn kind(&self) -> &Kind {
-        &self.kind
+    /// Its class.
+    pub const fn class(&self) -> &DeviceClass {
+        &self.class
     }
 
     /// Whether it can become nothing else but by ceasing to be: after a table is swapped, an array put together or taken
     /// apart. Of what is beneath a device-mapper device this says nothing: only its UUID is given once and for all.
-    pub(crate) const fn lasts(&self) -> bool {
-        self.lasts
+    pub(crate) const fn is_permanent(&self) -> bool {
+        self.is_permanent
     }
 }
 
@@ -195,14 +214,14 @@ impl fmt::Display for Device {
     /// For a log line: "8:1 (sda1), a partition of sda".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.number, &self.name) {
-            (Some(number), Some(name)) => write!(f, "{number} ({name}), {}", self.kind),
-            (Some(number), None) => write!(f, "{number}, {}", self.kind),
-            (None, _) => self.kind.fmt(f),
+            (Some(number), Some(name)) => write!(f, "{number} ({name}), {}", self.class),
+            (Some(number), None) => write!(f, "{number}, {}", self.class),
+            (None, _) => self.class.fmt(f),
         }
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for DeviceClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ScsiBlock => f.write_str("a SCSI device"),
@@ -254,14 +273,16 @@ impl Sysfs {
     /// # Errors
     ///
     /// Those of fstat(2), and `EMFILE`, `ENFILE` and `ENOMEM` of open(2): it may work later. What else keeps sysfs from
-    /// telling is [`Kind::Unexplained`].
+    /// telling is [`DeviceClass::Unexplained`].
     pub fn device(&self, descriptor: BorrowedFd<'_>) -> io::Result<Device> {
         let stat = fstat(descriptor)?;
         let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
         Ok(match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => self.block(number)?,
             FileType::CharacterDevice => self.character(number),
-            file_type => Device { number: None, name: None, kind: Kind::NotADevice(file_type), lasts: true },
+            file_type => {
+                Device { number: None, name: None, class: DeviceClass::NotADevice(file_type), is_permanent: true }
+            }
         })
     }
 
@@ -287,32 +308,35 @@ impl Sysfs {
     pub fn block(&self, number: Number) -> io::Result<Device> {
         match self.explain(number) {
             Ok(device) => Ok(device),
-            Err(Untold::Because(reason)) => {
-                Ok(Device { number: Some(number), name: None, kind: Kind::Unexplained { reason }, lasts: false })
-            }
+            Err(Untold::Because(reason)) => Ok(Device {
+                number: Some(number),
+                name: None,
+                class: DeviceClass::Unexplained { reason },
+                is_permanent: false,
+            }),
             Err(Untold::ForNow(error)) => Err(error),
         }
     }
 
     fn explain(&self, number: Number) -> Result<Device, Untold> {
         let directory = Directory::at(self.block_directory(number))?;
-        let kind = directory.block_kind()?;
-        let lasts = directory.remains(&kind)?;
+        let class = directory.block_class()?;
+        let is_permanent = directory.is_permanent(&class)?;
         // A directory whose device has just gone is empty, and says by this that the device is not this and not that.
         // What was read counts only if it is still there.
         directory.confirm(number)?;
-        Ok(Device { number: Some(number), name: Some(directory.name()), kind, lasts })
+        Ok(Device { number: Some(number), name: Some(directory.name()), class, is_permanent })
     }
 
     fn character(&self, number: Number) -> Device {
         // Nothing depends on it but what the device is called, so one look has to do: `…/scsi_generic/sg0`.
         let link = fs::read_link(self.root.join("dev/char").join(number.to_string())).ok();
         let class = link.as_deref().and_then(Path::parent).map(last);
-        let kind = match class.as_deref() {
-            Some("scsi_generic") => Kind::ScsiGeneric,
-            _ => Kind::OtherCharacter,
+        let class = match class.as_deref() {
+            Some("scsi_generic") => DeviceClass::ScsiGeneric,
+            _ => DeviceClass::OtherCharacter,
         };
-        Device { number: Some(number), name: link.as_deref().map(last), kind, lasts: false }
+        Device { number: Some(number), name: link.as_deref().map(last), class, is_permanent: false }
     }
 }
 
@@ -349,35 +373,38 @@ impl Directory {
         last(&self.0).replace('!', "/")
     }
 
-    fn block_kind(&self) -> Result<Kind, Untold> {
+    fn block_class(&self) -> Result<DeviceClass, Untold> {
         if let Some(disk) = self.disk()? {
-            return Ok(Kind::Partition { disk: disk.name() });
+            return Ok(DeviceClass::Partition { disk: disk.name() });
         }
         if let Some(uuid) = self.attribute("dm/uuid")? {
             let map = self.required("dm/name")?;
             return Ok(match is_multipath(&uuid) {
-                true => Kind::Multipath { map, uuid },
-                false => Kind::DeviceMapper { map, uuid, over: self.over()? },
+                true => DeviceClass::Multipath { map, uuid },
+                false => DeviceClass::DeviceMapper { map, uuid, over: self.over()? },
             });
         }
         if !self.slaves()?.is_empty() {
-            return Ok(Kind::Stacked { over: self.over()? });
+            return Ok(DeviceClass::Stacked { over: self.over()? });
         }
         Ok(match self.subsystem()?.as_deref() {
-            Some("scsi") => Kind::ScsiBlock,
-            Some(NVME | NVME_MULTIPATH) => Kind::NvmeNamespace,
-            _ => Kind::OtherBlock,
+            Some("scsi") => DeviceClass::ScsiBlock,
+            Some(NVME | NVME_MULTIPATH) => DeviceClass::NvmeNamespace,
+            _ => DeviceClass::OtherBlock,
         })
     }
 
-    /// Whether a device of this kind stays what it is: see [`Device::lasts`].
-    fn remains(&self, kind: &Kind) -> Result<bool, Untold> {
-        Ok(match kind {
-            Kind::ScsiBlock | Kind::NvmeNamespace | Kind::Partition { .. } | Kind::Multipath { .. } => true,
+    /// See [`Device::is_permanent`].
+    fn is_permanent(&self, class: &DeviceClass) -> Result<bool, Untold> {
+        Ok(match class {
+            DeviceClass::ScsiBlock
+            | DeviceClass::NvmeNamespace
+            | DeviceClass::Partition { .. }
+            | DeviceClass::Multipath { .. } => true,
             // A device without a UUID may still be given one.
-            Kind::DeviceMapper { uuid, .. } => !uuid.is_empty(),
+            DeviceClass::DeviceMapper { uuid, .. } => !uuid.is_empty(),
             // One without a device behind it is made by a driver, which may put it over others: md does, and bcache.
-            Kind::OtherBlock => self.subsystem()?.is_some(),
+            DeviceClass::OtherBlock => self.subsystem()?.is_some(),
             _ => false,
         })
     }

@@ -1,14 +1,14 @@
-//! Persistent reservation managers that reach devices, and the policies around them.
+//! Persistent reservation managers for Linux block devices.
 //!
-//! * [`sg_io`]: the commands as they are, to the device behind the descriptor, by the kernel's SG_IO ioctl.
-//! * [`block_ioctl`]: their meaning, by the kernel's reservation ioctls, for any block device that has them.
-//! * [`nvme`]: their meaning, by the reservation commands of NVMe.
+//! * [`routing`]: the mechanism for each device and command.
+//! * [`sg_io`]: commands as they are, by the kernel's SG_IO ioctl.
+//! * [`block_ioctl`]: commands translated to the kernel's reservation ioctls.
+//! * [`nvme`]: commands translated to the reservation commands of NVMe.
 //! * [`multipath`]: dm-multipath maps, by libmpathpersist and by the paths beneath.
-//! * [`device`]: what a descriptor is.
-//! * [`policy`]: who gets which command, what is refused, and what is told about the rest.
-//! * [`Attempt`], [`NotPermitted`]: what another process with more privileges may try.
+//! * [`device`]: the class and the identity of the device behind a descriptor.
+//! * [`policy`]: managers that refuse, log and count commands.
 //!
-//! The project's only `unsafe` code is here, in files named `sys.rs`.
+//! All `unsafe` code of the project is in files of this crate named `sys.rs`.
 
 pub mod block_ioctl;
 pub mod device;
@@ -20,13 +20,14 @@ pub mod multipath;
 pub mod nvme;
 mod permission;
 pub mod policy;
+pub mod routing;
 pub mod sg_io;
 mod sys;
-mod throttle;
 mod type_number;
 
 pub use block_ioctl::BlockIoctl;
 pub use multipath::{Multipath, MultipathReader};
 pub use nvme::Nvme;
-pub use permission::{Attempt, NotPermitted};
+pub use permission::NotPermitted;
+pub use routing::DeviceRouter;
 pub use sg_io::SgIo;

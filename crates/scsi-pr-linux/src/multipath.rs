@@ -49,7 +49,7 @@ use scsi_pr::{Command, Completion, Error, Key, Opcode, PrManager, ReserveOut, Se
 use scsi_pr_daemon::RateLimiter;
 use tracing::warn;
 
-use crate::device::{Device, Kind, Number};
+use crate::device::{Device, DeviceClass, Number};
 use crate::sg_io::SgIo;
 use diagnosis::Cause;
 use host::{Host, Library, Machine};
@@ -134,9 +134,9 @@ impl Multipath {
 
     /// Answers for a device that is no map. Only IN is sent to it.
     fn run_without_map(&self, other: &Device, device: BorrowedFd<'_>, command: Command<'_>) -> Completion {
-        match (command.opcode(), other.kind()) {
+        match (command.opcode(), other.class()) {
             (Opcode::ReserveIn, _) => SgIo::new().send(device, command).0,
-            (Opcode::ReserveOut, _) | (Opcode::Cleanup, Kind::Unexplained { .. }) => {
+            (Opcode::ReserveOut, _) | (Opcode::Cleanup, DeviceClass::Unexplained { .. }) => {
                 let completion = Completion::check(SenseCode::INVALID_OPCODE);
                 self.log(other.number(), other, command, &completion, &Cause::NoMap);
                 completion

@@ -17,9 +17,9 @@ use std::time::Duration;
 use rustix::io::Errno;
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, ReserveIn, ReserveOut, SenseCode};
 
+use crate::NotPermitted;
 use crate::device::is_block_device;
 use crate::permission::{self, Complaints, Stop};
-use crate::{Attempt, NotPermitted};
 use translate::Session;
 pub(crate) use translate::{NOT_PREEMPTED, NOT_RELEASED};
 
@@ -54,8 +54,8 @@ pub(crate) use translate::{NOT_PREEMPTED, NOT_RELEASED};
 /// * **Permission.** The kernel wants CAP_SYS_ADMIN; since Linux 6.2 it does without for I/O commands that the controller's
 ///   command effects log allows, those that change something on a descriptor open for writing (Linux' own target allows
 ///   all of reservations). To find out who this host is takes CAP_SYS_ADMIN in any case; it is asked only where a command
-///   depends on it. [`try_execute`](Attempt::try_execute) tells this apart.
-/// * A partition or a device-mapper device passes the commands on to what is beneath: put [`ByDevice`](crate::policy::ByDevice) around
+///   depends on it. [`try_execute`](Self::try_execute) tells this apart.
+/// * A partition or a device-mapper device passes the commands on to what is beneath: put a [`DeviceRouter`](crate::DeviceRouter) around
 ///   this, unless it is known that the whole of it is meant.
 /// * CLEANUP is good: nothing is kept here that would need cleaning.
 #[derive(Debug)]
@@ -113,13 +113,14 @@ impl Default for Nvme {
     }
 }
 
-impl Attempt for Nvme {
-    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
+impl Nvme {
+    /// As [`execute`](PrManager::execute), but tells apart what the kernel does not permit to this process.
+    ///
+    /// # Errors
+    ///
+    /// [`NotPermitted`]: nothing was changed, and another process may run the command.
+    pub fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted> {
         self.complaints.settle(command, self.run(device, command))
-    }
-
-    fn give_up(&self, command: Command<'_>, not_permitted: NotPermitted, why: Option<&Error>) -> Completion {
-        self.complaints.give_up(command, not_permitted, why)
     }
 }
 
@@ -127,7 +128,7 @@ impl PrManager for Nvme {
     /// Never `Err`. What the kernel does not permit is CHECK CONDITION 0B/00/06, and the log says why, once a minute.
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
         let answer = self.try_execute(device, command);
-        Ok(answer.unwrap_or_else(|not_permitted| self.give_up(command, not_permitted, None)))
+        Ok(answer.unwrap_or_else(|not_permitted| self.complaints.give_up(command, not_permitted)))
     }
 }
 

@@ -2,15 +2,14 @@
 //! that is an [`Attempt`]; and what an errno says of it.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use scsi_pr::{Command, Completion, Error, PrManager, SenseCode, Status};
+use scsi_pr::{Command, Completion, SenseCode, Status};
+use scsi_pr_daemon::RateLimiter;
 use tracing::warn;
 
 use crate::sg_io;
-use crate::throttle::Throttle;
 
 /// The kernel lets this process not do what a command needs, and **nothing has been done**: a process with more
 /// privileges may run the command as if it had never been tried.
@@ -40,20 +39,6 @@ impl fmt::Display for NotPermitted {
 }
 
 impl std::error::Error for NotPermitted {}
-
-/// A manager that tells a command that the kernel does not let this process run from one that was answered, for
-/// [`Escalate`](crate::policy::Escalate).
-pub trait Attempt: PrManager {
-    /// As [`execute`](PrManager::execute), but for this.
-    ///
-    /// # Errors
-    ///
-    /// [`NotPermitted`]: nothing was changed, and another process may try.
-    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, NotPermitted>;
-
-    /// The answer when no other process will run it, or `why` it cannot be asked; the log is told once a minute.
-    fn give_up(&self, command: Command<'_>, not_permitted: NotPermitted, why: Option<&Error>) -> Completion;
-}
 
 /// What the errno of an ioctl that carries a reservation command means, IOC_PR's and NVMe's alike.
 pub(crate) fn of_errno(errno: Errno) -> Result<Completion, NotPermitted> {
@@ -87,11 +72,11 @@ impl From<NotPermitted> for Stop {
 
 /// Tells the log about commands that were stopped; each reason once a minute.
 #[derive(Debug)]
-pub(crate) struct Complaints(Throttle<&'static str>);
+pub(crate) struct Complaints(RateLimiter<&'static str>);
 
 impl Complaints {
     pub(crate) const fn new() -> Self {
-        Self(Throttle::new(Duration::from_secs(60)))
+        Self(RateLimiter::new(1, 60, Duration::from_secs(60)))
     }
 
     /// The completion, unless another process may try.
@@ -104,21 +89,18 @@ impl Complaints {
             Ok(completion) | Err(Stop::With(completion)) => Ok(completion),
             Err(Stop::NotPermitted(not_permitted)) => Err(not_permitted),
             Err(Stop::Because(code, why)) => {
-                if self.0.permits(why) {
-                    warn!("{command}, answered with {code}: {why}");
+                if let Some(suppressed) = self.0.check(why) {
+                    warn!("{command}, answered with {code}: {why}{suppressed}");
                 }
                 Ok(Completion::check(code))
             }
         }
     }
 
-    /// The completion, where no other process will run it: none is asked, or `why` it cannot be.
-    pub(crate) fn give_up(&self, command: Command<'_>, not_permitted: NotPermitted, why: Option<&Error>) -> Completion {
-        if self.0.permits("") {
-            match why {
-                None => warn!("{command}, not run: {not_permitted}"),
-                Some(why) => warn!("{command}, not run: {not_permitted}; {why}"),
-            }
+    /// The completion of a command that the kernel does not permit to this process.
+    pub(crate) fn give_up(&self, command: Command<'_>, not_permitted: NotPermitted) -> Completion {
+        if let Some(suppressed) = self.0.check("") {
+            warn!("{command}, not run: {not_permitted}{suppressed}");
         }
         not_permitted.completion()
     }
@@ -146,7 +128,7 @@ mod tests {
             for _ in 0..2 {
                 let settled = complaints.settle(command, Err(not_permitted.into()));
                 assert_eq!(settled, Err(not_permitted));
-                assert_eq!(complaints.give_up(command, not_permitted, None), not_permitted.completion());
+                assert_eq!(complaints.give_up(command, not_permitted), not_permitted.completion());
             }
         });
         let lines: Vec<_> = log.events().into_iter().map(|event| event.message).collect();

@@ -1,32 +1,20 @@
-//! Policies: managers around a manager. Each implements [`PrManager`](scsi_pr::PrManager) and either answers by itself or
-//! asks the one inside, so a mechanism has no exceptions in it and a policy is left out by not naming it.
+//! Policies: managers around a manager. Each implements [`PrManager`](scsi_pr::PrManager), and either answers a command or
+//! passes it on. So a mechanism has no exceptions in it.
 //!
-//! * [`RefuseReadOnly`]: who may not write to a device may not reserve it either.
-//! * [`ByDevice`]: each kind of device has its manager, and what is a part of a unit is not reserved.
-//! * [`Escalate`]: what the kernel does not let this process do is done by another.
-//! * [`ScsiFirst`]: who takes SCSI commands as they are gets them so.
-//! * [`WholeUnit`]: what is one path to a unit, or a part of one, is not reserved as if it were the unit.
-//! * [`Refusals`]: what is answered and logged when a command goes no further.
-//! * [`Observed`]: who did what, for the log, tracing and counters.
+//! * [`RefuseReadOnly`]: a client that may not write to a device may not reserve it.
+//! * [`Refusals`]: the answers and log lines for commands that are not run.
+//! * [`Observed`]: log lines, trace events and counters of commands.
 //!
-//! A helper daemon makes `RefuseReadOnly(ByDevice)` once, so that what is remembered, counted and logged now and then is so
-//! for all clients together, and an `Observed` around it (in an `Arc`) for each connection.
+//! A helper daemon makes one [`DeviceRouter`](crate::routing::DeviceRouter) for all clients, and an `Observed` around it (in
+//! an `Arc`) for each connection.
 
-mod by_device;
-mod escalate;
 mod observed;
 mod read_only;
 mod refusals;
-mod scsi_first;
-mod whole_unit;
 
-pub use by_device::{ByDevice, Routes};
-pub use escalate::Escalate;
 pub use observed::{Client, Counters, Counts, Observed};
 pub use read_only::RefuseReadOnly;
 pub use refusals::Refusals;
-pub use scsi_first::ScsiFirst;
-pub use whole_unit::WholeUnit;
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -12,9 +12,9 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities};
 use scsi_pr::{Command, Completion, Error, MAX_TRANSFER, Opcode, PrManager, Sense};
+use scsi_pr_daemon::RateLimiter;
 use tracing::warn;
 
-use crate::throttle::Throttle;
 use outcome::Answer;
 pub(crate) use outcome::Reached;
 use sys::Transfer;
@@ -34,7 +34,7 @@ use sys::Transfer;
 pub struct SgIo {
     timeout: Duration,
     /// By whether this process has the capability.
-    not_permitted: Throttle<bool>,
+    not_permitted: RateLimiter<bool>,
 }
 
 impl SgIo {
@@ -50,7 +50,7 @@ impl SgIo {
     /// With another time-out, in whole milliseconds from 1 to `i32::MAX` (24 days). On a block device the kernel makes
     /// at least 7 s of it.
     pub const fn with_timeout(timeout: Duration) -> Self {
-        Self { timeout, not_permitted: Throttle::new(Duration::from_secs(60)) }
+        Self { timeout, not_permitted: RateLimiter::new(1, 60, Duration::from_secs(60)) }
     }
 
     fn timeout_in_milliseconds(&self) -> u32 {
@@ -66,7 +66,7 @@ impl SgIo {
     }
 
     /// The completion of `command`; `None` when the driver of the device takes no SCSI commands, and has got none.
-    pub(crate) fn send_where_taken(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Option<Completion> {
+    pub(crate) fn send_where_supported(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Option<Completion> {
         let (completion, _, errno) = self.exchange(device, command);
         if errno.is_some_and(|errno| is_unknown(errno, is_capable)) {
             return None;
@@ -106,7 +106,7 @@ impl SgIo {
             return;
         }
         let is_capable = is_capable();
-        if self.not_permitted.permits(is_capable) {
+        if let Some(suppressed) = self.not_permitted.check(is_capable) {
             let remedy = match is_capable {
                 false => "give this process the capability CAP_SYS_RAWIO",
                 true => {
@@ -114,7 +114,7 @@ impl SgIo {
                      count, or the driver of the device wants more and takes no SCSI commands (nbd)"
                 }
             };
-            warn!("the kernel refused a {opcode} by SG_IO (EPERM): {remedy}");
+            warn!("the kernel refused a {opcode} by SG_IO (EPERM): {remedy}{suppressed}");
         }
     }
 }

@@ -118,18 +118,21 @@ fn names(names: &[&str]) -> Vec<String> {
 fn a_scsi_disk_and_its_partition() {
     let tree = multipath();
     let disk = tree.explain(8, 0);
-    assert_eq!((disk.kind(), disk.name()), (&Kind::ScsiBlock, Some("sda")));
+    assert_eq!((disk.class(), disk.name()), (&DeviceClass::ScsiBlock, Some("sda")));
     assert_eq!(disk.to_string(), "8:0 (sda), a SCSI device");
     tree.partition(&format!("{DISK}/sda1"), "8:1");
     let partition = tree.explain(8, 1);
-    assert_eq!(partition.kind(), &Kind::Partition { disk: "sda".to_owned() });
+    assert_eq!(partition.class(), &DeviceClass::Partition { disk: "sda".to_owned() });
     assert_eq!(partition.to_string(), "8:1 (sda1), a partition of sda");
 }
 
 #[test]
 fn a_multipath_map() {
     let map = multipath().explain(252, 0);
-    assert_eq!(map.kind(), &Kind::Multipath { map: "mpatha".to_owned(), uuid: "mpath-3600140500000001".to_owned() });
+    assert_eq!(
+        map.class(),
+        &DeviceClass::Multipath { map: "mpatha".to_owned(), uuid: "mpath-3600140500000001".to_owned() }
+    );
     assert_eq!(map.to_string(), "252:0 (dm-0), the multipath map mpatha");
     assert_eq!(map.number(), Some(Number { major: 252, minor: 0 }));
 }
@@ -141,8 +144,9 @@ fn device_mapper_over_a_partition_of_a_map() {
     tree.device_mapper(part, "252:1", ["mpatha-part1", "part1-mpath-3600140500000001"], &[MAP]);
     tree.device_mapper("devices/virtual/block/dm-2", "252:2", ["vg-lv", "LVM-abc"], &[part]);
     for (minor, map, uuid) in [(1, "mpatha-part1", "part1-mpath-3600140500000001"), (2, "vg-lv", "LVM-abc")] {
-        let expected = Kind::DeviceMapper { map: map.to_owned(), uuid: uuid.to_owned(), over: names(&["mpatha"]) };
-        assert_eq!(tree.explain(252, minor).kind(), &expected);
+        let expected =
+            DeviceClass::DeviceMapper { map: map.to_owned(), uuid: uuid.to_owned(), over: names(&["mpatha"]) };
+        assert_eq!(tree.explain(252, minor).class(), &expected);
     }
 }
 
@@ -164,7 +168,7 @@ fn device_mapper_over_partitions_of_disks() {
 fn other_devices_over_devices() {
     let tree = multipath();
     tree.block("devices/virtual/block/md0", "9:0", &[DISK, OTHER_DISK]);
-    assert_eq!(tree.explain(9, 0).kind(), &Kind::Stacked { over: names(&["sda", "sdb"]) });
+    assert_eq!(tree.explain(9, 0).class(), &DeviceClass::Stacked { over: names(&["sda", "sdb"]) });
     assert_eq!(tree.explain(9, 0).to_string(), "9:0 (md0), a device over sda, sdb");
 }
 
@@ -172,15 +176,15 @@ fn other_devices_over_devices() {
 fn other_disks() {
     let tree = Tree::new();
     for (minor, subsystem, kind) in [
-        (0, "nvme", Kind::NvmeNamespace),
-        (1, "nvme-subsystem", Kind::NvmeNamespace),
-        (2, "virtio", Kind::OtherBlock),
-        (3, "scsi", Kind::ScsiBlock),
+        (0, "nvme", DeviceClass::NvmeNamespace),
+        (1, "nvme-subsystem", DeviceClass::NvmeNamespace),
+        (2, "virtio", DeviceClass::OtherBlock),
+        (3, "scsi", DeviceClass::ScsiBlock),
     ] {
         let path = format!("devices/block/disk{minor}");
         tree.block(&path, &format!("259:{minor}"), &[]);
         tree.subsystem(&path, subsystem);
-        assert_eq!(tree.explain(259, minor).kind(), &kind);
+        assert_eq!(tree.explain(259, minor).class(), &kind);
     }
     tree.block("devices/virtual/block/cciss!c0d0", "104:0", &[]);
     assert_eq!(tree.explain(104, 0).to_string(), "104:0 (cciss/c0d0), a block device that is not SCSI");
@@ -188,7 +192,7 @@ fn other_disks() {
 
 /// Whether the device is not explained, and the reason names this.
 fn unexplained(device: &Device, part: &str) -> bool {
-    matches!(device.kind(), Kind::Unexplained { reason } if reason.contains(part)) && device.name().is_none()
+    matches!(device.class(), DeviceClass::Unexplained { reason } if reason.contains(part)) && device.name().is_none()
 }
 
 #[test]
@@ -228,13 +232,13 @@ fn a_circle_of_devices_ends() {
 
 #[test]
 fn what_is_no_block_device() {
-    let kind = |descriptor: BorrowedFd<'_>| Device::of(descriptor).unwrap().kind().clone();
-    assert_eq!(kind(tempfile::tempfile().unwrap().as_fd()), Kind::NotADevice(FileType::RegularFile));
-    assert_eq!(kind(File::open("/").unwrap().as_fd()), Kind::NotADevice(FileType::Directory));
-    assert_eq!(kind(std::io::pipe().unwrap().0.as_fd()), Kind::NotADevice(FileType::Fifo));
-    assert_eq!(kind(UnixStream::pair().unwrap().0.as_fd()), Kind::NotADevice(FileType::Socket));
+    let kind = |descriptor: BorrowedFd<'_>| Device::of(descriptor).unwrap().class().clone();
+    assert_eq!(kind(tempfile::tempfile().unwrap().as_fd()), DeviceClass::NotADevice(FileType::RegularFile));
+    assert_eq!(kind(File::open("/").unwrap().as_fd()), DeviceClass::NotADevice(FileType::Directory));
+    assert_eq!(kind(std::io::pipe().unwrap().0.as_fd()), DeviceClass::NotADevice(FileType::Fifo));
+    assert_eq!(kind(UnixStream::pair().unwrap().0.as_fd()), DeviceClass::NotADevice(FileType::Socket));
     let null = Device::of(File::open("/dev/null").unwrap().as_fd()).unwrap();
-    assert_eq!((null.kind(), null.number()), (&Kind::OtherCharacter, Some(Number { major: 1, minor: 3 })));
+    assert_eq!((null.class(), null.number()), (&DeviceClass::OtherCharacter, Some(Number { major: 1, minor: 3 })));
 }
 
 #[test]
@@ -318,7 +322,7 @@ fn what_lasts() {
         (9, 0, false),
         (99, 9, false),
     ] {
-        assert_eq!(tree.explain(major, minor).lasts(), expected, "{major}:{minor}");
+        assert_eq!(tree.explain(major, minor).is_permanent(), expected, "{major}:{minor}");
     }
 }
 

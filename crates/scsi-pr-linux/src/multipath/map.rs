@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use crate::device::{Device, Kind, Number, Sysfs};
+use crate::device::{Device, DeviceClass, Number, Sysfs};
 
 /// A multipath map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +51,8 @@ impl Map {
 
     /// As [`of`](Self::of).
     pub(super) fn at(sysfs: &Sysfs, device: Device) -> io::Result<Result<Self, Device>> {
-        let (Some(number), Some(kernel_name), Kind::Multipath { map, uuid }) =
-            (device.number(), device.name(), device.kind())
+        let (Some(number), Some(kernel_name), DeviceClass::Multipath { map, uuid }) =
+            (device.number(), device.name(), device.class())
         else {
             return Ok(Err(device));
         };

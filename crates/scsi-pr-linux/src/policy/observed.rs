@@ -16,7 +16,7 @@ use scsi_pr_daemon::log::cut;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, event};
 
-use crate::device::{Device, Kind, Number};
+use crate::device::{Device, DeviceClass, Number};
 pub use client::Client;
 pub use counters::{Counters, Counts};
 
@@ -174,8 +174,8 @@ impl Refusal {
                 "the descriptor is not open for writing",
                 "let the virtual machine write to the disk (in libvirt, remove <readonly/>)",
             ),
-            FileType::BlockDevice if invalid_opcode => match Device::of(descriptor).ok()?.kind() {
-                Kind::OtherBlock => refusal("its driver has no persistent reservations", OTHER_DISK),
+            FileType::BlockDevice if invalid_opcode => match Device::of(descriptor).ok()?.class() {
+                DeviceClass::OtherBlock => refusal("its driver has no persistent reservations", OTHER_DISK),
                 _ => None,
             },
             FileType::BlockDevice => None,
@@ -228,7 +228,7 @@ impl fmt::Display for Described<'_> {
         /// The most bytes of a path: a path may have 4,096.
         const MAX_PATH: usize = 256;
         match Device::of(self.0) {
-            Ok(device) if *device.kind() == Kind::NotADevice(FileType::RegularFile) => {
+            Ok(device) if *device.class() == DeviceClass::NotADevice(FileType::RegularFile) => {
                 // The kernel knows a file's path without asking the file system. It is quoted: the client chose it.
                 match fs::read_link(format!("/proc/self/fd/{}", self.0.as_raw_fd())) {
                     Ok(path) => write!(f, "the file {:?}", cut(&path.to_string_lossy(), MAX_PATH)),

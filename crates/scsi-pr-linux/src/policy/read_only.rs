@@ -2,12 +2,15 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{OFlags, fcntl_getfl};
-use scsi_pr::{Command, Completion, Error, Opcode, PrManager, SenseCode};
+use scsi_pr::{Command, Completion, Error, PrManager};
 
-/// Answers CHECK CONDITION 05/20/00, INVALID COMMAND OPERATION CODE, to PERSISTENT RESERVE OUT and CLEANUP on a descriptor
-/// that is open for reading only, or was opened with `O_PATH`, as QEMU's helper does. The kernel would not: the helper's
-/// capability lets it send them on any descriptor.
+use crate::routing::refuse_read_only;
+
+/// Refuses PERSISTENT RESERVE OUT and CLEANUP on a descriptor that is not open for writing, or was opened with `O_PATH`.
+/// The answer is CHECK CONDITION 05/20/00, INVALID COMMAND OPERATION CODE, as of QEMU's helper. The kernel would not refuse:
+/// with CAP_SYS_RAWIO, SG_IO takes any descriptor.
+///
+/// [`DeviceRouter`](crate::routing::DeviceRouter) has the same rule built in.
 #[derive(Debug)]
 pub struct RefuseReadOnly<M>(M);
 
@@ -20,15 +23,10 @@ impl<M> RefuseReadOnly<M> {
 
 impl<M: PrManager> PrManager for RefuseReadOnly<M> {
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
-        if command.opcode() != Opcode::ReserveIn {
-            let flags = fcntl_getfl(device)
-                .map_err(|errno| Error::not_run("tell how the descriptor was opened").because(errno))?;
-            // With `O_PATH` the kernel clears the access mode, so this would do; but the manual does not promise it.
-            if flags & OFlags::RWMODE == OFlags::RDONLY || flags.contains(OFlags::PATH) {
-                return Ok(Completion::check(SenseCode::INVALID_OPCODE));
-            }
+        match refuse_read_only(device, command)? {
+            Some(completion) => Ok(completion),
+            None => self.0.execute(device, command),
         }
-        self.0.execute(device, command)
     }
 
     fn is_connected(&self) -> bool {
@@ -40,7 +38,8 @@ impl<M: PrManager> PrManager for RefuseReadOnly<M> {
 mod tests {
     use super::super::tests::{Recorder, reserve_in, reserve_out};
     use super::*;
-    use rustix::fs::{Mode, open};
+    use rustix::fs::{Mode, OFlags, open};
+    use scsi_pr::SenseCode;
     use std::os::fd::AsFd;
 
     /// What this opened `/dev/null` answers to IN, OUT and CLEANUP, and how many of them the manager inside saw.

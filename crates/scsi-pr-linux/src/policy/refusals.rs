@@ -11,15 +11,6 @@ use tracing::warn;
 use super::observed::Client;
 use crate::device::Number;
 
-/// Why a part of a unit, or what is made of several, is not reserved.
-pub(super) const NOT_THE_WHOLE: &str = "the whole of what is beneath would be reserved, not this part";
-
-/// Why a device that sysfs does not explain is not reserved.
-pub(super) const NOT_EXPLAINED: &str = "it may be a part of a logical unit, or one of several paths to it";
-
-/// What the policies of a helper daemon say to do about a refusal.
-pub(super) const SEND_IT_ALL_THE_SAME: &str = "if it must be sent all the same, start the helper with --manager=sg-io";
-
 /// The answers to commands that a policy does not run. Each has a line in the log that says which client sent it, what
 /// and on which device, why it was refused, and what to do.
 ///

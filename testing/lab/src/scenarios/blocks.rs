@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use scsi_pr::{Command, Completion, Error, FullStatus, InitiatorPort, Key, Opcode, PrManager, SenseCode, Type};
-use scsi_pr_linux::{Attempt, BlockIoctl, Nvme};
+use scsi_pr_linux::{BlockIoctl, Nvme};
 
 use crate::commands::*;
 use crate::helper::Helper;
@@ -45,7 +45,7 @@ pub(super) const SCSI: Scenario = Scenario {
         on_device_mapper(&unit, report)?;
         on_a_partition(&unit, report)?;
         let permissions = Permissions { change: false, read: false };
-        privileges(&unit.disks[0], report, &BlockIoctl::default(), &permissions)
+        privileges(&unit.disks[0], report, by_ioctl, &permissions)
     },
 };
 
@@ -65,7 +65,7 @@ pub(super) const SCSI_ON_A_NEWER_KERNEL: Scenario = Scenario {
         on_device_mapper(&unit, report)?;
         on_a_partition(&unit, report)?;
         let permissions = Permissions { change: true, read: true };
-        privileges(&unit.disks[0], report, &BlockIoctl::default(), &permissions)
+        privileges(&unit.disks[0], report, by_ioctl, &permissions)
     },
 };
 
@@ -82,7 +82,7 @@ pub(super) const NVME: Scenario = Scenario {
         finish(run, report)?;
         refused_on(&BlockIoctl::default(), &unit, report, &[(&read_full_status(), CDB)])?;
         let permissions = Permissions { change: true, read: true };
-        privileges(&unit.disks[0], report, &Nvme::new(), &permissions)
+        privileges(&unit.disks[0], report, by_nvme, &permissions)
     },
 };
 
@@ -432,11 +432,25 @@ fn on_device_mapper(unit: &Unit, report: &mut Report) -> Result<()> {
     run.report(report)
 }
 
+/// Whether the kernel permits this by IOC_PR.
+fn by_ioctl(device: &File, request: &Request) -> bool {
+    BlockIoctl::default().try_execute(device.as_fd(), request.command()).is_ok()
+}
+
+/// Whether the kernel permits this by NVMe commands.
+fn by_nvme(device: &File, request: &Request) -> bool {
+    Nvme::new().try_execute(device.as_fd(), request.command()).is_ok()
+}
+
 /// Checks which commands the manager may send from a thread without CAP_SYS_ADMIN.
-fn privileges(disk: &Path, report: &mut Report, manager: &(impl Attempt + Sync), expected: &Permissions) -> Result<()> {
+fn privileges(
+    disk: &Path,
+    report: &mut Report,
+    is_permitted: impl Fn(&File, &Request) -> bool + Sync,
+    expected: &Permissions,
+) -> Result<()> {
     let open = |write: bool| OpenOptions::new().read(true).write(write).open(disk).context("open the disk");
     let (for_reading, for_writing) = (open(false)?, open(true)?);
-    let permitted = |device: &File, request: &Request| manager.try_execute(device.as_fd(), request.command()).is_ok();
     let (register, clear) = (register_ignoring(KEY_A), clear(KEY_A));
     for (what, device, request, expected) in [
         ("a registration, on a descriptor for reading", &for_reading, &register, false),
@@ -444,11 +458,11 @@ fn privileges(disk: &Path, report: &mut Report, manager: &(impl Attempt + Sync),
         ("CLEAR, on a descriptor for writing", &for_writing, &clear, expected.change),
         ("READ KEYS, on a descriptor for reading", &for_reading, &read_keys(), expected.read),
     ] {
-        let seen = without_privilege(|| permitted(device, request))?;
+        let seen = without_privilege(|| is_permitted(device, request))?;
         report.equal(format!("without CAP_SYS_ADMIN, {what} is permitted"), &expected, &seen);
     }
     for (what, request) in [("a registration", &register), ("CLEAR", &clear)] {
-        report.equal(format!("with CAP_SYS_ADMIN, {what} is permitted"), &true, &permitted(&for_reading, request));
+        report.equal(format!("with CAP_SYS_ADMIN, {what} is permitted"), &true, &is_permitted(&for_reading, request));
     }
     Ok(())
 }

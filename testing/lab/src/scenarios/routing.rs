@@ -1,15 +1,14 @@
-//! [`ByDevice`] on real devices of every kind, which appear, disappear and change while it caches them.
+//! [`DeviceRouter`] on real devices of every kind, which appear, disappear and change while it caches them.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use scsi_pr::{Completion, Key, PrManager, SenseCode, Type};
-use scsi_pr_linux::device::Sysfs;
-use scsi_pr_linux::policy::{ByDevice, Routes, ScsiFirst, WholeUnit};
-use scsi_pr_linux::{BlockIoctl, Nvme, SgIo};
+use scsi_pr::{Command, Completion, Error, Key, PrManager, ReserveOut, SenseCode, Type};
+use scsi_pr_linux::routing::Workers;
+use scsi_pr_linux::{DeviceRouter, SgIo};
 
 use crate::commands::{clear, read_full_status, read_keys, register, register_ignoring, release, reserve};
 use crate::layer::Layer;
@@ -33,34 +32,39 @@ pub(super) const DEVICES: Scenario = Scenario {
     boot: "nvme",
     purpose: "every kind of device gets its manager, also when another device had its number or its table before",
     run: |lab, report| {
-        let by_device = ByDevice::new(
-            Routes {
-                sg_io: Arc::new(SgIo::new()),
-                // One path is enough to see which manager runs the command.
-                multipath: Arc::new(WholeUnit::new(SgIo::new(), Sysfs::default())),
-                nvme: Arc::new(Nvme::new()),
-                block: Arc::new(ScsiFirst::new(BlockIoctl::default())),
-            },
-            Sysfs::default(),
-        );
+        let worker: Arc<dyn PrManager> = Arc::new(OnePath(SgIo::new()));
+        let workers = Workers { multipath: Arc::clone(&worker), nvme: Arc::clone(&worker), block_ioctl: worker };
+        let router = DeviceRouter::new(workers);
         let scsi = lab.target()?.unit()?;
         let nvme = lab.nvmet()?.namespace()?;
         for unit in [&scsi, &nvme] {
-            steps(&by_device, report, unit, whole)?;
+            steps(&router, report, unit, whole)?;
             for layer in [Layer::partition, Layer::linear] {
                 let layer = layer(&unit.disks[0])?;
-                steps(&by_device, report, &with_device(&layer.path, unit), part)?;
+                steps(&router, report, &with_device(&layer.path, unit), part)?;
             }
         }
-        generic(&by_device, report, &scsi)?;
-        table(&by_device, report, &scsi, &nvme)?;
-        minor(&by_device, report, &scsi)?;
-        reattached(&by_device, report, &scsi)
+        generic(&router, report, &scsi)?;
+        table(&router, report, &scsi, &nvme)?;
+        minor(&router, report, &scsi)?;
+        reattached(&router, report, &scsi)
     },
 };
 
-fn steps(by_device: &ByDevice, report: &mut Report, unit: &Unit, script: fn(&mut Run<'_>)) -> Result<()> {
-    let mut run = Run::new(by_device, unit)?;
+/// Stands in for the worker for maps: one path shows which manager gets a command. It only unregisters.
+struct OnePath(SgIo);
+
+impl PrManager for OnePath {
+    fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
+        match ReserveOut::parse(command) {
+            Ok(ReserveOut::Register { service_action_key: Key::ZERO, .. }) => self.0.execute(device, command),
+            _ => Ok(Completion::check(REFUSED)),
+        }
+    }
+}
+
+fn steps(router: &DeviceRouter, report: &mut Report, unit: &Unit, script: fn(&mut Run<'_>)) -> Result<()> {
+    let mut run = Run::new(router, unit)?;
     script(&mut run);
     run.report(report)
 }
@@ -91,7 +95,7 @@ fn part(run: &mut Run<'_>) {
 }
 
 /// The unit as a SCSI generic device.
-fn generic(by_device: &ByDevice, report: &mut Report, scsi: &Unit) -> Result<()> {
+fn generic(router: &DeviceRouter, report: &mut Report, scsi: &Unit) -> Result<()> {
     let name = scsi.disks[0].file_name().context("a disk has a name")?;
     let directory = Path::new("/sys/class/block").join(name).join("device/scsi_generic");
     let mut entries = std::fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
@@ -99,19 +103,19 @@ fn generic(by_device: &ByDevice, report: &mut Report, scsi: &Unit) -> Result<()>
     let device =
         File::options().read(true).write(true).open(&path).with_context(|| format!("open {}", path.display()))?;
     for request in [register(NONE, KEY_A), reserve(KEY_A, KIND), clear(KEY_A)] {
-        let answer = by_device.execute(device.as_fd(), request.command())?;
+        let answer = router.execute(device.as_fd(), request.command())?;
         report.equal(format!("{request}, by {}", path.display()), &Completion::Good(Vec::new()), &answer);
     }
     Ok(())
 }
 
 /// A linear map whose table changes while it is open.
-fn table(by_device: &ByDevice, report: &mut Report, scsi: &Unit, nvme: &Unit) -> Result<()> {
+fn table(router: &DeviceRouter, report: &mut Report, scsi: &Unit, nvme: &Unit) -> Result<()> {
     let layer = Layer::linear(&scsi.disks[0])?;
-    let mut other = Run::new(by_device, nvme)?;
+    let mut other = Run::new(router, nvme)?;
     other.send(B, &register(NONE, KEY_B), Good);
     {
-        let mut through = Run::new(by_device, &with_device(&layer.path, nvme))?;
+        let mut through = Run::new(router, &with_device(&layer.path, nvme))?;
         through.send(A, &read_keys(), Keys(vec![]));
         let map = layer.path.to_string_lossy();
         run("dmsetup", &["reload", &map, "--table", &format!("0 2048 linear {} 0", nvme.disks[0].display())])?;
@@ -125,12 +129,12 @@ fn table(by_device: &ByDevice, report: &mut Report, scsi: &Unit, nvme: &Unit) ->
 }
 
 /// A linear map, then a multipath map with the same number, then a linear map again.
-fn minor(by_device: &ByDevice, report: &mut Report, scsi: &Unit) -> Result<()> {
+fn minor(router: &DeviceRouter, report: &mut Report, scsi: &Unit) -> Result<()> {
     let mut numbers = Vec::new();
     for multipath in [false, true, false] {
         let layer = if multipath { Layer::multipath(&scsi.disks)? } else { Layer::linear(&scsi.disks[0])? };
         numbers.push(run("dmsetup", &["info", "-c", "--noheadings", "-o", "minor", &layer.path.to_string_lossy()])?);
-        let mut through = Run::new(by_device, &with_device(&layer.path, scsi))?;
+        let mut through = Run::new(router, &with_device(&layer.path, scsi))?;
         // An unregistration reaches the map's unit, where no key is registered.
         through.send(A, &register(KEY_A, NONE), if multipath { Conflict } else { Sense(REFUSED) });
         through.send(A, &register(NONE, KEY_A), Sense(REFUSED));
@@ -143,13 +147,13 @@ fn minor(by_device: &ByDevice, report: &mut Report, scsi: &Unit) -> Result<()> {
 }
 
 /// A loop device with one file, then with another.
-fn reattached(by_device: &ByDevice, report: &mut Report, unit: &Unit) -> Result<()> {
+fn reattached(router: &DeviceRouter, report: &mut Report, unit: &Unit) -> Result<()> {
     run("modprobe", &["loop"])?;
     for name in ["one", "two"] {
         let file = format!("/dev/shm/loop-{name}");
         std::fs::write(&file, [0; 1 << 16]).with_context(|| format!("make {file}"))?;
         run("losetup", &["/dev/loop0", &file])?;
-        let outcome = steps(by_device, report, &with_device(Path::new("/dev/loop0"), unit), |run| {
+        let outcome = steps(router, report, &with_device(Path::new("/dev/loop0"), unit), |run| {
             run.send(A, &register(NONE, KEY_A), Sense(REFUSED));
             run.send(A, &read_keys(), Sense(REFUSED));
         });

@@ -1,49 +1,76 @@
 use super::*;
 use crate::device::tests::Tree;
 use crate::log::Log;
+use crate::models::commands;
 use crate::policy::tests::{Recorder, keys, reserve_in, reserve_out};
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use scsi_pr::{Cdb, CommandBuf, Opcode, SenseCode};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
 
 const fn shareable<T: Send + Sync>() {}
-const _: () = shareable::<ByDevice>();
+const _: () = shareable::<DeviceRouter>();
 
 const REFUSED: Completion = Completion::CheckCondition(scsi_pr::Sense::fixed(SenseCode::INVALID_OPCODE));
 
-/// A manager of which every inner one writes down what it gets.
+const SG_IO: Steps = &[Mechanism::SgIo];
+const NVME: Steps = &[Mechanism::Nvme, Mechanism::NvmeWorker];
+const OTHER: Steps = &[Mechanism::SgIoWhereSupported, Mechanism::BlockIoctl, Mechanism::BlockIoctlWorker];
+
+/// Mechanisms that record the commands that they get.
+#[derive(Clone, Default)]
+struct Recording {
+    attempts: Arc<Mutex<Vec<Mechanism>>>,
+    /// What each mechanism answers; GOOD, if there is nothing here.
+    answers: Arc<Mutex<HashMap<Mechanism, VecDeque<Result<Completion, Declined>>>>>,
+}
+
+impl Mechanisms for Recording {
+    fn attempt(&self, mechanism: Mechanism, _: BorrowedFd<'_>, _: Command<'_>) -> Result<Completion, Declined> {
+        self.attempts.lock().unwrap().push(mechanism);
+        let answer = self.answers.lock().unwrap().get_mut(&mechanism).and_then(VecDeque::pop_front);
+        answer.unwrap_or(Ok(Completion::Good(Vec::new())))
+    }
+
+    fn is_connected(&self, _: Mechanism) -> bool {
+        false
+    }
+}
+
 struct Recorded {
-    by_device: ByDevice,
-    recorders: [(Manager, Recorder); 4],
+    router: DeviceRouter,
+    recording: Recording,
 }
 
 impl Recorded {
     fn new(sysfs: Sysfs) -> Self {
-        let recorders = [Manager::SgIo, Manager::Multipath, Manager::Nvme, Manager::Block]
-            .map(|manager| (manager, Recorder::good()));
-        let [sg_io, multipath, nvme, block] =
-            recorders.each_ref().map(|(_, recorder)| Arc::new(recorder.clone()) as Arc<dyn PrManager>);
-        Self { by_device: ByDevice::new(Routes { sg_io, multipath, nvme, block }, sysfs), recorders }
+        let recording = Recording::default();
+        Self { router: DeviceRouter::over(Box::new(recording.clone()), sysfs), recording }
     }
 
-    /// Which managers got the command, and the answer.
-    fn run(&self, descriptor: impl AsFd, command: Command<'_>) -> (Vec<Manager>, Completion) {
-        let completion = self.by_device.execute(descriptor.as_fd(), command).unwrap();
-        let taken = self.recorders.iter().flat_map(|(manager, recorder)| vec![*manager; recorder.taken()]);
-        (taken.collect(), completion)
+    /// The next answer of a mechanism.
+    fn answer(&self, mechanism: Mechanism, answer: Result<Completion, Declined>) {
+        self.recording.answers.lock().unwrap().entry(mechanism).or_default().push_back(answer);
     }
 
-    fn choose(
-        &self,
-        number: Number,
-        sequence_number: Option<u64>,
-        command: Command<'_>,
-    ) -> Result<Manager, Completion> {
-        self.by_device.choose(number, sequence_number, command).unwrap()
+    /// Which mechanisms got the command, and the answer.
+    fn execute(&self, descriptor: impl AsFd, command: Command<'_>) -> (Vec<Mechanism>, Completion) {
+        let completion = self.router.execute(descriptor.as_fd(), command).unwrap();
+        (self.attempts(), completion)
+    }
+
+    /// The same, as if the descriptor were open for writing.
+    fn run(&self, descriptor: impl AsFd, command: Command<'_>) -> (Vec<Mechanism>, Completion) {
+        let completion = self.router.execute_by_device(descriptor.as_fd(), command).unwrap();
+        (self.attempts(), completion)
+    }
+
+    fn choose(&self, number: Number, sequence_number: Option<u64>, command: Command<'_>) -> Result<Steps, Completion> {
+        self.router.route_block_device(number, sequence_number, command).unwrap()
     }
 }
 
@@ -78,17 +105,18 @@ const EVERYTHING: [What; 13] = [
 ];
 
 /// What must become of a command for it, after the table in the documentation.
-fn expected(what: What, opcode: Opcode) -> Result<Manager, Completion> {
+fn expected(what: What, opcode: Opcode) -> Result<Steps, Completion> {
     use Opcode::{Cleanup, ReserveIn, ReserveOut};
     match (what, opcode) {
-        (What::Scsi, _) => Ok(Manager::SgIo),
-        (What::Nvme, _) => Ok(Manager::Nvme),
-        (What::Map, _) => Ok(Manager::Multipath),
-        (What::Virtio | What::Virtual, _) => Ok(Manager::Block),
+        (What::Scsi, _) => Ok(SG_IO),
+        (What::Nvme, _) => Ok(NVME),
+        (What::Map, ReserveIn) => Ok(&[Mechanism::MultipathReader]),
+        (What::Map, _) => Ok(&[Mechanism::MultipathWorker]),
+        (What::Virtio | What::Virtual, _) => Ok(OTHER),
         (What::Partition { nvme: true } | What::Volume { nvme: true, .. } | What::Array { nvme: true }, ReserveIn) => {
-            Ok(Manager::Nvme)
+            Ok(NVME)
         }
-        (_, ReserveIn) => Ok(Manager::SgIo),
+        (_, ReserveIn) => Ok(SG_IO),
         (_, ReserveOut) | (What::Unexplained, Cleanup) => Err(REFUSED),
         (_, Cleanup) => Err(Completion::Good(Vec::new())),
     }
@@ -229,7 +257,7 @@ fn without_sequence_numbers_nothing_is_remembered() {
         let world = World::with(what, NUMBER);
         let recorded = Recorded::new(world.tree.sysfs());
         let _ = recorded.choose(NUMBER, None, reserve_in(0));
-        assert_eq!(recorded.by_device.cache.len(), 0, "{what:?}");
+        assert_eq!(recorded.router.cache.len(), 0, "{what:?}");
     }
 }
 
@@ -237,29 +265,29 @@ fn without_sequence_numbers_nothing_is_remembered() {
 fn what_a_volume_is_over_is_looked_up_each_time() {
     let mut world = World::with(What::Volume { uuid: true, nvme: false }, NUMBER);
     let recorded = Recorded::new(world.tree.sysfs());
-    assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(Manager::SgIo));
+    assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(SG_IO));
     world.appear(NUMBER, What::Volume { uuid: true, nvme: true });
-    assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(Manager::Nvme));
+    assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(NVME));
     world.disappear(NUMBER);
-    assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(Manager::SgIo), "nobody knows");
+    assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(SG_IO), "nobody knows");
 }
 
 #[test]
 fn the_cache_is_bounded() {
     let cache = Cache::default();
-    let route = |minor| if minor % 2 == 0 { Route::Whole(Manager::SgIo) } else { Route::Part(None) };
-    for minor in 0..3 * u32::try_from(cache::MOST).unwrap() {
+    let target = |minor| if minor % 2 == 0 { Target::ScsiUnit } else { Target::Stack };
+    for minor in 0..3 * u32::try_from(cache::MAX_ENTRIES).unwrap() {
         let number = Number { major: 8, minor };
-        cache.keep(number, u64::from(minor), route(minor));
-        assert_eq!(cache.get(number, u64::from(minor)), Some(route(minor)));
-        assert!(cache.len() <= cache::MOST);
+        cache.insert(number, u64::from(minor), target(minor));
+        assert_eq!(cache.get(number, u64::from(minor)), Some(target(minor)));
+        assert!(cache.len() <= cache::MAX_ENTRIES);
     }
     // A number has one entry, and a full cache room for another disk with a known number.
-    let (number, full) = (Number { major: 8, minor: 3 * u32::try_from(cache::MOST).unwrap() - 1 }, cache.len());
+    let (number, full) = (Number { major: 8, minor: 3 * u32::try_from(cache::MAX_ENTRIES).unwrap() - 1 }, cache.len());
     for sequence_number in 0..10 {
-        cache.keep(number, sequence_number, Route::Unexplained);
+        cache.insert(number, sequence_number, Target::Unexplained);
     }
-    assert_eq!((cache.len(), cache.get(number, 9), cache.get(number, 8)), (full, Some(Route::Unexplained), None));
+    assert_eq!((cache.len(), cache.get(number, 9), cache.get(number, 8)), (full, Some(Target::Unexplained), None));
 }
 
 #[test]
@@ -270,7 +298,7 @@ fn the_log_says_which_part_is_refused_once_also_when_it_is_known() {
     let list = keys(1, 2);
     log.during(|| {
         // Known by the time that there is something to refuse.
-        assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(Manager::SgIo));
+        assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(SG_IO));
         for _ in 0..2 {
             assert_eq!(recorded.choose(NUMBER, Some(1), reserve_out(0, &list)), Err(REFUSED));
         }
@@ -296,7 +324,7 @@ fn commands_reach_the_manager_and_its_answer_comes_back() {
         let recorded = Recorded::new(world.tree.sysfs());
         for command in all_commands() {
             let answer = match expected(what, command.command().opcode()) {
-                Ok(manager) => (vec![manager], Completion::Good(Vec::new())),
+                Ok(steps) => (vec![steps[0]], Completion::Good(Vec::new())),
                 Err(completion) => (vec![], completion),
             };
             assert_eq!(recorded.run(&device, command.command()), answer, "{what:?}, {}", command.command());
@@ -311,7 +339,8 @@ fn a_device_that_is_gone_still_has_its_manager() {
     if BlockDevice::of(device.as_fd()).unwrap().unwrap().sequence_number().is_none() {
         return;
     }
-    for (what, then) in [(What::Scsi, vec![Manager::SgIo]), (What::Nvme, vec![Manager::Nvme]), (What::Virtual, vec![])]
+    for (what, then) in
+        [(What::Scsi, vec![Mechanism::SgIo]), (What::Nvme, vec![Mechanism::Nvme]), (What::Virtual, vec![])]
     {
         let mut world = World::with(what, NUMBER);
         let recorded = Recorded::new(world.tree.sysfs());
@@ -339,7 +368,7 @@ fn what_is_no_block_device_is_told_so_by_the_kernel_and_sysfs_is_not_asked() {
     for (name, file) in files {
         for command in all_commands() {
             let answer = recorded.run(&file, command.command());
-            assert_eq!(answer, (vec![Manager::SgIo], Completion::Good(Vec::new())), "{name}");
+            assert_eq!(answer, (vec![Mechanism::SgIo], Completion::Good(Vec::new())), "{name}");
         }
     }
 }
@@ -352,16 +381,22 @@ fn a_block_device_opened_without_access_has_its_manager_too() {
     let number = Number { major: major.parse().unwrap(), minor: minor.parse().unwrap() };
     let world = World::with(What::Nvme, number);
     let recorded = Recorded::new(world.tree.sysfs());
-    assert_eq!(recorded.run(&device, reserve_in(0)).0, [Manager::Nvme]);
-    assert_eq!(recorded.by_device.cache.len(), 0);
+    assert_eq!(recorded.run(&device, reserve_in(0)).0, [Mechanism::Nvme]);
+    assert_eq!(recorded.router.cache.len(), 0);
 }
 
 #[test]
 fn the_connection_is_that_of_all() {
-    assert!(!Recorded::new(Sysfs::default()).by_device.is_connected());
-    let sg_io: Arc<dyn PrManager> = Arc::new(crate::SgIo::new());
-    let routes = Routes { multipath: Arc::clone(&sg_io), nvme: Arc::clone(&sg_io), block: Arc::clone(&sg_io), sg_io };
-    assert!(ByDevice::new(routes, Sysfs::default()).is_connected());
+    assert!(!Recorded::new(Sysfs::default()).router.is_connected());
+    let worker: Arc<dyn PrManager> = Arc::new(crate::SgIo::new());
+    assert!(DeviceRouter::new(workers(&worker)).is_connected());
+    let worker: Arc<dyn PrManager> = Arc::new(Recorder::good());
+    for (choice, connected) in
+        [(Choice::SgIo, true), (Choice::Nvme, true), (Choice::BlockIoctl, true), (Choice::Multipath, false)]
+    {
+        assert_eq!(DeviceRouter::new(workers(&worker)).with_choice(choice).is_connected(), connected, "{choice:?}");
+    }
+    assert!(!DeviceRouter::new(workers(&worker)).is_connected());
 }
 
 /// What happens on a machine.
@@ -442,30 +477,15 @@ proptest! {
     }
 }
 
-/// A mechanism of this process, for the table: the kernel permits all or nothing.
-struct Kernel {
-    permits: bool,
-    recorder: Recorder,
+fn workers(worker: &Arc<dyn PrManager>) -> Workers {
+    Workers { multipath: Arc::clone(worker), nvme: Arc::clone(worker), block_ioctl: Arc::clone(worker) }
 }
 
-impl PrManager for Kernel {
-    fn execute(&self, _: BorrowedFd<'_>, _: Command<'_>) -> Result<Completion, Error> {
-        unreachable!()
-    }
+fn not_permitted() -> Declined {
+    Declined::NotPermitted(NotPermitted(rustix::io::Errno::PERM))
 }
 
-impl crate::Attempt for Kernel {
-    fn try_execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, crate::NotPermitted> {
-        let completion = self.recorder.execute(device, command).unwrap();
-        if self.permits { Ok(completion) } else { Err(crate::NotPermitted(rustix::io::Errno::PERM)) }
-    }
-
-    fn give_up(&self, _: Command<'_>, not_permitted: crate::NotPermitted, _: Option<&Error>) -> Completion {
-        not_permitted.completion()
-    }
-}
-
-/// Who gets each command for each class of device, and the answer of one that nobody gets.
+/// `table.txt` holds the routes that the separate policies had before they became one table.
 #[test]
 fn every_class_opcode_access_and_privilege_has_its_route() {
     let Ok(writable) = File::options().read(true).write(true).open("/dev/loop0") else { return };
@@ -473,39 +493,30 @@ fn every_class_opcode_access_and_privilege_has_its_route() {
     let mut table = Vec::new();
     for what in EVERYTHING {
         let world = World::with(what, NUMBER);
+        let recorded = Recorded::new(world.tree.sysfs());
         for (access, device) in [("read-write", &writable), ("read-only", &read_only)] {
             for (privilege, permits) in [("permitted", true), ("not permitted", false)] {
-                let names = ["SG_IO", "multipath", "NVMe", "NVMe worker", "IOC_PR", "IOC_PR worker"];
-                let recorders = names.map(|_| Recorder::good());
-                let [sg_io, multipath, nvme, nvme_worker, block, block_worker] = recorders.each_ref().map(Clone::clone);
-                let kernel = |recorder| Kernel { permits, recorder };
-                let manager = crate::policy::RefuseReadOnly::new(ByDevice::new(
-                    Routes {
-                        sg_io: Arc::new(sg_io),
-                        multipath: Arc::new(multipath),
-                        nvme: Arc::new(crate::policy::Escalate::new(kernel(nvme), nvme_worker)),
-                        block: Arc::new(crate::policy::ScsiFirst::new(crate::policy::Escalate::new(
-                            kernel(block),
-                            block_worker,
-                        ))),
-                    },
-                    world.tree.sysfs(),
-                ));
                 let mut row = BTreeMap::new();
                 for command in all_commands() {
-                    let completion = manager.execute(device.as_fd(), command.command()).unwrap();
-                    let taken: Vec<_> =
-                        names.iter().zip(&recorders).filter(|(_, it)| it.taken() == 1).map(|(name, _)| *name).collect();
-                    let opcode = match command.command().opcode() {
-                        Opcode::ReserveIn => "1 IN",
-                        Opcode::ReserveOut => "2 OUT",
-                        Opcode::Cleanup => "3 CLEANUP",
-                    };
+                    let opcode = command.command().opcode();
+                    // The driver of a loop device does not know SG_IO, and there is nothing to clean up.
+                    let unsupported = opcode != Opcode::Cleanup;
+                    recorded.recording.answers.lock().unwrap().clear();
+                    if unsupported {
+                        recorded.answer(Mechanism::SgIoWhereSupported, Err(Declined::Unsupported));
+                    }
+                    if !permits {
+                        recorded.answer(Mechanism::Nvme, Err(not_permitted()));
+                        recorded.answer(Mechanism::BlockIoctl, Err(not_permitted()));
+                    }
+                    let (attempts, completion) = recorded.execute(device, command.command());
+                    let names: Vec<_> = attempts.into_iter().filter_map(name).collect();
                     let refused = "CHECK CONDITION, sense 05/20/00 (INVALID COMMAND OPERATION CODE)";
                     let answer = completion.to_string().replace(refused, "05/20/00");
-                    let route = if taken.is_empty() { answer } else { taken.join(", ") };
+                    let route = if names.is_empty() { answer } else { names.join(", ") };
                     // All service actions of an opcode go one way.
-                    assert_eq!(*row.entry(opcode).or_insert_with(|| route.clone()), route);
+                    let column = [Opcode::ReserveIn, Opcode::ReserveOut, Opcode::Cleanup].map(|other| other == opcode);
+                    assert_eq!(*row.entry(column.map(|is| !is)).or_insert_with(|| route.clone()), route);
                 }
                 let row: Vec<_> = row.into_values().collect();
                 table.push(format!("{what:?} | {access} | {privilege} | {}", row.join(" | ")));
@@ -513,4 +524,141 @@ fn every_class_opcode_access_and_privilege_has_its_route() {
         }
     }
     assert_eq!(table.join("\n"), include_str!("table.txt").trim_end());
+}
+
+/// The name of a mechanism in `table.txt`.
+fn name(mechanism: Mechanism) -> Option<&'static str> {
+    Some(match mechanism {
+        Mechanism::SgIo => "SG_IO",
+        Mechanism::SgIoWhereSupported => return None,
+        Mechanism::Nvme => "NVMe",
+        Mechanism::NvmeWorker => "NVMe worker",
+        Mechanism::BlockIoctl => "IOC_PR",
+        Mechanism::BlockIoctlWorker => "IOC_PR worker",
+        Mechanism::MultipathReader | Mechanism::MultipathWorker => "multipath",
+    })
+}
+
+fn completions() -> impl Strategy<Value = Completion> {
+    let statuses = any::<u8>().prop_filter_map("a status", scsi_pr::Status::from_byte).prop_map(Completion::Status);
+    let checks = any::<[u8; 3]>().prop_map(|[key, asc, ascq]| {
+        Completion::check(SenseCode { key: scsi_pr::SenseKey::from_byte(key), asc, ascq })
+    });
+    prop_oneof![prop::collection::vec(any::<u8>(), 0..32).prop_map(Completion::Good), statuses, checks]
+}
+
+proptest! {
+    #[test]
+    fn command_that_is_answered_here_goes_to_no_worker(command in commands(), answer in completions()) {
+        for mechanism in [Mechanism::Nvme, Mechanism::BlockIoctl] {
+            let recorded = Recorded::new(Sysfs::default());
+            recorded.answer(mechanism, Ok(answer.clone()));
+            let steps = if mechanism == Mechanism::Nvme { NVME } else { &OTHER[1..] };
+            let answered = recorded.steps(steps, command.command());
+            prop_assert_eq!(answered.unwrap(), answer.clone());
+            prop_assert_eq!(recorded.attempts(), [mechanism]);
+        }
+    }
+
+    #[test]
+    fn command_that_is_not_permitted_runs_in_a_worker_once(command in commands(), answer in completions()) {
+        let recorded = Recorded::new(Sysfs::default());
+        recorded.answer(Mechanism::Nvme, Err(not_permitted()));
+        recorded.answer(Mechanism::NvmeWorker, Ok(answer.clone()));
+        prop_assert_eq!(recorded.steps(NVME, command.command()).unwrap(), answer);
+        prop_assert_eq!(recorded.attempts(), NVME);
+    }
+}
+
+impl Recorded {
+    fn steps(&self, steps: Steps, command: Command<'_>) -> Result<Completion, Error> {
+        self.router.run(steps, File::open("/dev/null").unwrap().as_fd(), command)
+    }
+
+    fn attempts(&self) -> Vec<Mechanism> {
+        std::mem::take(&mut self.recording.attempts.lock().unwrap())
+    }
+}
+
+#[test]
+fn command_that_nothing_may_run_is_terminated_and_logged_once() {
+    let recorded = Recorded::new(Sysfs::default());
+    let log = Log::at(tracing::Level::WARN);
+    let list = [0; 24];
+    for _ in 0..2 {
+        recorded.answer(Mechanism::Nvme, Err(not_permitted()));
+        let failed = Error::not_run("start a worker").because("the monitor is gone");
+        recorded.answer(Mechanism::NvmeWorker, Err(Declined::Failed(failed)));
+        let answer = log.during(|| recorded.steps(NVME, reserve_out(1, &list)));
+        assert_eq!(answer.unwrap(), Completion::check(SenseCode::IO_PROCESS_TERMINATED));
+    }
+    let [line] = &log.events()[..] else { panic!("{:?}", log.events()) };
+    for part in ["RESERVE", "not run", "CAP_SYS_ADMIN", "cannot start a worker: the monitor is gone"] {
+        assert!(line.message.contains(part), "{part}: {}", line.message);
+    }
+}
+
+#[test]
+fn command_that_a_worker_may_have_run_is_not_called_refused() {
+    let recorded = Recorded::new(Sysfs::default());
+    recorded.answer(Mechanism::Nvme, Err(not_permitted()));
+    recorded.answer(Mechanism::NvmeWorker, Err(Declined::Failed(Error::outcome_unknown("read the answer"))));
+    assert!(recorded.steps(NVME, reserve_out(1, &[0; 24])).unwrap_err().may_have_run());
+}
+
+#[test]
+fn device_without_scsi_commands_is_asked_by_ioctl() {
+    let workers = workers(&(Arc::new(Recorder::good()) as Arc<dyn PrManager>));
+    let router = DeviceRouter::new(workers);
+    let list = keys(0, 1);
+    let run = |device: &dyn AsFd| {
+        [reserve_in(0), reserve_out(0, &list)].map(|command| router.run(OTHER, device.as_fd(), command).unwrap())
+    };
+    // A character device knows neither.
+    let none = || Completion::check(SenseCode::INVALID_OPCODE);
+    assert_eq!(run(&File::open("/dev/null").unwrap()), [none(), none()]);
+    // Another error may be SCSI's, so it is the answer.
+    let failed = || Completion::check(SenseCode::IO_PROCESS_TERMINATED);
+    assert_eq!(run(&open("/dev/null", OFlags::PATH, Mode::empty()).unwrap()), [failed(), failed()]);
+    let cleaned = router.run(OTHER, File::open("/dev/null").unwrap().as_fd(), Command::cleanup()).unwrap();
+    assert_eq!(cleaned, Completion::Good(Vec::new()));
+}
+
+#[test]
+fn disk_without_reservations_says_so_whatever_its_driver_says() {
+    let router = DeviceRouter::new(workers(&(Arc::new(Recorder::good()) as Arc<dyn PrManager>)));
+    let list = keys(0, 1);
+    for name in ["loop0", "zram0", "vda", "nbd0"] {
+        // Not every machine has them, and not every user may open them.
+        let Ok(device) = File::options().read(true).write(true).open(format!("/dev/{name}")) else { continue };
+        let none = || Completion::check(SenseCode::INVALID_OPCODE);
+        let [read, registered] =
+            [reserve_in(0), reserve_out(0, &list)].map(|command| router.run(OTHER, device.as_fd(), command).unwrap());
+        assert_eq!(registered, none(), "{name}");
+        // Before Linux 6.19 keys cannot be read this way.
+        assert!([none(), Completion::check(SenseCode::INVALID_FIELD_IN_CDB)].contains(&read), "{name}: {read}");
+    }
+}
+
+#[test]
+fn chosen_mechanism_runs_all_commands_of_descriptors_that_may_write() {
+    let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+    let read_only = File::open("/dev/null").unwrap();
+    for (choice, steps) in [
+        (Choice::SgIo, [Mechanism::SgIo; 3]),
+        (Choice::Nvme, [Mechanism::Nvme; 3]),
+        (Choice::BlockIoctl, [Mechanism::BlockIoctl; 3]),
+        (Choice::Multipath, [Mechanism::MultipathReader, Mechanism::MultipathWorker, Mechanism::MultipathWorker]),
+    ] {
+        let recording = Recording::default();
+        let router = DeviceRouter::over(Box::new(recording.clone()), Sysfs::at("/nonexistent")).with_choice(choice);
+        let recorded = Recorded { router, recording };
+        let list = keys(1, 2);
+        for (command, mechanism) in [reserve_in(0), reserve_out(0, &list), Command::cleanup()].into_iter().zip(steps) {
+            assert_eq!(recorded.execute(&null, command), (vec![mechanism], Completion::Good(Vec::new())), "{choice:?}");
+            let reads = command.opcode() == Opcode::ReserveIn;
+            let expected = if reads { (vec![mechanism], Completion::Good(Vec::new())) } else { (vec![], REFUSED) };
+            assert_eq!(recorded.execute(&read_only, command), expected, "{choice:?}");
+        }
+    }
 }
