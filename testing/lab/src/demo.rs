@@ -12,6 +12,7 @@ use crate::commands::{Request, preempt_and_abort, read_keys, read_reservation, r
 use crate::disk::{Disk, is_conflict};
 use crate::helper::Helper;
 use crate::report::line;
+use crate::script::Access::{self, Permitted, Refused};
 use crate::script::Expect;
 use crate::script::Node::{self, A, B};
 use crate::target::{Target, Unit};
@@ -56,18 +57,18 @@ fn steps(demo: &mut Demo) -> Result<()> {
     demo.command(B, &register(Key::ZERO, KEY_B), &Expect::Good)?;
     demo.command(B, &reserve(KEY_B, KIND), &Expect::Conflict)?;
     demo.step("The disk refuses B's write and accepts A's.");
-    demo.write(B, false)?;
-    demo.write(A, true)?;
+    demo.write(B, Refused)?;
+    demo.write(A, Permitted)?;
     demo.read(B, A)?;
     demo.step("A hangs, and its late writes would be a danger. B preempts A.");
     demo.command(B, &preempt_and_abort(KEY_B, KEY_A, KIND), &Expect::Good)?;
     demo.command(B, &read_keys(), &Expect::Keys(vec![KEY_B]))?;
     demo.command(B, &read_reservation(), &Expect::Reservation(Some((KEY_B, KIND))))?;
     demo.step("B holds the disk now, and continues A's work.");
-    demo.write(B, true)?;
+    demo.write(B, Permitted)?;
     demo.step("A wakes up. The disk reports the preemption once, and refuses A's late writes.");
     demo.command(A, &read_reservation(), &Expect::Sense(SenseCode::REGISTRATIONS_PREEMPTED))?;
-    demo.write(A, false)?;
+    demo.write(A, Refused)?;
     demo.read(A, B)
 }
 
@@ -100,8 +101,8 @@ impl Demo {
         if expected.is_met_by(&completion) { Ok(()) } else { bail!("the answer should have been: {expected}") }
     }
 
-    /// `node` writes its letter. The disk must accept it, or refuse it if not `passes`.
-    fn write(&self, node: Node, passes: bool) -> Result<()> {
+    /// `node` writes its letter, with the expected result.
+    fn write(&self, node: Node, expected: Access) -> Result<()> {
         let outcome = self.disk(node).write(letter(node));
         let answer = match &outcome {
             Ok(()) => "written".to_owned(),
@@ -109,10 +110,10 @@ impl Demo {
             Err(error) => error.to_string(),
         };
         print_exchange(node, &format!("WRITE of a block full of \"{node:?}\""), &answer);
-        match outcome {
-            Ok(()) if passes => Ok(()),
-            Err(error) if !passes && is_conflict(&error) => Ok(()),
-            _ => bail!("the write should have been {}", if passes { "done" } else { "refused by the reservation" }),
+        match (outcome, expected) {
+            (Ok(()), Permitted) => Ok(()),
+            (Err(error), Refused) if is_conflict(&error) => Ok(()),
+            _ => bail!("the write should have been {expected}"),
         }
     }
 

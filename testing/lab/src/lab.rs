@@ -59,7 +59,7 @@ impl Lab {
     /// The NVMe target.
     pub(crate) fn nvmet(&mut self) -> Result<&mut Nvmet> {
         if self.nvmet.is_none() {
-            self.nvmet = Some(Nvmet::start(false)?);
+            self.nvmet = Some(Nvmet::start()?);
         }
         Ok(self.nvmet.as_mut().expect("the NVMe target was started above"))
     }

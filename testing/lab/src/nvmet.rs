@@ -22,10 +22,19 @@ pub(crate) struct Nvmet {
 }
 
 impl Nvmet {
-    /// Sets up an empty target. With `multipath`, the kernel's default, all controllers of a subsystem are paths of one
-    /// host. Without it, two hosts can connect.
-    pub(crate) fn start(multipath: bool) -> Result<Self> {
-        run("modprobe", &["nvme-core", if multipath { "multipath=Y" } else { "multipath=N" }])?;
+    /// Sets up an empty target for two hosts.
+    pub(crate) fn start() -> Result<Self> {
+        Self::with("multipath=N")
+    }
+
+    /// Sets up an empty target for one host. All controllers of a subsystem are paths of that host, as the kernel has it by
+    /// default.
+    pub(crate) fn start_with_multipath() -> Result<Self> {
+        Self::with("multipath=Y")
+    }
+
+    fn with(parameter: &str) -> Result<Self> {
+        run("modprobe", &["nvme-core", parameter])?;
         run("modprobe", &["--all", "nvmet", "nvme-loop"])?;
         make(format!("{NVMET}/ports/1"))?;
         write(format!("{NVMET}/ports/1/addr_trtype"), "loop")?;

@@ -42,6 +42,15 @@ pub(crate) enum Expect {
     Reservation(Option<(Key, Type)>),
 }
 
+/// The expected result of a read or a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// It succeeds.
+    Permitted,
+    /// It fails with a reservation conflict.
+    Refused,
+}
+
 /// One step and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -94,16 +103,16 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Writes a block. It must succeed, or fail with a reservation conflict if not `passes`.
-    pub(crate) fn write(&mut self, node: Node, passes: bool) {
+    /// Writes a block.
+    pub(crate) fn write(&mut self, node: Node, expected: Access) {
         let outcome = self.disk(node).write(0x55);
-        self.note_io(node, "writes", outcome, passes);
+        self.note_io(node, "writes", outcome, expected);
     }
 
-    /// Reads a block. It must succeed, or fail with a reservation conflict if not `passes`.
-    pub(crate) fn read(&mut self, node: Node, passes: bool) {
+    /// Reads a block.
+    pub(crate) fn read(&mut self, node: Node, expected: Access) {
         let outcome = self.disk(node).read().map(drop);
-        self.note_io(node, "reads", outcome, passes);
+        self.note_io(node, "reads", outcome, expected);
     }
 
     /// Adds another check to the transcript.
@@ -130,15 +139,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn note_io(&mut self, node: Node, does: &str, outcome: io::Result<()>, passes: bool) {
-        let text = |refused: bool| if refused { "refused, reservation conflict (EBADE)" } else { "done" }.to_owned();
-        let refused = outcome.as_ref().is_err_and(is_conflict);
-        let missed = if passes { outcome.is_err() } else { !refused };
-        let answer = match outcome {
-            Err(error) if !refused => error.to_string(),
-            _ => text(refused),
+    fn note_io(&mut self, node: Node, does: &str, outcome: io::Result<()>, expected: Access) {
+        let (actual, answer) = match outcome {
+            Ok(()) => (Some(Access::Permitted), Access::Permitted.to_string()),
+            Err(error) if is_conflict(&error) => (Some(Access::Refused), Access::Refused.to_string()),
+            Err(error) => (None, error.to_string()),
         };
-        self.note(format!("{node:?} {does}"), answer, missed.then(|| text(!passes)));
+        let missed = (actual != Some(expected)).then(|| expected.to_string());
+        self.note(format!("{node:?} {does}"), answer, missed);
     }
 
     fn note(&mut self, what: String, answer: String, missed: Option<String>) {
@@ -164,6 +172,22 @@ pub(crate) fn check(report: &mut Report, transcript: &[Entry], reference: &[Entr
         bail!("the run had {} steps, and {} without a helper", transcript.len(), reference.len());
     }
     Ok(())
+}
+
+impl Access {
+    /// Permitted if `condition` holds.
+    pub(crate) fn permitted_if(condition: bool) -> Self {
+        if condition { Self::Permitted } else { Self::Refused }
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Permitted => "done",
+            Self::Refused => "refused, reservation conflict (EBADE)",
+        })
+    }
 }
 
 impl Expect {

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use scsi_pr::{FullStatus, InitiatorPort, Key, Opcode, SenseCode, SenseKey, TransportId, Type};
 
 use crate::commands::*;
+use crate::script::Access::{Permitted, Refused};
 use crate::script::Expect::{Conflict, Good, Keys, Reservation, Sense};
 use crate::script::Node::{A, B};
 use crate::script::{Entry, Run};
@@ -77,24 +78,24 @@ fn exclusive(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     run.send(B, &reserve(KEY_B, Type::WriteExclusive), Conflict);
     run.send(A, &reserve(KEY_A, Type::WriteExclusive), Good);
     run.send(A, &reserve(KEY_A, Type::ExclusiveAccess), Conflict);
-    run.write(A, true);
-    run.write(B, false);
-    run.read(B, true);
+    run.write(A, Permitted);
+    run.write(B, Refused);
+    run.read(B, Permitted);
     // LIO: the standard has INVALID RELEASE OF PERSISTENT RESERVATION.
     run.send(A, &release(KEY_A, Type::ExclusiveAccess), Conflict);
     run.send(B, &release(KEY_B, Type::WriteExclusive), Good);
     run.send(B, &read_reservation(), Reservation(Some((KEY_A, Type::WriteExclusive))));
     run.send(A, &release(KEY_A, Type::WriteExclusive), Good);
     run.send(B, &read_reservation(), Reservation(None));
-    run.write(B, true);
+    run.write(B, Permitted);
     run.send(A, &reserve(KEY_A, Type::ExclusiveAccess), Good);
-    run.read(A, true);
-    run.read(B, false);
-    run.write(B, false);
+    run.read(A, Permitted);
+    run.read(B, Refused);
+    run.write(B, Refused);
     run.send(B, &clear(KEY_A), Conflict);
     run.send(B, &clear(KEY_B), Good);
     run.send(A, &read_keys(), Sense(SenseCode::RESERVATIONS_PREEMPTED));
-    run.write(B, true);
+    run.write(B, Permitted);
     Ok(())
 }
 
@@ -102,21 +103,21 @@ fn registrants_only(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     let kind = Type::WriteExclusiveRegistrantsOnly;
     run.send(A, &register(NONE, KEY_A), Good);
     run.send(A, &reserve(KEY_A, kind), Good);
-    run.write(B, false);
-    run.read(B, true);
+    run.write(B, Refused);
+    run.read(B, Permitted);
     run.send(B, &register(NONE, KEY_B), Good);
-    run.write(B, true);
+    run.write(B, Permitted);
     run.send(B, &read_full_status(), Good);
     run.send(A, &release(KEY_A, kind), Good);
     run.send(B, &read_reservation(), Sense(SenseCode::RESERVATIONS_RELEASED));
     run.send(B, &read_reservation(), Reservation(None));
     run.send(B, &reserve(KEY_B, Type::ExclusiveAccessRegistrantsOnly), Good);
-    run.read(A, true);
+    run.read(A, Permitted);
     run.send(A, &register(KEY_A, NONE), Good);
-    run.read(A, false);
-    run.write(A, false);
+    run.read(A, Refused);
+    run.write(A, Refused);
     run.send(B, &register(KEY_B, NONE), Good);
-    run.read(A, true);
+    run.read(A, Permitted);
     Ok(())
 }
 
@@ -124,18 +125,18 @@ fn all_registrants(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     for kind in [Type::WriteExclusiveAllRegistrants, Type::ExclusiveAccessAllRegistrants] {
         run.send(A, &register(NONE, KEY_A), Good);
         run.send(A, &reserve(KEY_A, kind), Good);
-        run.write(B, false);
+        run.write(B, Refused);
         run.send(B, &register(NONE, KEY_B), Good);
-        run.write(B, true);
+        run.write(B, Permitted);
         run.send(B, &reserve(KEY_B, kind), Good);
         // Every registrant holds it, so READ RESERVATION has no key.
         run.send(B, &read_reservation(), Reservation(Some((NONE, kind))));
         run.send(B, &read_full_status(), Good);
         run.send(A, &register(KEY_A, NONE), Good);
         run.send(B, &read_reservation(), Reservation(Some((NONE, kind))));
-        run.write(A, false);
+        run.write(A, Refused);
         run.send(B, &register(KEY_B, NONE), Good);
-        run.write(A, true);
+        run.write(A, Permitted);
     }
     Ok(())
 }
@@ -150,11 +151,11 @@ fn preempting(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     run.send(A, &read_keys(), Sense(SenseCode::REGISTRATIONS_PREEMPTED));
     run.send(A, &read_keys(), Keys(vec![KEY_B]));
     run.send(A, &read_reservation(), Reservation(Some((KEY_B, Type::ExclusiveAccess))));
-    run.write(A, false);
-    run.write(B, true);
+    run.write(A, Refused);
+    run.write(B, Permitted);
     run.send(A, &release(KEY_A, Type::ExclusiveAccess), Conflict);
     run.send(B, &clear(KEY_B), Good);
-    run.write(A, true);
+    run.write(A, Permitted);
     Ok(())
 }
 
@@ -166,8 +167,8 @@ fn aborting(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     run.send(B, &preempt_and_abort(KEY_B, KEY_A, kind), Good);
     run.send(A, &read_reservation(), Sense(SenseCode::REGISTRATIONS_PREEMPTED));
     run.send(A, &read_reservation(), Reservation(Some((KEY_B, kind))));
-    run.write(A, false);
-    run.write(B, true);
+    run.write(A, Refused);
+    run.write(B, Permitted);
     // PREEMPT removes a registrant that is not the holder, and the reservation stays.
     run.send(A, &register(NONE, KEY_A), Good);
     run.send(B, &preempt_and_abort(KEY_B, KEY_A, kind), Good);
@@ -182,7 +183,7 @@ fn moving(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     run.send(A, &register(NONE, KEY_A), Good);
     run.send(A, &register_and_move(KEY_A, KEY_B, target_port, &port_b), Sense(SenseCode::INVALID_FIELD_IN_CDB));
     run.send(A, &reserve(KEY_A, Type::WriteExclusive), Good);
-    run.write(B, false);
+    run.write(B, Refused);
     run.send(
         A,
         &register_and_move(KEY_A, NONE, target_port, &port_b),
@@ -191,8 +192,8 @@ fn moving(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     run.send(A, &register_and_move(KEY_A, KEY_B, target_port, &port_b), Good);
     run.send(B, &read_reservation(), Reservation(Some((KEY_B, Type::WriteExclusive))));
     run.send(B, &read_keys(), Keys(vec![KEY_B]));
-    run.write(A, false);
-    run.write(B, true);
+    run.write(A, Refused);
+    run.write(B, Permitted);
     run.send(B, &register(KEY_B, NONE), Good);
     Ok(())
 }
@@ -263,15 +264,15 @@ fn fence_scsi(run: &mut Run<'_>, _: &Unit) -> Result<()> {
         run.send(node, &read_reservation(), Good);
     }
     run.send(A, &reserve(KEY_A, kind), Good);
-    run.write(B, true);
+    run.write(B, Permitted);
     run.send(A, &register_ignoring(KEY_A), Good);
     run.send(A, &read_keys(), Keys(vec![KEY_A, KEY_B]));
     run.send(A, &preempt_and_abort(KEY_A, KEY_B, kind), Good);
     run.send(A, &read_keys(), Keys(vec![KEY_A]));
-    run.write(B, false);
+    run.write(B, Refused);
     // The write has taken the unit attention. The node unfences itself.
     run.send(B, &register_ignoring(KEY_B), Good);
-    run.write(B, true);
+    run.write(B, Permitted);
     run.send(A, &clear(KEY_A), Good);
     run.send(B, &read_keys(), Sense(SenseCode::RESERVATIONS_PREEMPTED));
     Ok(())
@@ -291,7 +292,7 @@ fn lvm(run: &mut Run<'_>, _: &Unit) -> Result<()> {
     run.send(B, &register_ignoring(host_2), Good);
     run.send(B, &preempt_and_abort(host_2, host_1, kind), Good);
     run.send(B, &read_keys(), Keys(vec![host_2]));
-    run.write(A, false);
+    run.write(A, Refused);
     run.send(B, &register(host_2, NONE), Good);
     Ok(())
 }

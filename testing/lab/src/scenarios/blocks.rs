@@ -17,9 +17,10 @@ use crate::layer::Layer;
 use crate::nvmet::{Controller, HOSTS, Nvmet};
 use crate::report::Report;
 use crate::scenario::Scenario;
+use crate::script::Access::{Permitted, Refused};
 use crate::script::Expect::{Conflict, Good, Keys, Reservation, Sense};
 use crate::script::Node::{A, B};
-use crate::script::Run;
+use crate::script::{Access, Run};
 use crate::sg_raw::SgRaw;
 use crate::target::Unit;
 
@@ -149,7 +150,7 @@ pub(super) const NVME_WITH_PATHS: Scenario = Scenario {
     boot: "nvme-paths",
     purpose: "by NVMe's reservation commands and by IOC_PR on a namespace with two paths",
     run: |_, report| {
-        let (unit, [first, second]) = Nvmet::start(true)?.namespace_with_paths()?;
+        let (unit, [first, second]) = Nvmet::start_with_multipath()?.namespace_with_paths()?;
         let manager = Nvme::new();
         let mut run = Run::new(&manager, &unit)?;
         let kind = Type::ExclusiveAccess;
@@ -159,9 +160,9 @@ pub(super) const NVME_WITH_PATHS: Scenario = Scenario {
         run.send(A, &report_capabilities(), Good);
         let status = FullStatus::parse(&run.send(A, &read_full_status(), Good))?.value;
         run.observe("a host with two controllers is registered once", status.descriptors.len() == 1);
-        run.write(A, true);
+        run.write(A, Permitted);
         first.disconnect()?;
-        run.write(A, true);
+        run.write(A, Permitted);
         run.send(A, &read_reservation(), Reservation(Some((KEY_A, kind))));
         run.send(A, &preempt(KEY_A, KEY_A, Type::WriteExclusive), Good);
         run.send(A, &release(KEY_A, Type::WriteExclusive), Good);
@@ -236,9 +237,9 @@ fn everywhere(run: &mut Run<'_>) {
         if !all {
             run.send(B, &reserve(KEY_B, kind), Conflict);
         }
-        run.write(A, true);
-        run.write(B, shared);
-        run.read(B, shared || kind.is_write_exclusive());
+        run.write(A, Permitted);
+        run.write(B, Access::permitted_if(shared));
+        run.read(B, Access::permitted_if(shared || kind.is_write_exclusive()));
         run.send(A, &release(KEY_B, kind), Conflict);
         if !all {
             run.send(B, &release(KEY_B, kind), Good);
@@ -246,21 +247,21 @@ fn everywhere(run: &mut Run<'_>) {
         }
         run.send(A, &release(KEY_A, kind), Good);
         run.send(B, &read_reservation(), Reservation(None));
-        run.write(B, true);
+        run.write(B, Permitted);
     }
     for (preempts, kind) in
         [(preempt as fn(_, _, _) -> _, Type::WriteExclusive), (preempt_and_abort, Type::ExclusiveAccess)]
     {
         run.send(A, &reserve(KEY_A, kind), Good);
-        run.write(B, false);
+        run.write(B, Refused);
         run.send(B, &preempts(KEY_B, Key(0xdead), kind), Conflict);
         run.send(B, &preempts(KEY_B, NONE, kind), Sense(LIST));
         run.send(B, &preempts(KEY_A, KEY_A, kind), Conflict);
         run.send(B, &preempts(KEY_B, KEY_A, Type::WriteExclusiveRegistrantsOnly), Good);
         run.send(A, &read_keys(), Keys(vec![KEY_B]));
         run.send(A, &read_reservation(), Reservation(Some((KEY_B, Type::WriteExclusiveRegistrantsOnly))));
-        run.write(A, false);
-        run.write(B, true);
+        run.write(A, Refused);
+        run.write(B, Permitted);
         // A preemption of the sender's key changes the type, and the registration stays.
         run.send(B, &preempts(KEY_B, KEY_B, Type::WriteExclusive), Good);
         run.send(A, &read_reservation(), Reservation(Some((KEY_B, Type::WriteExclusive))));
@@ -269,19 +270,19 @@ fn everywhere(run: &mut Run<'_>) {
     }
     // A preemption with the key zero removes all other registrants of an all-registrants reservation.
     run.send(A, &reserve(KEY_A, Type::WriteExclusiveAllRegistrants), Good);
-    run.write(B, true);
+    run.write(B, Permitted);
     run.send(B, &preempt(KEY_B, NONE, Type::ExclusiveAccessRegistrantsOnly), Good);
     run.send(A, &read_keys(), Keys(vec![KEY_B]));
-    run.read(A, false);
+    run.read(A, Refused);
     run.send(B, &clear(KEY_A), Conflict);
     run.send(B, &clear(KEY_B), Good);
-    run.write(A, true);
+    run.write(A, Permitted);
     for (node, key) in [(A, Key(0xa7)), (B, Key(0xb7)), (A, KEY_A), (B, KEY_B)] {
         run.send(node, &register_ignoring(key), Good);
     }
     run.send(A, &read_keys(), Keys(vec![KEY_A, KEY_B]));
     run.send(A, &reserve(KEY_A, Type::WriteExclusiveRegistrantsOnly), Good);
-    run.write(B, true);
+    run.write(B, Permitted);
 }
 
 /// Commands that no ioctl or NVMe command can express.
@@ -299,9 +300,9 @@ fn scsi(run: &mut Run<'_>) -> Result<()> {
     // The holder removes the other registrant. Clusters fence a node in this way.
     run.send(A, &preempt_and_abort(KEY_A, KEY_B, Type::WriteExclusiveRegistrantsOnly), Good);
     run.send(A, &read_keys(), Keys(vec![KEY_A]));
-    run.write(B, false);
+    run.write(B, Refused);
     run.send(A, &register(KEY_A, NONE), Good);
-    run.write(B, true);
+    run.write(B, Permitted);
     run.send(B, &register_aptpl(KEY_B), Good);
     run.send(B, &register_ignoring(NONE), Good);
     Ok(())
@@ -322,7 +323,7 @@ fn nvme(run: &mut Run<'_>) -> Result<()> {
     for preempts in [preempt, preempt_and_abort] {
         run.send(A, &preempts(KEY_A, KEY_B, kind), Sense(SenseCode::TARGET_FAILURE));
         run.send(A, &read_keys(), Keys(vec![KEY_A, KEY_B]));
-        run.write(B, true);
+        run.write(B, Permitted);
         run.send(A, &preempts(KEY_A, Key(0xdead), kind), Conflict);
         run.send(A, &preempts(KEY_A, NONE, kind), Sense(LIST));
     }
@@ -332,9 +333,9 @@ fn nvme(run: &mut Run<'_>) -> Result<()> {
     // nvmet does not count the second registrant as a holder.
     let all = Type::WriteExclusiveAllRegistrants;
     run.send(B, &reserve(KEY_B, all), Good);
-    run.write(A, false);
+    run.write(A, Refused);
     run.send(A, &register_all_tg_pt(KEY_A), Good);
-    run.write(A, true);
+    run.write(A, Permitted);
     run.send(A, &reserve(KEY_A, all), Good);
     run.send(A, &reserve(Key(0xdead), all), Conflict);
     run.send(A, &release(KEY_A, kind), Sense(SenseCode::INVALID_RELEASE));
@@ -343,9 +344,9 @@ fn nvme(run: &mut Run<'_>) -> Result<()> {
     // The reservation ends with the last registration.
     run.send(B, &register_ignoring(NONE), Good);
     run.send(B, &register_ignoring(NONE), Good);
-    run.write(B, false);
+    run.write(B, Refused);
     run.send(A, &register(KEY_A, NONE), Good);
-    run.write(B, true);
+    run.write(B, Permitted);
     Ok(())
 }
 
@@ -417,18 +418,18 @@ fn on_device_mapper(unit: &Unit, report: &mut Report) -> Result<()> {
     run.send(A, &register(NONE, KEY_A), Good);
     run.send(B, &register(NONE, KEY_B), Good);
     run.send(A, &reserve(KEY_A, kind), Good);
-    run.write(B, false);
+    run.write(B, Refused);
     run.send(B, &preempt_and_abort(KEY_B, KEY_A, kind), Sense(CDB));
-    run.write(B, false);
+    run.write(B, Refused);
     run.send(B, &preempt(KEY_B, KEY_A, kind), Good);
-    run.write(B, true);
+    run.write(B, Permitted);
     if is_nvme {
         run.send(B, &register(KEY_B, NONE), Sense(LIST));
         run.send(B, &clear(KEY_B), Good);
     } else {
         run.send(B, &register(KEY_B, NONE), Good);
     }
-    run.write(A, true);
+    run.write(A, Permitted);
     run.report(report)
 }
 
