@@ -2,6 +2,7 @@
 
 use scsi_pr_helper::Limits;
 
+use crate::identity::DEFAULT_USER;
 use crate::message::invoked_as;
 use crate::options::{DEFAULT_PID_FILE, DEFAULT_SOCKET};
 
@@ -24,6 +25,7 @@ Runs SCSI persistent reservation commands for virtual machines.
   -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]
                             log events by name; '-T help' lists them
   -u, --user=USER           the user to run as, by name or number
+                            (without it, root becomes '{DEFAULT_USER}' where that user exists)
   -g, --group=GROUP         the group to run as, by name or number
   -v, --verbose             log more; may be repeated
   -q, --quiet               log nothing about clients
@@ -34,6 +36,8 @@ Runs SCSI persistent reservation commands for virtual machines.
                             device: SCSI commands unchanged, libmpathpersist, the kernel's reservation ioctls,
                             NVMe commands
                             (default 'auto')
+      --sandbox=on|off      whether the process that serves clients is confined by Landlock and seccomp
+                            (default 'on')
       --max-connections=N   the most clients at a time (default {connections})
       --max-commands=N      the most commands at a time (default {commands})
 

@@ -1,8 +1,9 @@
-//! The user and the group that `-u` and `-g` name.
+//! The user and the group that the helper runs as.
 
 use std::ffi::OsStr;
 
 use nix::unistd::{Group, User};
+use scsi_pr_daemon::privileges::Capability;
 
 use crate::number::decimal;
 
@@ -11,6 +12,47 @@ const UNCHANGED: u32 = u32::MAX;
 
 /// An id of the wanted kind, or the C helper's "nothing to change".
 pub(crate) type Id = Option<u32>;
+
+/// The user that a helper runs as that was started as root without `-u`.
+pub(crate) const DEFAULT_USER: &str = "qemu-pr-helper";
+
+/// The user and the group to become, from the values of `-u` and `-g` if they were given; `None` to stay.
+///
+/// Without `-u`, root becomes [`DEFAULT_USER`] where that exists. `-u root` keeps root.
+pub(crate) fn to_run_as(user: Option<Id>, group: Option<Id>) -> (Id, Id) {
+    let group_of = |default: Id| group.unwrap_or(default);
+    if let Some(user) = user {
+        return (user, group_of(None));
+    }
+    if !rustix::process::geteuid().is_root() {
+        return (None, group_of(None));
+    }
+    let permitted = |capability: Capability| capability.is_permitted().unwrap_or(false);
+    match in_passwd(&std::fs::read_to_string("/etc/passwd").unwrap_or_default(), DEFAULT_USER) {
+        Some((user, own_group)) if permitted(Capability::SetUid) && permitted(Capability::SetGid) => {
+            (Some(user), group_of(Some(own_group)))
+        }
+        Some(_) => {
+            tracing::info!("the helper stays root, without root's capabilities: it may not become {DEFAULT_USER}");
+            (None, group_of(None))
+        }
+        None => {
+            tracing::info!(
+                "the helper stays root, without root's capabilities: create the user {DEFAULT_USER}, or name one with -u"
+            );
+            (None, group_of(None))
+        }
+    }
+}
+
+/// The user id and the group id of a user in the text of /etc/passwd. A system user is there; other sources of users may
+/// take long, and would delay each start.
+fn in_passwd(text: &str, name: &str) -> Option<(u32, u32)> {
+    let mut fields =
+        text.lines().map(|line| line.split(':')).find_map(|mut fields| (fields.next()? == name).then_some(fields))?;
+    let (user, group) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+    (user != UNCHANGED && group != UNCHANGED).then_some((user, group))
+}
 
 /// The user id that `text` means: a name of the user database, else a decimal number. `None`: it means none.
 pub(crate) fn user(text: &OsStr) -> Option<Id> {
@@ -42,6 +84,24 @@ mod tests {
         assert_eq!(id(OsStr::new("13"), by_name), Some(Some(13)));
         assert_eq!(user(OsStr::new("root")), Some(Some(0)));
         assert_eq!(group(OsStr::new("root")), Some(Some(0)));
+    }
+
+    #[test]
+    fn default_user_is_looked_up_in_passwd() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\nqemu-pr-helper2:x:1:2::/:\nqemu-pr-helper:x:983:982::/:/bin/false\n";
+        assert_eq!(in_passwd(passwd, DEFAULT_USER), Some((983, 982)));
+        for without in
+            ["", "qemu-pr-helper", "qemu-pr-helper:x", "qemu-pr-helper:x:a:b:", "qemu-pr-helper:x:4294967295:1:"]
+        {
+            assert_eq!(in_passwd(without, DEFAULT_USER), None, "{without}");
+        }
+    }
+
+    #[test]
+    fn given_ids_are_taken_unchanged() {
+        assert_eq!(to_run_as(Some(Some(5)), None), (Some(5), None));
+        assert_eq!(to_run_as(Some(None), Some(Some(6))), (None, Some(6)));
     }
 
     #[test]

@@ -16,7 +16,6 @@ mod monitor_channel;
 mod number;
 mod options;
 mod pidfile;
-mod privileges;
 mod trace;
 mod worker;
 mod workers;
@@ -31,8 +30,9 @@ use message::{Message, Result, reason};
 use monitor::SocketGuard;
 use options::{Options, Request};
 use pidfile::PidFile;
-use rustix::thread::CapabilitySet;
 use scsi_pr_daemon::notify::ServiceManager;
+use scsi_pr_daemon::privileges::{Capability, Privileges};
+use scsi_pr_daemon::sandbox::Sandbox;
 use scsi_pr_daemon::socket::{self, Access};
 use scsi_pr_daemon::{limits, signals};
 use scsi_pr_linux::policy::Counters;
@@ -102,10 +102,21 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     // A connection, and the device of its command.
     let room = limits::raise(2, 0);
     let service_manager = ServiceManager::from_environment();
-    privileges::drop_to(privileges::SG_IO, CapabilitySet::empty(), options.user, options.group)
+    // SG_IO takes this capability for commands that the kernel does not permit to everyone, such as these.
+    let privileges = Privileges::none().with([Capability::SysRawIo]);
+    let (user, group) = identity::to_run_as(options.user, options.group);
+    privileges
+        .user(user)
+        .group(group)
+        .keep_only_these()
         .map_err(|error| Message::new(format!("Failed to drop privileges: {}", reason(error))))?;
     if let Some(launcher) = launcher {
         launcher.ready(&log)?;
+    }
+    if options.sandbox {
+        // Without a monitor this process removes the socket's file itself.
+        let sandbox = Sandbox::new().permit_removing_from(socket_guard.own_directory());
+        sandbox.enter().iter().for_each(|missing| tracing::warn!("{missing}"));
     }
     service_manager.ready();
 

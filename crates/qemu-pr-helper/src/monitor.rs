@@ -137,6 +137,12 @@ impl SocketGuard {
         self.monitor.as_ref().map(|monitor| Arc::clone(&monitor.channel))
     }
 
+    /// The directory of the socket's file, where this process has to remove it without a monitor.
+    pub(crate) fn own_directory(&self) -> Option<BorrowedFd<'_>> {
+        let (_, file) = self.socket.as_ref().filter(|_| self.monitor.is_none())?;
+        Some(file.parts().0)
+    }
+
     /// Removes the socket's file, if this process made it and it is still there.
     pub(crate) fn remove_socket(&mut self) {
         let Some((path, file)) = self.socket.take() else { return };

@@ -31,13 +31,15 @@ pub(crate) enum Request {
 }
 
 /// How to run.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) daemon: bool,
     socket: Option<PathBuf>,
     pid_file: Option<PathBuf>,
-    pub(crate) user: Id,
-    pub(crate) group: Id,
+    /// The values of `-u` and `-g`, if given.
+    pub(crate) user: Option<Id>,
+    pub(crate) group: Option<Id>,
+    pub(crate) sandbox: bool,
     verbose: usize,
     quiet: bool,
     pub(crate) trace: trace::Settings,
@@ -60,6 +62,25 @@ pub(crate) enum Manager {
     Block,
     /// NVMe reservation commands for every device.
     Nvme,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            daemon: false,
+            socket: None,
+            pid_file: None,
+            user: None,
+            group: None,
+            sandbox: true,
+            verbose: 0,
+            quiet: false,
+            trace: trace::Settings::default(),
+            manager: Manager::default(),
+            max_connections: None,
+            max_commands: None,
+        }
+    }
 }
 
 impl Options {
@@ -104,9 +125,8 @@ impl Options {
     }
 }
 
-/// The long options, in the order in which getopt_long(3) lists what a short form could mean. The C helper's come
-/// first and stay unique wherever they are without ours.
-pub(crate) const LONG_OPTIONS: [(&str, Name); 13] = [
+/// The long options, in the order in which getopt_long(3) lists the candidates of an abbreviation.
+pub(crate) const LONG_OPTIONS: [(&str, Name); 14] = [
     ("help", Name::Help),
     ("version", Name::Version),
     ("socket", Name::Socket),
@@ -117,7 +137,9 @@ pub(crate) const LONG_OPTIONS: [(&str, Name); 13] = [
     ("group", Name::Group),
     ("verbose", Name::Verbose),
     ("quiet", Name::Quiet),
+    // Ours. An abbreviation means one of the C helper's where that is possible.
     ("manager", Name::Manager),
+    ("sandbox", Name::Sandbox),
     ("max-connections", Name::MaxConnections),
     ("max-commands", Name::MaxCommands),
 ];
@@ -136,6 +158,7 @@ pub(crate) enum Name {
     Verbose,
     Quiet,
     Manager,
+    Sandbox,
     MaxConnections,
     MaxCommands,
 }
@@ -181,8 +204,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>, warn: &mut dy
                 trace::Applied::Settings => {}
                 trace::Applied::ListRequested => return Ok(Request::TraceEvents),
             },
-            Name::User => options.user = identity::user(&value).ok_or_else(|| invalid("user", &value))?,
-            Name::Group => options.group = identity::group(&value).ok_or_else(|| invalid("group", &value))?,
+            Name::User => options.user = Some(identity::user(&value).ok_or_else(|| invalid("user", &value))?),
+            Name::Group => options.group = Some(identity::group(&value).ok_or_else(|| invalid("group", &value))?),
             Name::Verbose => options.verbose += 1,
             Name::Quiet => options.quiet = true,
             Name::Manager => {
@@ -193,6 +216,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>, warn: &mut dy
                     Some("block") => Manager::Block,
                     Some("nvme") => Manager::Nvme,
                     _ => return Err(invalid("manager", &value)),
+                }
+            }
+            Name::Sandbox => {
+                options.sandbox = match value.to_str() {
+                    Some("on") => true,
+                    Some("off") => false,
+                    _ => return Err(invalid("sandbox", &value)),
                 }
             }
             Name::MaxConnections => options.max_connections = Some(bound("number of connections", &value)?),
@@ -252,12 +282,20 @@ fn next(parser: &mut Parser) -> Result<Option<(Name, OsString)>> {
     }
 }
 
-/// The long options that `written` may stand for: itself, else all that begin with it.
+/// The number of long options that the C helper has too.
+const C_OPTIONS: usize = 10;
+
+/// The long options that `written` may stand for: itself, else those of the C helper that begin with it, else ours.
 fn candidates(written: &str) -> Vec<(&'static str, Name)> {
-    let exact = LONG_OPTIONS.iter().filter(|(name, _)| *name == written);
-    let abbreviated = LONG_OPTIONS.iter().filter(|(name, _)| name.starts_with(written) && *name != written);
-    let exact: Vec<_> = exact.copied().collect();
-    if exact.is_empty() { abbreviated.copied().collect() } else { exact }
+    if let Some(exact) = LONG_OPTIONS.iter().find(|(name, _)| *name == written) {
+        return vec![*exact];
+    }
+    let (of_c, ours) = LONG_OPTIONS.split_at(C_OPTIONS);
+    let begins = |options: &[(&'static str, Name)]| -> Vec<_> {
+        options.iter().filter(|(name, _)| name.starts_with(written)).copied().collect()
+    };
+    let of_c = begins(of_c);
+    if of_c.is_empty() { begins(ours) } else { of_c }
 }
 
 /// The message of getopt_long(3), and a pointer to --help.
@@ -318,7 +356,7 @@ mod tests {
         }
         let options = run(&["-vvd", "-u", "root", "-g+12", "-f", "pid", "--quiet"]);
         assert!(options.daemon && options.quiet && options.verbose == 2);
-        assert_eq!((options.user, options.group), (Some(0), Some(12)));
+        assert_eq!((options.user, options.group), (Some(Some(0)), Some(Some(12))));
     }
 
     #[test]
@@ -399,6 +437,7 @@ mod tests {
             (["-u", "nosuch"], "invalid user 'nosuch'"),
             (["-g", ""], "invalid group ''"),
             (["--manager", "mpath"], "invalid manager 'mpath'"),
+            (["--sandbox", "maybe"], "invalid sandbox 'maybe'"),
             (["--max-connections", "0"], "invalid number of connections '0'"),
             (["--max-commands", "-1"], "invalid number of commands '-1'"),
         ] {
@@ -408,6 +447,7 @@ mod tests {
         let limits = options.limits();
         assert_eq!((options.manager, limits.connections, limits.running), (Manager::SgIo, 5, 6));
         assert_eq!(run(&["--man=sg-io", "--manager=auto"]).manager, Manager::Auto);
+        assert!(run(&[]).sandbox && !run(&["--sa=off"]).sandbox && run(&["--sandbox=off", "--sandbox=on"]).sandbox);
     }
 
     proptest! {
@@ -420,10 +460,13 @@ mod tests {
         fn a_long_option_is_known_by_each_unique_beginning(index in 0..LONG_OPTIONS.len(), length in 1usize..16) {
             let (full, name) = LONG_OPTIONS[index];
             let written = &full[..length.min(full.len())];
-            let sharing = LONG_OPTIONS.iter().filter(|(other, _)| other.starts_with(written)).count();
+            let sharing = |options: &[(&str, Name)]| options.iter().filter(|(other, _)| other.starts_with(written)).count();
+            let (of_c, ours) = LONG_OPTIONS.split_at(C_OPTIONS);
             let found = candidates(written);
-            prop_assert_eq!(found.len(), if written == full { 1 } else { sharing });
-            prop_assert!(found.contains(&(full, name)));
+            let is_hidden = index >= C_OPTIONS && sharing(of_c) > 0;
+            let expected = if sharing(of_c) > 0 { sharing(of_c) } else { sharing(ours) };
+            prop_assert_eq!(found.len(), if written == full { 1 } else { expected });
+            prop_assert!(found.contains(&(full, name)) || is_hidden);
         }
     }
 }

@@ -44,11 +44,70 @@ fn every_thread_has_cap_sys_rawio_and_nothing_else() {
                 assert_eq!(thread[set], NONE, "{set}");
             }
             assert_eq!(thread["NoNewPrivs"], "1");
+            // A filter (SECCOMP_MODE_FILTER).
+            assert_eq!(thread["Seccomp"], "2");
             assert_eq!(thread["Groups"], "");
             assert_eq!((thread["Uid"].clone(), thread["Gid"].clone()), (ids(uid), ids(gid)), "{arguments:?}");
         }
         assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
     }
+}
+
+/// A helper in a mount namespace whose users are those of `passwd`.
+fn with_users(passwd: &str, directory: &Path, arguments: &str) -> Running {
+    let file = directory.join("passwd");
+    fs::write(&file, passwd).unwrap();
+    let socket = directory.join("s");
+    let script =
+        format!("mount --bind {} /etc/passwd && exec {HELPER} -k {} {arguments}", file.display(), socket.display());
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation=private", "sh", "-c", &script]).stdin(std::process::Stdio::null());
+    Running::start(&mut command, &socket)
+}
+
+#[test]
+fn helper_started_as_root_becomes_the_default_user_where_it_exists() {
+    const ROOT: &str = "root:x:0:0::/:/bin/sh\n";
+    const OWN: &str = "root:x:0:0::/:/bin/sh\nqemu-pr-helper:x:64123:64124::/:/bin/false\n";
+    for (passwd, arguments, uid, gid) in [
+        (OWN, "", 64123, 64124),
+        (OWN, "-g 7", 64123, 7),
+        (OWN, "-u root", 0, 0),
+        (OWN, "-u 4294967295", 0, 0),
+        (OWN, "-u 65533", 65533, 0),
+        (ROOT, "", 0, 0),
+    ] {
+        let directory = directory();
+        let running = with_users(passwd, directory.path(), arguments);
+        let _clients: Vec<_> = (0..8).map(|_| handshake(&running.socket)).collect();
+        for thread in threads(running.pid()) {
+            assert_eq!((thread["Uid"].clone(), thread["Gid"].clone()), (ids(uid), ids(gid)), "{arguments:?}");
+            assert_eq!((thread["CapEff"].as_str(), thread["Seccomp"].as_str()), (SYS_RAWIO, "2"), "{arguments:?}");
+        }
+        let socket = running.socket.clone();
+        assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
+        assert!(!socket.exists());
+    }
+}
+
+#[test]
+fn helper_that_stays_root_says_so_when_it_is_verbose() {
+    let directory = directory();
+    let log = directory.path().join("log");
+    let arguments = format!("-v 2>{}", log.display());
+    let running = with_users("root:x:0:0::/:/bin/sh\n", directory.path(), &arguments);
+    let lines = fs::read_to_string(&log).unwrap();
+    assert!(lines.contains("create the user qemu-pr-helper, or name one with -u"), "{lines}");
+    assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
+}
+
+#[test]
+fn sandbox_can_be_switched_off() {
+    let directory = directory();
+    let socket = directory.path().join("s");
+    let running = Running::start(helper(["--sandbox=off", "-k"]).arg(&socket), &socket);
+    assert!(threads(running.pid()).iter().all(|thread| thread["Seccomp"] == "0"));
+    assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
 }
 
 #[test]
@@ -74,6 +133,8 @@ fn the_monitor_has_what_removing_and_its_workers_take() {
         assert_eq!(thread[set], capabilities, "{set}");
     }
     assert_eq!((thread["Uid"].clone(), thread["Groups"].as_str()), (ids(0), ""));
+    // The sandbox is for the process that reads what clients send.
+    assert_eq!(thread["Seccomp"], "0");
     let descriptors: Vec<_> = fs::read_dir(format!("/proc/{monitor}/fd"))
         .unwrap()
         .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().display().to_string())

@@ -145,18 +145,24 @@ fn it_is_removed_when_the_helper_is_killed() {
 }
 
 #[test]
-fn a_killed_monitor_ends_nothing() {
+fn killed_monitor_ends_nothing() {
+    for sandbox in ["on", "off"] {
+        killed_monitor(sandbox);
+    }
+}
+
+fn killed_monitor(sandbox: &str) {
     let directory = directory();
     let socket = directory.path().join("s");
-    let running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
+    let running = Running::start(helper([format!("--sandbox={sandbox}")]).arg("-k").arg(&socket), &socket);
     let monitor = running.monitor().expect("there is a monitor");
     let monitor = rustix::process::Pid::from_raw(monitor.try_into().unwrap()).unwrap();
     rustix::process::kill_process(monitor, Signal::KILL).unwrap();
     wait_for("the monitor to end", || (processes_with(&socket).len() == 1).then_some(()));
     handshake(&socket);
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
-    // The directory is this user's, so it takes no monitor to remove the file.
-    assert!(!socket.exists());
+    // The sandbox permits removing the file to the monitor alone.
+    assert_eq!(socket.exists(), sandbox == "on");
 }
 
 #[test]

@@ -317,7 +317,7 @@ fn a_worker_that_does_not_start_has_done_nothing() {
 fn without_its_monitor_the_helper_lives() {
     let Some(device) = loop_device(0) else { return };
     let directory = directory();
-    let mut command = common::helper(["--manager=multipath", "-k"]);
+    let mut command = common::helper(["--manager=multipath", "--sandbox=off", "-k"]);
     command.arg(directory.path().join("s"));
     let scene = Scene::of(directory, &mut command);
     let monitor = Pid::from_raw(scene.running.monitor().unwrap().try_into().unwrap()).unwrap();

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use rustix::thread::{CapabilitySet, CapabilitySets};
 use scsi_pr_daemon::notify::ServiceManager;
+use scsi_pr_daemon::privileges::Privileges;
 use scsi_pr_daemon::{limits, reason, signals};
 use scsi_pr_helper::Limits;
 use scsi_pr_linux::policy::Counters;
@@ -36,7 +36,7 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     // For each client: its connection, and the device of its command.
     let room = limits::raise(2, own);
     // Before the first thread: in Linux capabilities belong to threads.
-    drop_privileges().context("cannot drop privileges")?;
+    Privileges::none().keep_only_these().context("cannot drop privileges")?;
     let store = scsi_pr_store::open(&options.store)?;
     log_start(options, &listeners);
 
@@ -64,15 +64,6 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     running.wait();
     info!("{}", counters.counts());
     Ok(())
-}
-
-/// Gives up every capability for good. The server needs no right that its user does not have.
-fn drop_privileges() -> rustix::io::Result<()> {
-    rustix::thread::set_no_new_privs(true)?;
-    let empty = CapabilitySet::empty();
-    let none = CapabilitySets { effective: empty, permitted: empty, inheritable: empty };
-    // A sandbox may forbid the call even to a process without capabilities.
-    if rustix::thread::capabilities(None)? == none { Ok(()) } else { rustix::thread::set_capabilities(None, none) }
 }
 
 /// Logs the sockets, the owners of reservations, options without effect, and that reads and writes are not blocked.

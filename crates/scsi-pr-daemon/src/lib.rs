@@ -4,6 +4,8 @@
 //! * [`signals`]: the signals that end a daemon, read from a descriptor.
 //! * [`notify`]: messages to the service manager.
 //! * [`limits`]: the limit on open files.
+//! * [`privileges`]: giving up privileges for good.
+//! * [`sandbox`]: Landlock and a seccomp filter.
 //! * [`log`]: log lines to standard error, the journal or syslog, without waiting for a reader.
 //! * [`FifoMutex`]: a mutex that serves its contenders in their order of arrival.
 //! * [`RateLimiter`], [`RepeatLimiter`]: a bound on the log lines that a client can cause.
@@ -13,7 +15,9 @@ mod fifo_mutex;
 pub mod limits;
 pub mod log;
 pub mod notify;
+pub mod privileges;
 mod rate_limit;
+pub mod sandbox;
 pub mod signals;
 pub mod socket;
 

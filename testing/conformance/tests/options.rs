@@ -239,9 +239,9 @@ fn verbose_tells_of_reservations(subject: &Subject) {
     assert_eq!(helper.connect().run(&out_cdb(1, 24), &[0; 24], null()), Answer::io_process_terminated());
     let end = helper.terminate();
     let lines = end.stderr.lines().filter(|line| !line.contains("refused on"));
-    let told: Vec<bool> = lines.map(|line| line.contains("PERSISTENT RESERVE OUT")).collect();
-    // What was done, and how many there were.
-    assert_eq!(told, subject.differs("verbose-log", vec![], vec![true; 2]), "{}", end.stderr);
+    let count = lines.filter(|line| line.contains("PERSISTENT RESERVE OUT")).count();
+    // One of the change, and one that counts the commands at the end.
+    assert_eq!(count, subject.differs("verbose-log", 0, 2), "{}", end.stderr);
 }
 
 fn refused_change_is_logged_with_its_client(subject: &Subject) {

@@ -14,22 +14,19 @@ use rustix::net::sockopt::socket_domain;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown};
 use rustix::pipe::fcntl_getpipe_size;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
-use rustix::thread::CapabilitySet;
+use scsi_pr_daemon::privileges::{Capability, Privileges};
 use scsi_pr_daemon::socket::SocketFile;
 use scsi_pr_helper::descriptor::{self, Passed};
 
 use crate::message::{Message, Result, reason};
 use crate::monitor_channel::{BUSY, DIRECTORY, LOG, NO_SOCKET, REMOVE, ROOM, SOCKET, TOO_MANY, WORKER, WorkerTask};
-use crate::privileges;
 use crate::worker;
 
 /// The monitor's capabilities, which its workers inherit. The monitor removes a file from a directory of another user, with
 /// the sticky bit too (CAP_DAC_OVERRIDE, CAP_FOWNER). Workers open device files, send SCSI commands (CAP_SYS_RAWIO), and
 /// make the ioctls of reservations, NVMe and device mapper (CAP_SYS_ADMIN).
-const PRIVILEGES: CapabilitySet = CapabilitySet::DAC_OVERRIDE
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::SYS_RAWIO)
-    .union(CapabilitySet::SYS_ADMIN);
+const CAPABILITIES: [Capability; 4] =
+    [Capability::DacOverride, Capability::Fowner, Capability::SysRawIo, Capability::SysAdmin];
 
 /// The limit on workers. A device has one at a time, so no map holds more than one of them.
 const MAX_WORKERS: usize = 64;
@@ -43,10 +40,10 @@ pub(crate) fn run() -> Result<()> {
     let helper = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
     close_inherited(&helper).map_err(failed)?;
     std::env::set_current_dir("/").map_err(failed)?;
-    let held = rustix::thread::capabilities(None).map_err(|error| failed(error.into()))?.permitted;
     raise_limit();
-    // A program that root executes gets the capabilities of the bounding set.
-    privileges::drop_to(PRIVILEGES & held, PRIVILEGES & held, None, None).map_err(failed)?;
+    // A container may permit only some of them.
+    let permitted = CAPABILITIES.into_iter().filter(|capability| capability.is_permitted().unwrap_or(false));
+    Privileges::none().with(permitted).for_executed_programs().keep_only_these().map_err(failed)?;
     let file = receive_socket_file(&helper).map_err(failed)?;
     MonitorProcess { helper: Some(helper), file, log: None, workers: Vec::new() }.run();
     Ok(())
