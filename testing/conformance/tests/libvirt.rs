@@ -1,6 +1,7 @@
 //! What libvirt relies on when it runs a helper for a virtual machine (qemuProcessStartManagedPRDaemon).
 
 use std::fs::{self, File};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use conformance::process::lock_over;
@@ -11,6 +12,7 @@ against_each_helper!(
     the_process_that_was_started_is_the_helper,
     inherited_descriptors_and_their_locks_are_kept,
     standard_error_may_be_dead,
+    lines_after_standard_error_is_closed_reach_the_journal,
     what_is_wrong_is_said_in_one_line,
     stale_files_of_its_socket_do_not_matter,
     it_ends_at_sigterm_whatever_clients_do,
@@ -57,6 +59,28 @@ fn standard_error_may_be_dead(subject: &Subject) {
     }
     assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
     assert_eq!(helper.terminate().code(), 0);
+}
+
+fn lines_after_standard_error_is_closed_reach_the_journal(subject: &Subject) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let start = subject.command();
+    let journal = start.path("journal");
+    fs::create_dir(&journal).unwrap();
+    let receiver = UnixDatagram::bind(journal.join("socket")).unwrap();
+    receiver.set_nonblocking(true).unwrap();
+    let own_journal = format!(
+        r#"set -- unshare --mount sh -c 'mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind {} /run/systemd/journal && exec "$@"' sh "$@""#,
+        journal.display()
+    );
+    let helper = start.shell(&own_journal).stderr(writer).serve();
+    drop(reader);
+    let client = helper.connect();
+    client.send(&in_cdb(0, 8));
+    client.assert_closed();
+    let mut datagram = [0; 4096];
+    let length = receiver.recv(&mut datagram).unwrap_or(0);
+    let has_line = String::from_utf8_lossy(&datagram[..length]).contains("MESSAGE=No file descriptor in request");
+    assert_eq!(has_line, subject.differs("log-without-reader", false, true));
 }
 
 fn what_is_wrong_is_said_in_one_line(subject: &Subject) {

@@ -11,6 +11,8 @@ against_each_helper!(
     a_command_still_reaches_the_device,
     without_root_it_says_why,
     programs_that_it_starts_gain_nothing,
+    system_calls_of_every_thread_are_filtered,
+    root_becomes_the_default_user,
     as_many_descriptors_as_allowed_are_used,
 );
 
@@ -90,6 +92,26 @@ fn programs_that_it_starts_gain_nothing(subject: &Subject) {
     for thread in helper.process().threads() {
         assert_eq!(thread["NoNewPrivs"], subject.differs("no-new-privileges", "0", "1"));
     }
+}
+
+fn system_calls_of_every_thread_are_filtered(subject: &Subject) {
+    let helper = subject.serve();
+    let _clients: Vec<_> = (0..8).map(|_| helper.connect()).collect();
+    for thread in helper.process().threads() {
+        // SECCOMP_MODE_DISABLED and SECCOMP_MODE_FILTER.
+        assert_eq!(thread["Seccomp"], subject.differs("sandbox", "0", "2"));
+    }
+}
+
+fn root_becomes_the_default_user(subject: &Subject) {
+    let start = subject.command();
+    let users = start.path("passwd");
+    std::fs::write(&users, "root:x:0:0::/:/bin/sh\nqemu-pr-helper:x:64123:64124::/:/bin/false\n").unwrap();
+    let own_users =
+        format!(r#"set -- unshare --mount sh -c 'mount --bind {} /etc/passwd && exec "$@"' sh "$@""#, users.display());
+    let helper = start.shell(&own_users).serve();
+    assert_eq!(ids(&helper), subject.differs("default-user", four("0", "0"), four("64123", "64124")));
+    has_one_capability(&helper);
 }
 
 fn as_many_descriptors_as_allowed_are_used(subject: &Subject) {
