@@ -1,13 +1,13 @@
-//! Completions: what the logical unit answered.
+//! Completions: the answers of a logical unit.
 //!
-//! The three cases are told apart by type, so that "good" can only be said by saying [`Completion::Good`]: there is no
-//! status byte that turns into it by accident.
+//! The three cases are variants, so that only code that names [`Completion::Good`] makes GOOD: no status byte turns into it by
+//! accident.
 
 use std::fmt;
 
 use crate::{Sense, SenseCode};
 
-/// What a logical unit answered to a command. A refusal is an answer too.
+/// The answer of a logical unit to a command. A refusal is an answer too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Completion {
     /// GOOD: the command was done. The data of PERSISTENT RESERVE IN, at most its allocation length; else empty.

@@ -1,13 +1,15 @@
-//! SCSI persistent reservations: the words of the standard, without any I/O.
+//! SCSI persistent reservations as the standard has them, without any I/O.
 //!
 //! * [`Command`]: a checked PERSISTENT RESERVE IN or OUT, or QEMU's private CLEANUP, byte for byte as the guest sent it.
-//! * [`Completion`]: what the logical unit answered, with [`Status`] and [`Sense`].
-//! * [`ReserveIn`], [`ReserveOut`]: what a command means; with [`Keys`], [`Reservation`], [`Capabilities`] and
-//!   [`FullStatus`], the data that come back. Both are read and written.
-//! * [`Key`], [`Type`], [`TransportId`] …: the words of which these are made.
-//! * [`Reservations`]: the rules, as a value: what a unit answers to the commands of each [`Nexus`], and whose reads and
-//!   writes it permits.
-//! * [`PrManager`]: runs commands for one initiator. Everything that runs reservations implements it.
+//! * [`Completion`]: the answer of the logical unit, with [`Status`] and [`Sense`].
+//! * [`ReserveIn`], [`ReserveOut`]: the meaning of a command. [`Keys`], [`Reservation`], [`Capabilities`] and [`FullStatus`]: the
+//!   returned data. All are parsed and encoded.
+//! * [`Key`], [`Type`], [`TransportId`] …: the fields of these.
+//! * [`Reservations`]: the rules as a value. It answers the commands of each [`Nexus`], and decides which reads and writes the
+//!   unit permits.
+//! * [`PrManager`]: the trait of everything that runs reservation commands for one initiator.
+//!
+//! `examples/target.rs` is a disk that enforces reservations.
 //!
 //! The layouts are those of SPC-4 (T10/BSR INCITS 513); each item names its clause.
 #![forbid(unsafe_code)]
@@ -27,7 +29,9 @@ mod transport_id;
 pub use command::{Cdb, Command, CommandBuf, InvalidCommand, MAX_TRANSFER, Opcode};
 pub use completion::{Completion, Status};
 pub use key::{Generation, InvalidKey, Key};
-pub use manager::{Error, PrManager};
+#[cfg(unix)]
+pub use manager::PrManager;
+pub use manager::{Error, ErrorKind};
 pub use reservation_type::{ScopeType, Type};
 pub use reservations::{Access, InvalidRecord, Nexus, Outcome, Registrant, Reservations, Reserved};
 pub use reserve_in::{

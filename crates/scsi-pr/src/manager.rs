@@ -1,26 +1,30 @@
-//! [`PrManager`], the one trait of the project, and the error it may end in.
+//! [`PrManager`], the one trait of the project, and its error.
 
 use std::error::Error as StdError;
 use std::fmt;
+
+#[cfg(unix)]
 use std::os::fd::BorrowedFd;
+#[cfg(unix)]
 use std::sync::Arc;
 
+#[cfg(unix)]
 use crate::{Command, Completion};
 
-/// Runs persistent reservation commands for one initiator.
+/// Runs persistent reservation commands for one initiator. A device is a file descriptor, so the trait is for Unix.
 ///
-/// Mechanisms (SG_IO, a helper's socket, …) and policies around them implement it alike, so they nest. Which initiator
-/// it is was settled when the manager was made.
+/// Mechanisms (SG_IO, a helper's socket, …) and policies around them implement it alike, so they nest. The initiator is a
+/// property of the manager.
+#[cfg(unix)]
 pub trait PrManager: Send + Sync {
-    /// What the logical unit behind `device` answered; blocks until it does.
+    /// Runs `command` on the logical unit behind `device`, and blocks until the unit answers.
     ///
-    /// A refusal is an answer: what the unit, the kernel or a policy said no to is a [`Completion`]. So is a command
-    /// that could not be run because it is not supported.
+    /// A refusal by the unit, the kernel or a policy is a [`Completion`]. So is a command that is not supported.
     ///
     /// # Errors
     ///
-    /// `Err` means that there is no answer, and says whether the command may have been run all the same
-    /// ([`Error::may_have_run`]). It is never a reason to run the command again unseen.
+    /// There is no answer. [`Error::kind`] says whether the command may have been run all the same. An error is never a
+    /// reason to run the command again without the initiator's knowledge.
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error>;
 
     /// Whether a command could be run now (QEMU: `query-pr-managers`).
@@ -29,6 +33,7 @@ pub trait PrManager: Send + Sync {
     }
 }
 
+#[cfg(unix)]
 impl<T: PrManager + ?Sized> PrManager for Arc<T> {
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
         (**self).execute(device, command)
@@ -39,25 +44,37 @@ impl<T: PrManager + ?Sized> PrManager for Arc<T> {
     }
 }
 
-/// There is no answer to a command: what was attempted, on what, why it failed, and what to do about it.
+/// The state of a command that has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The command was not handed over, and nothing has changed.
+    NotRun,
+    /// The command was handed over, and its answer was lost: it may have been run or not.
+    OutcomeUnknown,
+}
+
+/// The error of a command that has no answer: the attempt, its object, the cause, and the remedy.
 #[derive(Debug)]
 pub struct Error {
-    may_have_run: bool,
+    kind: ErrorKind,
     attempted: String,
     remedy: Option<&'static str>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
-    /// The command was not handed over, and nothing has changed. `attempted` names the act and its object: "connect to
-    /// /run/pr.sock".
+    /// An error of [`ErrorKind::NotRun`]. `attempted` names the act and its object: "connect to /run/pr.sock".
     pub fn not_run(attempted: impl Into<String>) -> Self {
-        Self { may_have_run: false, attempted: attempted.into(), remedy: None, source: None }
+        Self::new(ErrorKind::NotRun, attempted.into())
     }
 
-    /// The command was handed over, and its answer was lost: it may have been run or not.
+    /// An error of [`ErrorKind::OutcomeUnknown`].
     pub fn outcome_unknown(attempted: impl Into<String>) -> Self {
-        Self { may_have_run: true, attempted: attempted.into(), remedy: None, source: None }
+        Self::new(ErrorKind::OutcomeUnknown, attempted.into())
+    }
+
+    fn new(kind: ErrorKind, attempted: String) -> Self {
+        Self { kind, attempted, remedy: None, source: None }
     }
 
     /// Adds the cause.
@@ -67,34 +84,39 @@ impl Error {
         self
     }
 
-    /// Adds what a user can do about it.
+    /// Adds the action by which a user can remove the cause.
     #[must_use]
     pub fn remedy(mut self, remedy: &'static str) -> Self {
         self.remedy = Some(remedy);
         self
     }
 
-    /// Whether the command may have been run although there is no answer.
+    /// Whether the command was run.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Whether the kind is [`ErrorKind::OutcomeUnknown`].
     pub fn may_have_run(&self) -> bool {
-        self.may_have_run
+        self.kind == ErrorKind::OutcomeUnknown
     }
 }
 
 impl fmt::Display for Error {
-    /// Everything on one line, the cause included: it is meant for a log.
+    /// One line for a log, with the cause.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot {}", self.attempted)?;
         if let Some(source) = &self.source {
             write!(f, ": {source}")?;
         }
-        if self.may_have_run {
+        if self.kind == ErrorKind::OutcomeUnknown {
             f.write_str(" (the command may have been run)")?;
         }
         self.remedy.map_or(Ok(()), |remedy| write!(f, "; {remedy}"))
     }
 }
 
-// No `source()`: the text has the cause already, and a reporter that walks the chain would print it twice.
+// No `source()`: the text includes the cause, and a reporter that walks the chain would print it twice.
 impl StdError for Error {}
 
 #[cfg(test)]
@@ -102,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_one_line() {
+    fn error_is_one_line() {
         let error = Error::outcome_unknown("read the answer of /run/pr.sock")
             .because(std::io::Error::other("end of file"))
             .remedy("check that the helper runs");

@@ -1,10 +1,10 @@
 //! The rules of persistent reservations (SPC-4 5.13) as a pure value: [`Reservations`] are those of one logical unit.
 //!
-//! A device server gives every PERSISTENT RESERVE IN and OUT to [`Reservations::execute`] and does what the [`Outcome`]
-//! says; of every other command it asks [`Reservations::permits`], with its [`Access`]. What is to outlive the process
-//! is a record, [`Reservations::to_record`]. There is no clock, no I/O and no lock here.
+//! A device server passes every PERSISTENT RESERVE IN and OUT to [`Reservations::execute`], and acts on the [`Outcome`]. Before
+//! every other command it asks [`Reservations::permits`], with the command's [`Access`]. [`Reservations::to_record`] makes the
+//! record that outlives the process. There is no clock, no I/O and no lock here.
 //!
-//! Where the standard leaves a choice, or implementations differ from it, `docs/reference/standard.md` says what is done and why.
+//! `docs/reference/standard.md` has each choice that the standard leaves, and each one in which implementations differ.
 
 mod access;
 mod attention;
@@ -32,54 +32,51 @@ use crate::{
     ReserveInAction, ReserveOut, ReserveOutAction, SenseCode, Status, Type, TypeMask,
 };
 
-/// How many registrants there is room for, unless [`Reservations::with_room_for`] says otherwise.
+/// The number of registrants for which there is room, unless [`Reservations::with_room_for`] sets another.
 const DEFAULT_ROOM: u32 = 10_000;
 
-/// The most room there can be: the record of so many registrants still counts its bytes in 32 bits.
+/// The most room there can be. The record of so many registrants has fewer than 2^32 bytes.
 const MOST_ROOM: u32 = 1_000_000;
 
-/// RELATIVE TARGET PORT IDENTIFIER of the only target port, unless [`Reservations::with_target_ports`] says otherwise.
+/// RELATIVE TARGET PORT IDENTIFIER of the only target port, unless [`Reservations::with_target_ports`] sets others.
 const DEFAULT_TARGET_PORT: u16 = 1;
 
-/// All that persistent reservations are of one logical unit: registrations, the reservation, PRGENERATION, APTPL, and
-/// the unit attention conditions that nexuses have not been told of yet.
+/// The persistent reservations of one logical unit: registrations, the reservation, PRGENERATION, APTPL, and pending unit
+/// attention conditions.
 ///
-/// # What is bounded
+/// # Bounds
 ///
-/// There are no more registrations than there is room for. The unit attentions of a registrant are never dropped: there
-/// are five kinds, each is kept once. Of nexuses that are not registered (any more), as many have theirs kept as there
-/// is room for registrants; what is over drops those that have waited longest. Such a nexus still finds out: its next
-/// command that needs a registration conflicts.
+/// There are no more registrations than there is room for. A registrant's unit attentions are never dropped: there are five kinds,
+/// and each is kept once. Unregistered nexuses with pending unit attentions are kept up to the same number; beyond it, the oldest
+/// are dropped. Such a nexus still learns of the event: its next command that needs a registration conflicts.
 ///
 /// # Equality
 ///
-/// Two are equal when nobody can tell them apart by commands: registrations and unit attentions in the same order
-/// included, whatever way led there.
+/// Two values are equal if no command distinguishes them. The order of registrations and of unit attentions counts.
 #[derive(Clone)]
 pub struct Reservations {
     generation: Generation,
     aptpl: bool,
     registrations: ByNexus<Registration>,
     reservation: Option<Holding>,
-    /// Nexuses that are not registered and have something to be told. None of them is empty.
+    /// The unit attentions of unregistered nexuses. None is empty.
     unregistered: ByNexus<Attentions>,
-    /// How often all registrants but one were to be told RESERVATIONS RELEASED. A counter, because a RELEASE should not
-    /// have to visit them all.
+    /// The number of RESERVATIONS RELEASED for all registrants but one. It is a counter, so that RELEASE need not visit them all.
     releases: u64,
     /// The holder of a SPC-2 reservation. While there is one, there are no registrations.
     spc2: Option<Nexus>,
     /// In ascending order, each once; at least one.
     target_ports: Vec<u16>,
-    /// How many registrants there may be.
+    /// The number of registrants for which there is room.
     room: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Registration {
     key: Key,
-    /// What it has to be told, but for the releases.
+    /// The pending unit attentions, without those of `releases`.
     attentions: Attentions,
-    /// The [releases](Reservations::releases) that it has been told of, or that do not concern it.
+    /// The [releases](Reservations::releases) that were reported to it, or do not concern it.
     releases: u64,
 }
 
@@ -98,10 +95,10 @@ impl Holding {
     }
 }
 
-/// A registration, as it is shown.
+/// A view of a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registrant<'a> {
-    /// Whose it is.
+    /// The registered nexus.
     pub nexus: &'a Nexus,
     /// Never zero.
     pub key: Key,
@@ -109,25 +106,25 @@ pub struct Registrant<'a> {
     pub is_holder: bool,
 }
 
-/// The reservation, as it is shown.
+/// A view of the reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reserved<'a> {
     /// TYPE.
     pub reservation_type: Type,
-    /// The one holder; `None` if every registrant is one.
+    /// The only holder; `None` if every registrant is a holder.
     pub holder: Option<&'a Nexus>,
 }
 
-/// What became of a command.
+/// The result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Outcome {
-    /// What is to be answered.
+    /// The answer.
     pub completion: Completion,
-    /// Whether the value has changed: then the record must be stored before the answer is given.
+    /// Whether the value has changed. If so, the device server must store the record before it answers.
     pub changed: bool,
-    /// After PREEMPT AND ABORT, the nexuses whose commands are to be aborted before the answer is given, in the order of
-    /// their registrations. The sender is among them if its own key was preempted too (only commands other than this one
+    /// After PREEMPT AND ABORT, the nexuses whose commands the device server must abort before it answers, in the order of their
+    /// registrations. The sender is among them if its own key was preempted too (only commands other than this one
     /// are aborted). Else empty.
     pub aborted: Vec<Nexus>,
 }
@@ -176,15 +173,15 @@ impl Reservations {
         Self { target_ports, ..Self::new() }
     }
 
-    /// The same with room for `registrants`, at most 1,000,000; who registers when there is no more gets 05/55/04. Those
-    /// who are registered already stay.
+    /// The same with room for `registrants`, at most 1,000,000. Beyond that, a registration is refused with 05/55/04. Existing
+    /// registrants stay.
     #[must_use]
     pub fn with_room_for(mut self, registrants: usize) -> Self {
         self.set_room_for(registrants);
         self
     }
 
-    /// From now on there is room for `registrants`, as with [`with_room_for`](Self::with_room_for).
+    /// Sets the room for registrants, as [`with_room_for`](Self::with_room_for) does.
     pub fn set_room_for(&mut self, registrants: usize) {
         self.room = u32::try_from(registrants).map_or(MOST_ROOM, |room| room.min(MOST_ROOM));
     }
@@ -231,9 +228,9 @@ impl Reservations {
     /// Whether a command of this class from `nexus` may be processed now; if not, it is a RESERVATION CONFLICT. The table
     /// is at [`Access`].
     ///
-    /// To be asked when the processing of a command begins, after unit attentions; INQUIRY, REPORT LUNS and REQUEST
-    /// SENSE report none. Of PERSISTENT RESERVE OUT it says only what the reservation of another makes of it:
-    /// [`execute`](Self::execute) checks that, and the keys.
+    /// A device server asks when it begins to process a command, after unit attentions; INQUIRY, REPORT LUNS and REQUEST SENSE
+    /// report none. For PERSISTENT RESERVE OUT, this considers the reservation of another nexus only: [`execute`](Self::execute)
+    /// checks that, and the keys.
     pub fn permits(&self, nexus: &Nexus, access: Access) -> bool {
         if let Some(holder) = &self.spc2 {
             return match holder == nexus {
@@ -358,7 +355,7 @@ impl Reservations {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            // Nothing is ever found to be lost.
+            // The rules never find that information was lost.
             rlr_c: false,
             crh: true,
             sip_c: true,
@@ -371,8 +368,8 @@ impl Reservations {
         }
     }
 
-    /// What a nexus has to be told next, as the sense of a CHECK CONDITION; it is told once. Every command is answered
-    /// with it but INQUIRY, REPORT LUNS and REQUEST SENSE (which returns it as data). `Some`: the value has changed.
+    /// Takes the next unit attention of `nexus`, for the sense data of a CHECK CONDITION. It is the answer to every command except
+    /// INQUIRY, REPORT LUNS and REQUEST SENSE (which returns it as data). If it is `Some`, the value has changed.
     pub fn take_unit_attention(&mut self, nexus: &Nexus) -> Option<SenseCode> {
         let releases = self.releases;
         let taken = if let Some(registration) = self.registrations.get_mut(nexus) {
@@ -408,14 +405,14 @@ impl Reservations {
         }
     }
 
-    /// Registers `nexus`, which was not.
+    /// Registers `nexus`, which is not registered.
     fn add(&mut self, nexus: Nexus, key: Key) {
         let attentions = self.unregistered.remove(&nexus).unwrap_or(Attentions::NONE);
         self.registrations.insert(nexus, Registration { key, attentions, releases: self.releases });
     }
 
-    /// Removes the registration of `nexus`, which it is told by `attention`; what it had to be told before, it still has
-    /// to be told. Whether there was one.
+    /// Removes the registration of `nexus`, and establishes `attention` for it. Its pending unit attentions stay. Returns whether
+    /// it was registered.
     fn remove(&mut self, nexus: &Nexus, attention: Option<Attention>) -> bool {
         let Some(registration) = self.registrations.remove(nexus) else { return false };
         let mut pending = registration.pending(self.releases);
@@ -424,7 +421,7 @@ impl Reservations {
         true
     }
 
-    /// Keeps what a nexus that is not registered has to be told.
+    /// Sets the unit attentions of an unregistered nexus.
     fn set_attentions_of_unregistered(&mut self, nexus: Nexus, pending: Attentions) {
         if !pending.is_empty() {
             self.unregistered.insert(nexus, pending);
@@ -435,11 +432,11 @@ impl Reservations {
         }
     }
 
-    /// RESERVATIONS RELEASED to every registrant but `sender`.
+    /// Establishes RESERVATIONS RELEASED for every registrant except `sender`.
     fn establish_reservations_released(&mut self, sender: &Nexus) {
         let before = self.releases;
         self.releases += 1;
-        // One that waits for an earlier release still does.
+        // If an earlier release is pending for the sender, it stays pending.
         if let Some(registration) = self.registrations.get_mut(sender)
             && registration.releases == before
         {
@@ -447,7 +444,7 @@ impl Reservations {
         }
     }
 
-    /// What each nexus has to be told: of the registrants, and of others.
+    /// The pending unit attentions of each nexus: first of registrants, then of others.
     fn all_attentions(&self) -> impl Iterator<Item = (&Nexus, Attentions)> {
         let registered = self.registrations.iter().map(|(nexus, it)| (nexus, it.pending(self.releases)));
         registered.chain(self.unregistered.iter().map(|(nexus, pending)| (nexus, *pending)))
@@ -455,7 +452,7 @@ impl Reservations {
 }
 
 impl Registration {
-    /// All that it has to be told, when there have been `releases`.
+    /// All pending unit attentions, after this number of releases.
     fn pending(&self, releases: u64) -> Attentions {
         match self.releases == releases {
             true => self.attentions,

@@ -61,7 +61,7 @@ impl fmt::Display for ReserveInAction {
     }
 }
 
-/// What a PERSISTENT RESERVE IN asks for.
+/// The meaning of a PERSISTENT RESERVE IN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReserveIn {
     action: ReserveInAction,
@@ -143,14 +143,14 @@ impl fmt::Display for ReserveIn {
     }
 }
 
-/// What could be read of returned data.
+/// The readable part of returned data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parsed<T> {
-    /// What is there. Of a list, the entries that came whole.
+    /// The value. A list has the entries that are complete.
     pub value: T,
-    /// How many bytes there are in all: what an allocation length must be for nothing to be cut.
+    /// The number of bytes of the whole data: an allocation length of so much cuts nothing.
     pub length: usize,
-    /// Whether there are more bytes than came.
+    /// Whether the data were cut.
     pub truncated: bool,
 }
 
@@ -161,18 +161,18 @@ impl<T: fmt::Display> fmt::Display for Parsed<T> {
     }
 }
 
-/// Why bytes are not the data of PERSISTENT RESERVE IN.
+/// The cause for which bytes cannot be read as data of PERSISTENT RESERVE IN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidData {
-    /// Too little came to tell anything.
+    /// The data are too short.
     Short {
-        /// How many bytes it takes at least.
+        /// The least number of bytes.
         needed: usize,
-        /// How many came.
+        /// The number of bytes.
         actual: usize,
     },
-    /// A length field that cannot be: no multiple of an entry, or beyond the data around it.
+    /// An impossible length field: no multiple of an entry, or beyond the data around it.
     Length(u32),
     /// A reservation of another scope than LU_SCOPE, or of an obsolete or reserved type: this byte.
     ScopeType(u8),
@@ -192,7 +192,7 @@ impl fmt::Display for InvalidData {
 
 impl std::error::Error for InvalidData {}
 
-/// What READ KEYS, READ RESERVATION and READ FULL STATUS return first.
+/// The header of READ KEYS, READ RESERVATION and READ FULL STATUS.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Header {
@@ -200,7 +200,7 @@ struct Header {
     additional_length: U32,
 }
 
-/// A [`Header`] and what it announces, as far as that came.
+/// A [`Header`] and the bytes that it announces, as far as they were returned.
 struct Body<'a> {
     generation: Generation,
     additional_length: u32,
@@ -211,7 +211,7 @@ struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    /// Bytes after those that are announced are no data: some managers pad with zeros to the allocation length.
+    /// Bytes beyond the announced ones are no data: some managers pad with zeros to the allocation length.
     fn parse(data: &'a [u8]) -> Result<Self, InvalidData> {
         let (header, body) = prefix::<Header>(data)?;
         let additional_length = header.additional_length.get();
@@ -230,7 +230,7 @@ impl<'a> Body<'a> {
     }
 }
 
-/// Data that begin with a [`Header`], cut to a limit while they are encoded. What does not fit costs neither time nor memory.
+/// Data that begin with a [`Header`], cut to a limit while they are encoded. The rest takes neither time nor memory.
 pub(crate) struct Encoder {
     data: Vec<u8>,
     limit: usize,
@@ -262,7 +262,7 @@ impl Encoder {
     }
 }
 
-/// The layout that `bytes` begin with, and what follows it.
+/// The layout at the beginning of `bytes`, and the bytes after it.
 fn prefix<T: FromBytes + KnownLayout + Immutable + Unaligned>(bytes: &[u8]) -> Result<(&T, &[u8]), InvalidData> {
     T::ref_from_prefix(bytes).map_err(|_| InvalidData::Short { needed: size_of::<T>(), actual: bytes.len() })
 }
@@ -361,7 +361,7 @@ pub(crate) mod tests {
             if let Some((part, length, truncated)) = again(action, &data[..cut]) {
                 prop_assert!(truncated);
                 prop_assert_eq!(length, data.len());
-                // What is there is right, but for the length fields, which now announce less.
+                // The value is right, except the length fields, which now announce less.
                 prop_assert!(part.len() <= data.len());
                 if part.len() > 8 && action != ReserveInAction::ReportCapabilities {
                     prop_assert_eq!(&part[8..], &data[8..part.len()]);
@@ -370,7 +370,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn data_are_told_without_control_characters((action, data) in returned(), cut: prop::sample::Index) {
+        fn text_of_data_has_no_control_characters((action, data) in returned(), cut: prop::sample::Index) {
             fn lines<T: fmt::Display>(parsed: Result<Parsed<T>, InvalidData>) -> String {
                 parsed.map_or_else(|error| error.to_string(), |parsed| format!("{parsed}{parsed:#}").replace('\n', ""))
             }
@@ -397,7 +397,7 @@ pub(crate) mod tests {
             for (bytes, action) in [noise, changed].iter().flat_map(|b| ReserveInAction::ALL.map(|a| (b, a))) {
                 if let Some((once, length, truncated)) = again(action, bytes) {
                     prop_assert_eq!(truncated, bytes.len() < length);
-                    // What does not count is not kept, and changes nothing.
+                    // Reserved fields are ignored and not kept.
                     prop_assert_eq!(again(action, &once), Some((once.clone(), once.len(), false)));
                 }
             }

@@ -78,7 +78,7 @@ impl fmt::Display for ReserveOutAction {
     }
 }
 
-/// What a PERSISTENT RESERVE OUT asks for: of its CDB and parameter list, the fields that count for the service action.
+/// The meaning of a PERSISTENT RESERVE OUT: the fields of its CDB and parameter list that count for the service action.
 ///
 /// `key` is RESERVATION KEY, the sender's own; `service_action_key` is SERVICE ACTION RESERVATION KEY, whose meaning
 /// depends on the service action. `aptpl` asks for registrations and reservation to survive a loss of power.
@@ -121,9 +121,9 @@ pub enum ReserveOut {
     Preempt {
         /// The sender's key.
         key: Key,
-        /// Whose registrations are removed; zero: those of all others, if every registrant is a holder.
+        /// The key of the registrations to remove. Zero means those of all others, if every registrant is a holder.
         service_action_key: Key,
-        /// Counts only if a reservation is created; one that is not valid must then be refused.
+        /// Counts only if a reservation is created. An invalid one must then be refused.
         scope_type: ScopeType,
     },
     /// PREEMPT AND ABORT: as PREEMPT, and the commands of those who were preempted are aborted.

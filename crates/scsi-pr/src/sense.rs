@@ -6,7 +6,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SenseKey(u8);
 
-/// What went wrong: sense key, additional sense code and its qualifier (SPC-4 annex E.2).
+/// The code of an error: sense key, additional sense code and its qualifier (SPC-4 annex E.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SenseCode {
     /// The sense key.
@@ -94,7 +94,7 @@ codes! {
 }
 
 impl SenseCode {
-    /// What the standard calls the additional sense code and qualifier; `None` for those that do not concern us.
+    /// The standard's name of the additional sense code and qualifier. `None` for those that do not concern reservations.
     pub fn name(self) -> Option<&'static str> {
         let same = |code: SenseCode| (code.asc, code.ascq) == (self.asc, self.ascq);
         Self::NAMED.iter().find(|(code, _)| same(*code)).map(|(_, name)| *name)
@@ -156,7 +156,7 @@ impl Sense {
         if length < Self::LENGTH { length } else { Self::LENGTH }
     }
 
-    /// What the sense data says; `None` when it is of neither format. What ADDITIONAL SENSE LENGTH leaves out is zero.
+    /// The code in the sense data; `None` if it is of neither format. Bytes that ADDITIONAL SENSE LENGTH leaves out are zero.
     pub const fn code(&self) -> Option<SenseCode> {
         let b = &self.0;
         match self.format() {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn deferred_errors_are_told_apart() {
+    fn deferred_errors_are_recognized() {
         for (response_code, text) in [
             (0x70, "sense 06/29/00 (POWER ON, RESET, OR BUS DEVICE RESET OCCURRED)"),
             (0xf1, "deferred sense 06/29/00 (POWER ON, RESET, OR BUS DEVICE RESET OCCURRED)"),

@@ -52,7 +52,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn commands_are_told_in_the_words_of_the_standard() {
+    fn text_of_commands_has_the_terms_of_the_standard() {
         let keys = [1u64.to_be_bytes(), 2u64.to_be_bytes(), [0; 8]].concat();
         let read_keys = ReserveIn::new(ReserveInAction::ReadKeys, 4096).encode();
         let clear = ReserveOut::Clear { key: Key(0xabc) }.encode().unwrap();

@@ -13,18 +13,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// How long every TransportID is but those of iSCSI, and the least that those are.
 const LENGTH: usize = 24;
-/// What is before the name in an iSCSI TransportID.
+/// The bytes before the name in an iSCSI TransportID.
 const ISCSI_HEADER_LENGTH: usize = 4;
-/// The most that may follow that header; over it, QEMU's helper refuses too.
+/// The most bytes after that header. QEMU's helper refuses more, too.
 const ISCSI_MAX_ADDITIONAL_LENGTH: usize = 252;
 /// The most bytes of an iSCSI name (RFC 7143 4.2.7.1).
 const ISCSI_MAX_NAME: usize = 223;
-/// What is between the name and the ISID of an iSCSI initiator port.
+/// The text between the name and the ISID of an iSCSI initiator port.
 const ISID_SEPARATOR: &str = ",i,0x";
 /// TPID FORMAT 01b: an iSCSI name with an ISID.
 const FORMAT_NAME_AND_ISID: u8 = 0x40;
 
-/// What a [`TransportId`] names.
+/// An initiator port, as a [`TransportId`] names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum InitiatorPort<'a> {
@@ -168,7 +168,7 @@ impl TransportId {
     ///
     /// # Errors
     ///
-    /// What is wrong with it; in a parameter list the answer is INVALID FIELD IN PARAMETER LIST.
+    /// The fault of the bytes. In a parameter list, the answer is INVALID FIELD IN PARAMETER LIST.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidTransportId> {
         match Self::split_first(bytes)? {
             (id, []) => Ok(id),
@@ -180,7 +180,7 @@ impl TransportId {
     ///
     /// # Errors
     ///
-    /// What is wrong with the first bad one.
+    /// The fault of the first invalid one.
     pub fn list_from_bytes(mut bytes: &[u8]) -> Result<Vec<Self>, InvalidTransportId> {
         let mut list = Vec::new();
         while !bytes.is_empty() {
@@ -358,7 +358,7 @@ fn length(bytes: &[u8]) -> Result<usize, InvalidTransportId> {
     }
 }
 
-/// What `bytes`, as many as [`length`] says, name.
+/// The port that `bytes` name. There are as many bytes as [`length`] says.
 fn read(bytes: &[u8]) -> Result<InitiatorPort<'_>, InvalidTransportId> {
     fn layout<T: FromBytes + KnownLayout + Immutable + Unaligned>(bytes: &[u8]) -> Result<&T, InvalidTransportId> {
         T::ref_from_bytes(bytes).map_err(|_| InvalidTransportId::Length { expected: LENGTH, actual: bytes.len() })

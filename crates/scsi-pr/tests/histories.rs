@@ -51,17 +51,17 @@ impl Pair {
         }
         let changed = self.reservations != before;
         if changed && !may_change {
-            return Err(format!("{act:?}: a change that nobody would store"));
+            return Err(format!("{act:?}: a change without `changed`"));
         }
-        let told = matches!(done.answer, Answer::Check(6, ..));
-        if changed && !told && !matches!(done.answer, Answer::Good(_)) {
+        let reported = matches!(done.answer, Answer::Check(6, ..));
+        if changed && !reported && !matches!(done.answer, Answer::Good(_)) {
             return Err(format!("{act:?}: it was refused, and changed something"));
         }
         self.compare().map_err(|difference| format!("{act:?}: {difference}"))?;
         Ok(done.way)
     }
 
-    /// What the model and we do; and whether we said that it may change us.
+    /// Runs the step on the model and on the rules. Returns both results, and whether the rules reported a change.
     fn act(&mut self, act: &Act) -> (Done, Completion, Vec<Nexus>, bool) {
         let good = Completion::Good(Vec::new());
         match act {
@@ -116,12 +116,12 @@ impl Pair {
         for (plain, nexus) in world.nexuses.iter().zip(nexuses) {
             let (mut ours, mut theirs) = (reservations.clone(), model.clone());
             loop {
-                let told = ours.take_unit_attention(nexus).map(|code| (code.key.byte(), code.asc, code.ascq));
+                let reported = ours.take_unit_attention(nexus).map(|code| (code.key.byte(), code.asc, code.ascq));
                 let expected = theirs.take_attention(plain).map(|(asc, ascq)| (6, asc, ascq));
-                if told != expected {
-                    return Err(format!("unit attention of {nexus}: {told:?}, expected {expected:?}"));
+                if reported != expected {
+                    return Err(format!("unit attention of {nexus}: {reported:?}, expected {expected:?}"));
                 }
-                if told.is_none() {
+                if reported.is_none() {
                     break;
                 }
             }

@@ -1,8 +1,8 @@
-//! [`Access`]: what a command is to a reservation (SPC-4 5.13.1, SBC-4 4.17).
+//! [`Access`]: the class of a command, as reservations see it (SPC-4 5.13.1, SBC-4 4.17).
 
 use crate::{Opcode, ReserveOutAction};
 
-/// What a command wants of the logical unit, as far as reservations are concerned.
+/// The access to the logical unit that a command needs, as reservations see it.
 ///
 /// | class | WE, other nexus | EA, other nexus | RO or AR, registrant | WE-RO/AR, not registered | EA-RO/AR, not registered | SPC-2, other nexus |
 /// | --- | --- | --- | --- | --- | --- | --- |
@@ -11,7 +11,7 @@ use crate::{Opcode, ReserveOutAction};
 /// | `Read` | passes | conflict | passes | passes | conflict | conflict |
 /// | `Write` | conflict | conflict | passes | conflict | conflict | conflict |
 ///
-/// A command of which nothing is known is `Write`: it conflicts with every reservation that leaves its sender out.
+/// An unknown command is `Write`: it conflicts with every reservation that leaves its sender out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Access {
@@ -22,7 +22,7 @@ pub enum Access {
     Status,
     /// Looks at the medium or the unit's settings. As ALLOW COMMANDS 100b has it, MODE SENSE and READ BUFFER too.
     Read,
-    /// Changes the medium, the caches or the settings; and what is not known.
+    /// Changes the medium, the caches or the settings; also every unknown command.
     Write,
     /// PERSISTENT RESERVE IN: passes every persistent reservation; conflicts with a SPC-2 one, the holder's own included.
     ReserveIn,

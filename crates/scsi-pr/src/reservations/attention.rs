@@ -1,4 +1,4 @@
-//! Unit attention conditions of one nexus (SAM-5 5.14): what happened while it was not looking.
+//! Unit attention conditions of one nexus (SAM-5 5.14).
 
 use crate::{SenseCode, SenseKey};
 
@@ -10,11 +10,11 @@ pub(super) enum Attention {
     Reset = 1,
     /// 29/07.
     NexusLoss = 2,
-    /// 2A/03: somebody cleared.
+    /// 2A/03: another nexus sent CLEAR.
     ReservationsPreempted = 3,
-    /// 2A/04: the reservation is gone or of another type.
+    /// 2A/04: the reservation is gone, or has another type.
     ReservationsReleased = 4,
-    /// 2A/05: somebody preempted.
+    /// 2A/05: another nexus sent PREEMPT or PREEMPT AND ABORT.
     RegistrationsPreempted = 5,
 }
 
@@ -27,7 +27,7 @@ impl Attention {
         Self::RegistrationsPreempted,
     ];
 
-    /// How it is written in a record.
+    /// The code in a record.
     pub(super) const fn code(self) -> u8 {
         self as u8
     }
@@ -36,7 +36,7 @@ impl Attention {
         Self::ALL.into_iter().find(|attention| attention.code() == code)
     }
 
-    /// What the sense data say.
+    /// The code in the sense data.
     pub(super) const fn sense(self) -> SenseCode {
         match self {
             Self::Reset => SenseCode::RESET,
@@ -47,13 +47,13 @@ impl Attention {
         }
     }
 
-    /// Whether it comes before those of reservations, whenever it happened.
+    /// Whether it is reported before the conditions of reservations, whenever it occurred.
     const fn is_first(self) -> bool {
         matches!(self, Self::Reset | Self::NexusLoss)
     }
 }
 
-/// What a nexus has to be told, each condition once: resets first, then in the order in which it happened.
+/// The pending conditions of a nexus, each once: resets first, then in their order of occurrence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Attentions([Option<Attention>; Attention::ALL.len()]);
 
@@ -82,7 +82,7 @@ impl Attentions {
         self
     }
 
-    /// Takes what is to be told next.
+    /// Takes the condition to be reported next.
     pub(super) fn take(&mut self) -> Option<Attention> {
         let first = self.0[0].take()?;
         self.0.rotate_left(1);

@@ -1,4 +1,4 @@
-//! [`Nexus`]: who sent a command, and through which target port.
+//! [`Nexus`]: the initiator port of a command, and its target port.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use crate::TransportId;
 
-/// Guests choose TransportIDs; they do not know the key of this process, and so cannot make many fall together.
+/// Guests choose TransportIDs. They do not know the hash key of this process, so they cannot make many hashes equal.
 static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// An I_T nexus: an initiator port and the target port that it uses (SAM-5 4.8.4).
@@ -29,8 +29,8 @@ impl Nexus {
     /// The nexus of `initiator` and the target port with this RELATIVE TARGET PORT IDENTIFIER.
     ///
     /// `initiator` should name a port: one of iSCSI should have an ISID, for parameter lists cannot name the other kind.
-    /// Of the TransportID only what it names is kept: reserved bytes become zero, padding the least there may be, and an
-    /// ISID lower case.
+    /// Only the name in the TransportID counts: reserved bytes become zero, padding becomes as short as possible, and an ISID
+    /// becomes lower case.
     pub fn new(initiator: TransportId, relative_target_port: u16) -> Self {
         let initiator = TransportId::new(initiator.port()).expect("what was read is well-formed");
         let hash = HASHES.hash_one((initiator.bytes(), relative_target_port));

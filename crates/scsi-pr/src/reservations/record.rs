@@ -27,11 +27,11 @@ const CHECKSUM_LENGTH: usize = 4;
 const APTPL: u8 = 0x01;
 const NO_HOLDER: u32 = u32::MAX;
 
-/// Why bytes are no record that can be read.
+/// The cause for which bytes cannot be read as a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidRecord {
-    /// They do not begin as a record does.
+    /// The bytes do not begin as a record does.
     NotOurs,
     /// The end is missing.
     Truncated {
@@ -42,7 +42,7 @@ pub enum InvalidRecord {
     },
     /// The checksum is wrong, or the content cannot be.
     Damaged,
-    /// A record of a later version of this library: this one.
+    /// The record has a format of a later version of this library: this number.
     Newer(u16),
 }
 
@@ -66,7 +66,7 @@ impl fmt::Display for InvalidRecord {
 impl std::error::Error for InvalidRecord {}
 
 impl Reservations {
-    /// The record: everything but a SPC-2 reservation.
+    /// The record: everything except a SPC-2 reservation.
     pub fn to_record(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(64 + 64 * (self.registrations.len() + self.unregistered.len()));
         bytes.extend(MAGIC);
@@ -105,8 +105,7 @@ impl Reservations {
     ///
     /// # Errors
     ///
-    /// Why it cannot be read. Nothing else is made of it: a unit whose record is refused has reservations that are not
-    /// known, not none.
+    /// The cause for which the bytes cannot be read. A unit with such a record has unknown reservations, not none.
     pub fn from_record(bytes: &[u8]) -> Result<Self, InvalidRecord> {
         let (version, body) = open(bytes)?;
         match version {
@@ -117,7 +116,7 @@ impl Reservations {
     }
 }
 
-/// Writes length and checksum of a record to their places, if it is long enough to have them.
+/// Writes the length and the checksum of a record, if it is long enough to have them.
 pub(super) fn seal(bytes: &mut [u8]) {
     let length = count(bytes.len());
     if let Some((content, checksum)) = bytes.split_last_chunk_mut::<CHECKSUM_LENGTH>()
@@ -128,7 +127,7 @@ pub(super) fn seal(bytes: &mut [u8]) {
     }
 }
 
-/// There is never so much room that 32 bits do not count everything.
+/// The room for registrants is so bounded that 32 bits count everything.
 fn count(count: usize) -> u32 {
     u32::try_from(count).expect("there are at most a million registrants")
 }
@@ -142,7 +141,7 @@ fn write_nexus(bytes: &mut Vec<u8>, nexus: &Nexus, pending: &Attentions) {
     bytes.extend_from_slice(id);
 }
 
-/// Version and body of a record whose frame is whole.
+/// The version and the body of a record with a valid frame.
 fn open(bytes: &[u8]) -> Result<(u16, &[u8]), InvalidRecord> {
     let actual = bytes.len();
     let magic = &bytes[..actual.min(MAGIC.len())];
@@ -167,7 +166,7 @@ fn open(bytes: &[u8]) -> Result<(u16, &[u8]), InvalidRecord> {
     Ok((version, &content[HEADER_LENGTH..]))
 }
 
-/// What a body has not been read of yet.
+/// The part of a body that has not been read yet.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -210,7 +209,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// `None`: it cannot have been written by [`Reservations::to_record`].
+/// `None` if [`Reservations::to_record`] cannot have written the body.
 fn read_body(reader: &mut Reader<'_>) -> Option<Reservations> {
     let generation = Generation(reader.u32()?);
     let flags = reader.u8()?;

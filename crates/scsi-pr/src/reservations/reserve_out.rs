@@ -1,6 +1,6 @@
-//! The service actions of PERSISTENT RESERVE OUT: who may do what, and what it does (SPC-4 5.13.6 to 5.13.11).
+//! The service actions of PERSISTENT RESERVE OUT: their checks and their effects (SPC-4 5.13.6 to 5.13.11).
 //!
-//! Each first checks everything, in the order of the standard, and then changes the value: what is refused has changed
+//! Each first checks everything, in the order of the standard, and then changes the value. So a refused command has changed
 //! nothing.
 
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use crate::{
     Type,
 };
 
-/// What a command did.
+/// The effect of a command.
 #[derive(Default)]
 struct Effect {
     changed: bool,
@@ -21,7 +21,7 @@ struct Effect {
 const UNCHANGED: Effect = Effect { changed: false, aborted: Vec::new() };
 const CHANGED: Effect = Effect { changed: true, aborted: Vec::new() };
 
-/// Why a command did nothing.
+/// The refusal of a command, which changes nothing.
 #[derive(Clone, Copy)]
 enum Refusal {
     Conflict,
@@ -39,9 +39,9 @@ impl From<Refusal> for Completion {
 
 const INVALID_FIELD_IN_LIST: Refusal = Refusal::Check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
 
-/// The nexus that a parameter list names. The name of an iSCSI node without an ISID stands for all ports of the node that
-/// are known; which there are is not known here, and the standard lets such a name be refused (SPC-4 7.6.4.6). Else it
-/// would be the registration of a nexus from which no command ever comes.
+/// The nexus that a parameter list names. The name of an iSCSI node without an ISID stands for all known ports of the node. The
+/// rules do not know these, so such a name is refused, as the standard allows (SPC-4 7.6.4.6). Else a nexus from which no command
+/// ever comes would be registered.
 fn named(initiator: &TransportId, relative_target_port: u16) -> Result<Nexus, Refusal> {
     match initiator.port() {
         InitiatorPort::Iscsi { isid: None, .. } => Err(INVALID_FIELD_IN_LIST),
@@ -51,7 +51,7 @@ fn named(initiator: &TransportId, relative_target_port: u16) -> Result<Nexus, Re
 
 /// REGISTER and REGISTER AND IGNORE EXISTING KEY.
 struct Register<'a> {
-    /// `None`: whatever is registered is ignored.
+    /// `None`: REGISTER AND IGNORE EXISTING KEY.
     key: Option<Key>,
     service_action_key: Key,
     initiator_ports: Option<&'a [TransportId]>,
@@ -60,7 +60,7 @@ struct Register<'a> {
 }
 
 impl Reservations {
-    /// PERSISTENT RESERVE OUT, without a look at unit attentions.
+    /// PERSISTENT RESERVE OUT, without unit attentions.
     pub fn reserve_out(&mut self, nexus: &Nexus, value: &ReserveOut) -> Outcome {
         match self.apply(nexus, value) {
             Ok(Effect { changed, aborted }) => Outcome { completion: Completion::Good(Vec::new()), changed, aborted },
@@ -124,8 +124,8 @@ impl Reservations {
         }
     }
 
-    /// The answer to a command that [`ReserveOut::parse`] refuses with `code`. Keys are checked before the fields of the
-    /// parameter list: those who have no business here are told only that.
+    /// The answer to a command that [`ReserveOut::parse`] refuses with `code`. Keys are checked before the other fields of the
+    /// parameter list, so a nexus with a wrong key gets a conflict.
     pub(super) fn refuse_malformed(&self, nexus: &Nexus, command: Command<'_>, code: SenseCode) -> Completion {
         let checked =
             if code == SenseCode::INVALID_FIELD_IN_PARAMETER_LIST { self.check_keys(nexus, command) } else { Ok(()) };
@@ -157,7 +157,7 @@ impl Reservations {
         if self.key_of(nexus) == Some(key) { Ok(()) } else { Err(Refusal::Conflict) }
     }
 
-    /// `key` must be the one that `nexus` has registered, or zero if there is none; `None` is not checked.
+    /// `key` must be the one that `nexus` has registered, or zero if there is none. `None` passes.
     fn check_key(&self, nexus: &Nexus, key: Option<Key>) -> Result<(), Refusal> {
         match key {
             Some(key) if key != self.key_of(nexus).unwrap_or(Key::ZERO) => Err(Refusal::Conflict),
@@ -178,7 +178,7 @@ impl Reservations {
             return vec![nexus.clone()];
         }
         let mut nexuses: Vec<Nexus> = self.target_ports.iter().map(|port| nexus.at(*port)).collect();
-        // The port that it came through is one, whether or not the device server named it.
+        // The port of the command is a target port, whether or not the device server named it.
         if !self.target_ports.contains(&nexus.relative_target_port()) {
             nexuses.push(nexus.clone());
         }
@@ -187,7 +187,7 @@ impl Reservations {
 
     fn register(&mut self, nexus: &Nexus, register: &Register<'_>) -> Result<Effect, Refusal> {
         let senders = self.on_target_ports(nexus, register.all_tg_pt);
-        // As if it had come through each of them, all or nothing.
+        // As if the command had come through each target port, all or nothing.
         senders.iter().try_for_each(|sender| self.check_key(sender, register.key))?;
         if register.initiator_ports.is_some() && self.registrations.contains(nexus) {
             return Err(INVALID_FIELD_IN_LIST);
@@ -209,7 +209,7 @@ impl Reservations {
         Ok(CHANGED)
     }
 
-    /// The nexuses that REGISTER has to add, each once: those of the sender, then those that it names.
+    /// The nexuses that REGISTER adds, each once: those of the sender, then those that it names.
     fn newcomers(&self, nexus: &Nexus, senders: &[Nexus], register: &Register<'_>) -> Result<Vec<Nexus>, Refusal> {
         let mut new: Vec<Nexus> =
             senders.iter().filter(|sender| !self.registrations.contains(sender)).cloned().collect();
@@ -229,7 +229,7 @@ impl Reservations {
         Ok(new)
     }
 
-    /// Removes the registrations of the sender, which is not told, and what the reservation was by them.
+    /// Removes the registrations of the sender, without a unit attention for it, and the reservation that depends on them.
     fn unregister(&mut self, sender: &Nexus, nexuses: &[Nexus]) {
         for nexus in nexuses {
             self.remove(nexus, None);
@@ -282,8 +282,8 @@ impl Reservations {
         self.reservation = None;
         let everyone: Vec<Nexus> = self.registrations.iter().map(|(nexus, _)| nexus.clone()).collect();
         for registrant in &everyone {
-            let told = if registrant == nexus { None } else { Some(Attention::ReservationsPreempted) };
-            self.remove(registrant, told);
+            let attention = if registrant == nexus { None } else { Some(Attention::ReservationsPreempted) };
+            self.remove(registrant, attention);
         }
         self.generation = self.generation.next();
         Ok(CHANGED)
@@ -304,7 +304,7 @@ impl Reservations {
             Some(Holding { holder: Some(holder), .. }) => self.key_of(holder) == Some(victim),
             _ => everyone,
         };
-        // Else scope and type are not looked at.
+        // Else scope and type are ignored.
         let new_type = if takes_over {
             let invalid = Refusal::Check(SenseCode::INVALID_FIELD_IN_CDB);
             Some(scope_type.reservation_type().ok_or(invalid)?)
@@ -335,7 +335,7 @@ impl Reservations {
         Ok(preempted)
     }
 
-    /// Whether `nexus` may move the reservation, wherever to.
+    /// Whether `nexus` may move the reservation, to any destination.
     fn may_move(&self, nexus: &Nexus, key: Key, service_action_key: Key) -> Result<(), Refusal> {
         if !self.permits(nexus, Access::ReserveOut(ReserveOutAction::RegisterAndMove)) {
             return Err(Refusal::Conflict);
@@ -369,7 +369,7 @@ impl Reservations {
         Ok(())
     }
 
-    /// Nothing is ever found to be lost, so there is nothing to replace.
+    /// The rules never find that information was lost, so there is nothing to replace.
     fn refuse_replace(&self, nexus: &Nexus, key: Key) -> Refusal {
         let permitted = self.permits(nexus, Access::ReserveOut(ReserveOutAction::ReplaceLostReservation));
         if permitted && key.is_zero() { Refusal::Check(SenseCode::INVALID_RELEASE) } else { Refusal::Conflict }

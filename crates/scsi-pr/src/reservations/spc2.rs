@@ -6,7 +6,7 @@ use crate::Completion;
 const GOOD: Completion = Completion::Good(Vec::new());
 
 impl Reservations {
-    /// RESERVE(6) or RESERVE(10) of the whole unit, without a look at unit attentions.
+    /// RESERVE(6) or RESERVE(10) of the whole unit, without unit attentions.
     ///
     /// From a holder of the persistent reservation, and from a registrant under one of registrants only or all
     /// registrants, GOOD without any effect; while anything is registered, else RESERVATION CONFLICT. A SPC-2 reservation
@@ -21,8 +21,8 @@ impl Reservations {
         GOOD
     }
 
-    /// RELEASE(6) or RELEASE(10), without a look at unit attentions: GOOD without effect from who does not hold the SPC-2
-    /// reservation; else as [`reserve_spc2`](Self::reserve_spc2).
+    /// RELEASE(6) or RELEASE(10), without unit attentions. From a nexus that does not hold the SPC-2 reservation it is GOOD without
+    /// effect; else it is as [`reserve_spc2`](Self::reserve_spc2).
     pub fn release_spc2(&mut self, nexus: &Nexus) -> Completion {
         if !self.permits(nexus, Access::ReleaseSpc2) {
             return CONFLICT;

@@ -41,7 +41,7 @@ pub(super) fn attention(asc: u8, ascq: u8) -> Completion {
     Completion::check(SenseCode { key: SenseKey::UNIT_ATTENTION, asc, ascq })
 }
 
-/// A unit, and commands to it in few words. What is executed comes as bytes, as from a guest.
+/// A unit, and commands to it in few words. Commands are encoded first, as from a guest.
 #[derive(Clone)]
 pub(super) struct Unit(pub(super) Reservations);
 
@@ -95,7 +95,7 @@ impl Unit {
         self.out(n, &ReserveOut::Preempt { key: key(n), service_action_key: victim, scope_type })
     }
 
-    /// READ KEYS of somebody who has nothing to be told.
+    /// READ KEYS of an unregistered nexus.
     pub(super) fn keys(&self) -> (u32, Vec<Key>) {
         let read_keys = ReserveIn::new(ReserveInAction::ReadKeys, 8192);
         let Completion::Good(data) = self.0.reserve_in(&nexus(99), &read_keys) else { panic!("READ KEYS") };
@@ -115,10 +115,10 @@ impl Unit {
         Reservation::parse(&data).unwrap().value.held.map(|held| (held.key, held.reservation_type))
     }
 
-    /// What initiator `n` is told, one after the other.
-    pub(super) fn told(&mut self, n: u64) -> Vec<(u8, u8)> {
-        let told = std::iter::from_fn(|| self.0.take_unit_attention(&nexus(n)));
-        told.map(|code| (code.asc, code.ascq)).collect()
+    /// Takes the unit attentions of initiator `n`.
+    pub(super) fn reported(&mut self, n: u64) -> Vec<(u8, u8)> {
+        let reported = std::iter::from_fn(|| self.0.take_unit_attention(&nexus(n)));
+        reported.map(|code| (code.asc, code.ascq)).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! What REPORT CAPABILITIES returns (SPC-4 6.15.4).
+//! The data of REPORT CAPABILITIES (SPC-4 6.15.4).
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::{InvalidData, Parsed, prefix};
 use crate::Type;
 
-/// What the device server can do.
+/// The capabilities of a device server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// RLR_C: REPLACE LOST RESERVATION is supported.

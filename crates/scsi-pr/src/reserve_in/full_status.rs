@@ -1,4 +1,4 @@
-//! What READ FULL STATUS returns (SPC-4 6.15.5).
+//! The data of READ FULL STATUS (SPC-4 6.15.5).
 
 use std::fmt;
 
@@ -59,12 +59,12 @@ impl FullStatusDescriptor {
     ///
     /// # Errors
     ///
-    /// Why it cannot be known: devices are seen to return what the standard does not have.
+    /// The bytes are not a valid TransportID. Some devices return such bytes.
     pub fn transport_id(&self) -> Result<TransportId, InvalidTransportId> {
         TransportId::from_bytes(&self.transport_id)
     }
 
-    /// The bytes of TRANSPORTID, whatever they are.
+    /// The bytes of TRANSPORTID, valid or not.
     pub fn transport_id_bytes(&self) -> &[u8] {
         &self.transport_id
     }

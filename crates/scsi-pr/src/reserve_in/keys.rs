@@ -1,4 +1,4 @@
-//! What READ KEYS returns (SPC-4 6.15.2).
+//! The data of READ KEYS (SPC-4 6.15.2).
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What READ RESERVATION returns (SPC-4 6.15.3).
+//! The data of READ RESERVATION (SPC-4 6.15.3).
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ pub struct Held {
     pub reservation_type: Type,
 }
 
-/// What follows the header, but for two obsolete bytes at its end.
+/// The bytes after the header, without the two obsolete bytes at the end.
 #[derive(Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Layout {
@@ -36,7 +36,7 @@ struct Layout {
     scope_type: u8,
 }
 
-/// What ADDITIONAL LENGTH is when the unit is reserved.
+/// The value of ADDITIONAL LENGTH when the unit is reserved.
 const LENGTH: u32 = 16;
 
 impl Reservation {

@@ -54,9 +54,9 @@ impl ReserveOut {
     /// Reads what `command` asks for.
     ///
     /// The length of the list is checked first, then the service action, scope and type where they count, then the
-    /// fields of the list: all that can be known without the state of the unit. That a nexus is registered and which
-    /// key it has, the standard checks before the fields of the list; whoever needs that order to the letter must look
-    /// at the key first. Reserved bits that other versions of the standard may use are not looked at, except those
+    /// fields of the list: all that can be known without the state of the unit. The standard checks the
+    /// registration and the key before the fields of the list. A caller that needs that order checks
+    /// the key first. Reserved bits that other versions of the standard may use are ignored, except those
     /// beside the service action.
     ///
     /// # Errors
@@ -208,7 +208,7 @@ fn length(bytes: &[u8]) -> U32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX).into()
 }
 
-/// What follows the basic list when SPEC_I_PT is set.
+/// The bytes after the basic list when SPEC_I_PT is set.
 fn parse_initiator_ports(bytes: &[u8]) -> Result<Vec<TransportId>, SenseCode> {
     let (length, ids) = U32::ref_from_prefix(bytes).map_err(|_| SenseCode::PARAMETER_LIST_LENGTH_ERROR)?;
     if usize::try_from(length.get()) != Ok(ids.len()) {

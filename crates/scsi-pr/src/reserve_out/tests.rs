@@ -136,7 +136,7 @@ fn register_and_move_has_a_list_of_its_own() {
     assert_eq!(expected.encode().unwrap(), out(7, 0, &list));
 }
 
-/// Bytes of somebody else: what `sg_persist` of sg3_utils 1.46 sends for REGISTER with three `--transport-id`s, and for
+/// Bytes of another program: those that `sg_persist` of sg3_utils 1.46 sends for REGISTER with three `--transport-id`s, and for
 /// REGISTER AND MOVE.
 #[test]
 fn what_sg_persist_sends_is_read_and_written() {
@@ -332,7 +332,7 @@ proptest! {
         let cdb = encoded.cdb().bytes();
         let command = out(service_action.unwrap_or(cdb[1]), cdb[2], &list);
         match ReserveOut::parse(command.command()) {
-            // What does not count is not kept, and changes nothing.
+            // Reserved fields are ignored and not kept.
             Ok(value) => prop_assert_eq!(ReserveOut::parse(value.encode().unwrap().command()), Ok(value)),
             Err(code) => prop_assert!(is_refusal(code), "{}", code),
         }

@@ -80,7 +80,7 @@ mod tests {
     const SARK: Key = Key(0x2a);
 
     #[test]
-    fn every_service_action_is_told_with_its_fields() {
+    fn text_of_each_service_action_has_its_fields() {
         let transport_id =
             TransportId::new(InitiatorPort::Iscsi { name: "iqn.2026-11.org.example:b", isid: None }).unwrap();
         let reservation_type = Type::WriteExclusiveRegistrantsOnly;

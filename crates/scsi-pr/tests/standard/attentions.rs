@@ -8,64 +8,64 @@ fn three(kind: scsi_pr::Type) -> Vec<Step> {
     vec![register(A, NONE, KEY_A), register(B, NONE, KEY_B), register(C, NONE, KEY_C), reserve(A, KEY_A, kind)]
 }
 
-fn told_after(before: &[Step], step: &Step) -> Vec<(Who, SenseCode)> {
+fn attentions_after(before: &[Step], step: &Step) -> Vec<(Who, SenseCode)> {
     let mut unit = Unit::after(before);
     assert!(matches!(unit.send(step), Completion::Good(_)));
-    unit.told()
+    unit.reported()
 }
 
 #[test]
 fn release_for_registrants_only_or_all_tells_the_other_registrants() {
     for kind in [WE_RO, EA_RO, WE_AR, EA_AR] {
-        assert_eq!(told_after(&three(kind), &release(A, KEY_A, kind)), [(B, RELEASED), (C, RELEASED)], "{kind}");
+        assert_eq!(attentions_after(&three(kind), &release(A, KEY_A, kind)), [(B, RELEASED), (C, RELEASED)], "{kind}");
     }
 }
 
 #[test]
-fn release_of_an_exclusive_one_tells_nobody() {
+fn release_of_an_exclusive_one_makes_no_unit_attention() {
     for kind in [WE, EA] {
-        assert_eq!(told_after(&three(kind), &release(A, KEY_A, kind)), [], "{kind}");
+        assert_eq!(attentions_after(&three(kind), &release(A, KEY_A, kind)), [], "{kind}");
     }
 }
 
 #[test]
 fn a_holder_for_registrants_only_that_leaves_tells_the_others() {
     for kind in [WE_RO, EA_RO] {
-        assert_eq!(told_after(&three(kind), &register(A, KEY_A, NONE)), [(B, RELEASED), (C, RELEASED)], "{kind}");
+        assert_eq!(attentions_after(&three(kind), &register(A, KEY_A, NONE)), [(B, RELEASED), (C, RELEASED)], "{kind}");
     }
 }
 
 #[test]
-fn any_other_that_leaves_tells_nobody() {
+fn any_other_that_unregisters_makes_no_unit_attention() {
     for kind in [WE, EA, WE_AR, EA_AR] {
-        assert_eq!(told_after(&three(kind), &ignoring(A, NONE)), [], "{kind}");
-        assert_eq!(told_after(&three(kind), &register(B, KEY_B, NONE)), [], "{kind}");
+        assert_eq!(attentions_after(&three(kind), &ignoring(A, NONE)), [], "{kind}");
+        assert_eq!(attentions_after(&three(kind), &register(B, KEY_B, NONE)), [], "{kind}");
     }
 }
 
 #[test]
 fn preempt_tells_who_lost_its_registration_and_of_another_type_the_others() {
-    assert_eq!(told_after(&three(WE), &preempt(B, KEY_B, KEY_A, WE)), [(A, PREEMPTED)]);
-    assert_eq!(told_after(&three(WE), &preempt(B, KEY_B, KEY_A, EA)), [(A, PREEMPTED), (C, RELEASED)]);
-    assert_eq!(told_after(&three(WE), &abort(B, KEY_B, KEY_A, EA)), [(A, PREEMPTED), (C, RELEASED)]);
+    assert_eq!(attentions_after(&three(WE), &preempt(B, KEY_B, KEY_A, WE)), [(A, PREEMPTED)]);
+    assert_eq!(attentions_after(&three(WE), &preempt(B, KEY_B, KEY_A, EA)), [(A, PREEMPTED), (C, RELEASED)]);
+    assert_eq!(attentions_after(&three(WE), &abort(B, KEY_B, KEY_A, EA)), [(A, PREEMPTED), (C, RELEASED)]);
 }
 
 #[test]
-fn a_sender_that_removes_itself_is_not_told() {
-    assert_eq!(told_after(&three(WE), &preempt(B, KEY_B, KEY_B, WE)), []);
+fn sender_that_removes_itself_gets_no_unit_attention() {
+    assert_eq!(attentions_after(&three(WE), &preempt(B, KEY_B, KEY_B, WE)), []);
 }
 
 #[test]
 fn clear_tells_everybody_else_that_was_registered() {
-    assert_eq!(told_after(&three(WE), &clear(B, KEY_B)), [(A, CLEARED), (C, CLEARED)]);
+    assert_eq!(attentions_after(&three(WE), &clear(B, KEY_B)), [(A, CLEARED), (C, CLEARED)]);
 }
 
 #[test]
-fn register_reserve_and_move_tell_nobody() {
-    assert_eq!(told_after(&three(WE_RO), &register(B, KEY_B, OTHER)), []);
-    assert_eq!(told_after(&three(WE_RO), &register(D, NONE, OTHER)), []);
-    assert_eq!(told_after(&three(WE_RO), &reserve(A, KEY_A, WE_RO)), []);
-    assert_eq!(told_after(&three(WE_RO), &moving_with(A, KEY_A, OTHER, B, true, false)), []);
+fn register_reserve_and_move_make_no_unit_attention() {
+    assert_eq!(attentions_after(&three(WE_RO), &register(B, KEY_B, OTHER)), []);
+    assert_eq!(attentions_after(&three(WE_RO), &register(D, NONE, OTHER)), []);
+    assert_eq!(attentions_after(&three(WE_RO), &reserve(A, KEY_A, WE_RO)), []);
+    assert_eq!(attentions_after(&three(WE_RO), &moving_with(A, KEY_A, OTHER, B, true, false)), []);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn it_comes_before_the_checks_of_the_command() {
 }
 
 #[test]
-fn being_told_is_a_change_that_is_stored() {
+fn report_of_a_unit_attention_is_a_change_to_store() {
     let mut unit = Unit::after(&three(WE));
     unit.send(&clear(A, KEY_A));
     let step = read(B, ReserveInAction::ReadKeys, 8);
@@ -103,21 +103,21 @@ fn being_told_is_a_change_that_is_stored() {
 }
 
 #[test]
-fn several_are_told_one_by_one_each_once() {
+fn several_unit_attentions_are_reported_one_by_one() {
     let mut unit = Unit::after(&three(WE_RO));
     unit.send(&release(A, KEY_A, WE_RO));
     unit.send(&reserve(A, KEY_A, EA_RO));
     unit.send(&release(A, KEY_A, EA_RO));
     unit.send(&preempt(A, KEY_A, KEY_B, WE));
-    assert_eq!(unit.told(), [(B, RELEASED), (B, PREEMPTED), (C, RELEASED)]);
-    assert_eq!(unit.told(), []);
+    assert_eq!(unit.reported(), [(B, RELEASED), (B, PREEMPTED), (C, RELEASED)]);
+    assert_eq!(unit.reported(), []);
 }
 
 #[test]
-fn who_registers_again_still_has_to_be_told() {
+fn nexus_that_registers_again_keeps_its_unit_attentions() {
     let mut unit = Unit::after(&three(WE));
     unit.send(&preempt(A, KEY_A, KEY_B, WE));
     unit.send(&register_for(D, NONE, OTHER, &[B]));
     assert_eq!(unit.registrants(), [(A, KEY_A), (C, KEY_C), (D, OTHER), (B, OTHER)]);
-    assert_eq!(unit.told(), [(B, PREEMPTED)]);
+    assert_eq!(unit.reported(), [(B, PREEMPTED)]);
 }

@@ -32,45 +32,45 @@ rows! {
     move_to_an_iscsi_node_without_a_port:
         [register(A, NONE, KEY_A), reserve(A, KEY_A, WE)], to_iscsi_node(moving(A, KEY_A, KEY_B, B))
         => BAD_LIST, ONE, One(WE, A), [];
-    no_list: [], resized(register(A, NONE, KEY_A), 0) => LENGTH_ERROR, [], Nobody, [];
-    a_short_list: [], resized(register(A, NONE, KEY_A), 23) => LENGTH_ERROR, [], Nobody, [];
-    a_long_list: [], resized(register(A, NONE, KEY_A), 25) => LENGTH_ERROR, [], Nobody, [];
-    a_long_list_of_reserve: one(), resized(reserve(A, KEY_A, WE), 28) => LENGTH_ERROR, ONE, Nobody, [];
-    a_short_list_of_release: one(), resized(release(A, KEY_A, WE), 16) => LENGTH_ERROR, ONE, Nobody, [];
-    a_short_list_of_clear: one(), resized(clear(A, KEY_A), 8) => LENGTH_ERROR, ONE, Nobody, [];
-    a_long_list_of_preempt: one(), resized(preempt(A, KEY_A, KEY_A, WE), 32) => LENGTH_ERROR, ONE, Nobody, [];
-    a_long_list_of_preempt_and_abort: one(), resized(abort(A, KEY_A, KEY_A, WE), 32) => LENGTH_ERROR, ONE, Nobody, [];
-    a_short_list_of_ignore: [], resized(ignoring(A, KEY_A), 12) => LENGTH_ERROR, [], Nobody, [];
-    a_short_list_of_replace_lost: [], resized(replace_lost(A, NONE, KEY_A), 20) => LENGTH_ERROR, [], Nobody, [];
-    a_short_list_of_move: one(), resized(moving(A, KEY_A, KEY_B, B), 23) => LENGTH_ERROR, ONE, Nobody, [];
-    a_move_whose_transport_id_is_cut: one(), resized(moving(A, KEY_A, KEY_B, B), 47) => LENGTH_ERROR, ONE, Nobody, [];
-    a_move_with_more_than_its_transport_id: one(), resized(moving(A, KEY_A, KEY_B, B), 52) => LENGTH_ERROR, ONE, Nobody, [];
-    spec_i_pt_without_a_length: [], resized(register_for(A, NONE, KEY_A, &[]), 24) => LENGTH_ERROR, [], Nobody, [];
+    no_list: [], resized(register(A, NONE, KEY_A), 0) => LENGTH_ERROR, [], Unreserved, [];
+    a_short_list: [], resized(register(A, NONE, KEY_A), 23) => LENGTH_ERROR, [], Unreserved, [];
+    a_long_list: [], resized(register(A, NONE, KEY_A), 25) => LENGTH_ERROR, [], Unreserved, [];
+    a_long_list_of_reserve: one(), resized(reserve(A, KEY_A, WE), 28) => LENGTH_ERROR, ONE, Unreserved, [];
+    a_short_list_of_release: one(), resized(release(A, KEY_A, WE), 16) => LENGTH_ERROR, ONE, Unreserved, [];
+    a_short_list_of_clear: one(), resized(clear(A, KEY_A), 8) => LENGTH_ERROR, ONE, Unreserved, [];
+    a_long_list_of_preempt: one(), resized(preempt(A, KEY_A, KEY_A, WE), 32) => LENGTH_ERROR, ONE, Unreserved, [];
+    a_long_list_of_preempt_and_abort: one(), resized(abort(A, KEY_A, KEY_A, WE), 32) => LENGTH_ERROR, ONE, Unreserved, [];
+    a_short_list_of_ignore: [], resized(ignoring(A, KEY_A), 12) => LENGTH_ERROR, [], Unreserved, [];
+    a_short_list_of_replace_lost: [], resized(replace_lost(A, NONE, KEY_A), 20) => LENGTH_ERROR, [], Unreserved, [];
+    a_short_list_of_move: one(), resized(moving(A, KEY_A, KEY_B, B), 23) => LENGTH_ERROR, ONE, Unreserved, [];
+    a_move_whose_transport_id_is_cut: one(), resized(moving(A, KEY_A, KEY_B, B), 47) => LENGTH_ERROR, ONE, Unreserved, [];
+    a_move_with_more_than_its_transport_id: one(), resized(moving(A, KEY_A, KEY_B, B), 52) => LENGTH_ERROR, ONE, Unreserved, [];
+    spec_i_pt_without_a_length: [], resized(register_for(A, NONE, KEY_A, &[]), 24) => LENGTH_ERROR, [], Unreserved, [];
     spec_i_pt_with_too_great_a_length:
-        [], changed(register_for(A, NONE, KEY_A, &[B]), |_, list| list[27] += 4) => BAD_LIST, [], Nobody, [];
+        [], changed(register_for(A, NONE, KEY_A, &[B]), |_, list| list[27] += 4) => BAD_LIST, [], Unreserved, [];
     spec_i_pt_with_too_small_a_length:
-        [], changed(register_for(A, NONE, KEY_A, &[B]), |_, list| list[27] -= 4) => BAD_LIST, [], Nobody, [];
+        [], changed(register_for(A, NONE, KEY_A, &[B]), |_, list| list[27] -= 4) => BAD_LIST, [], Unreserved, [];
     spec_i_pt_with_an_unknown_protocol:
-        [], changed(register_for(A, NONE, KEY_A, &[B]), |_, list| list[28] = 0x0f) => BAD_LIST, [], Nobody, [];
+        [], changed(register_for(A, NONE, KEY_A, &[B]), |_, list| list[28] = 0x0f) => BAD_LIST, [], Unreserved, [];
     spec_i_pt_where_the_second_is_malformed:
-        [], changed(register_for(A, NONE, KEY_A, &[B, C]), |_, list| list[52] = 0x0f) => BAD_LIST, [], Nobody, [];
+        [], changed(register_for(A, NONE, KEY_A, &[B, C]), |_, list| list[52] = 0x0f) => BAD_LIST, [], Unreserved, [];
     spec_i_pt_that_is_malformed_with_the_wrong_key:
-        [], changed(register_for(A, OTHER, KEY_A, &[B]), |_, list| list[28] = 0x0f) => CONFLICT, [], Nobody, [];
+        [], changed(register_for(A, OTHER, KEY_A, &[B]), |_, list| list[28] = 0x0f) => CONFLICT, [], Unreserved, [];
     spec_i_pt_with_an_iscsi_node_without_a_port:
-        [], to_iscsi_node(register_for(A, NONE, KEY_A, &[B])) => BAD_LIST, [], Nobody, [];
+        [], to_iscsi_node(register_for(A, NONE, KEY_A, &[B])) => BAD_LIST, [], Unreserved, [];
     spec_i_pt_may_name_the_same_twice:
-        [], register_for(A, NONE, KEY_A, &[B, B]) => COUNTED, [(A, KEY_A), (B, KEY_A)], Nobody, [];
-    spec_i_pt_may_name_the_sender: [], register_for(A, NONE, KEY_A, &[A, B]) => COUNTED, [(A, KEY_A), (B, KEY_A)], Nobody, [];
-    an_unknown_service_action: one(), action(register(A, KEY_A, KEY_B), 0x09) => BAD_CDB, ONE, Nobody, [];
-    the_greatest_service_action: one(), action(register(A, KEY_A, KEY_B), 0x1f) => BAD_CDB, ONE, Nobody, [];
+        [], register_for(A, NONE, KEY_A, &[B, B]) => COUNTED, [(A, KEY_A), (B, KEY_A)], Unreserved, [];
+    spec_i_pt_may_name_the_sender: [], register_for(A, NONE, KEY_A, &[A, B]) => COUNTED, [(A, KEY_A), (B, KEY_A)], Unreserved, [];
+    an_unknown_service_action: one(), action(register(A, KEY_A, KEY_B), 0x09) => BAD_CDB, ONE, Unreserved, [];
+    the_greatest_service_action: one(), action(register(A, KEY_A, KEY_B), 0x1f) => BAD_CDB, ONE, Unreserved, [];
     a_service_action_of_which_only_four_bits_are_known:
-        one(), action(register(A, KEY_A, KEY_B), 0x10) => BAD_CDB, ONE, Nobody, [];
-    an_unknown_service_action_of_an_unregistered_nexus: [], action(register(A, NONE, KEY_A), 0x0a) => BAD_CDB, [], Nobody, [];
-    the_length_comes_before_the_key: one(), resized(reserve(A, KEY_B, WE), 25) => LENGTH_ERROR, ONE, Nobody, [];
-    the_length_comes_before_the_service_action: [], resized(action(register(A, NONE, KEY_A), 9), 8) => LENGTH_ERROR, [], Nobody, [];
-    scope_and_type_come_before_the_key: one(), with_scope_type(reserve(A, KEY_B, WE), 0x04) => BAD_CDB, ONE, Nobody, [];
-    the_key_comes_before_spec_i_pt: one(), with_flags(reserve(A, KEY_B, WE), 8) => CONFLICT, ONE, Nobody, [];
-    the_key_comes_before_the_victims: one(), preempt(A, KEY_B, NONE, WE) => CONFLICT, ONE, Nobody, [];
+        one(), action(register(A, KEY_A, KEY_B), 0x10) => BAD_CDB, ONE, Unreserved, [];
+    an_unknown_service_action_of_an_unregistered_nexus: [], action(register(A, NONE, KEY_A), 0x0a) => BAD_CDB, [], Unreserved, [];
+    the_length_comes_before_the_key: one(), resized(reserve(A, KEY_B, WE), 25) => LENGTH_ERROR, ONE, Unreserved, [];
+    the_length_comes_before_the_service_action: [], resized(action(register(A, NONE, KEY_A), 9), 8) => LENGTH_ERROR, [], Unreserved, [];
+    scope_and_type_come_before_the_key: one(), with_scope_type(reserve(A, KEY_B, WE), 0x04) => BAD_CDB, ONE, Unreserved, [];
+    the_key_comes_before_spec_i_pt: one(), with_flags(reserve(A, KEY_B, WE), 8) => CONFLICT, ONE, Unreserved, [];
+    the_key_comes_before_the_victims: one(), preempt(A, KEY_B, NONE, WE) => CONFLICT, ONE, Unreserved, [];
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What survives: APTPL, loss of power, resets, loss of a nexus; and PRGENERATION (5.13.5, 6.15.2).
+//! The state after a loss of power, a reset or the loss of a nexus: APTPL and PRGENERATION (5.13.5, 6.15.2).
 
 use scsi_pr::{Completion, Generation, ReserveInAction, SenseCode, SenseKey};
 
@@ -47,8 +47,8 @@ fn other_service_actions_do_not() {
 fn a_loss_of_power_without_aptpl_takes_everything() {
     let mut unit = Unit::after(&[register(A, NONE, KEY_A), register(B, NONE, KEY_B), reserve(A, KEY_A, WE)]);
     unit.0.lose_power();
-    assert_eq!((unit.registrants(), unit.holder(), unit.0.generation()), (vec![], Nobody, Generation(0)));
-    assert_eq!(unit.told(), [(A, RESET), (B, RESET)]);
+    assert_eq!((unit.registrants(), unit.holder(), unit.0.generation()), (vec![], Unreserved, Generation(0)));
+    assert_eq!(unit.reported(), [(A, RESET), (B, RESET)]);
 }
 
 #[test]
@@ -60,16 +60,16 @@ fn a_loss_of_power_with_aptpl_takes_only_the_generation() {
         unit.0.lose_power();
         assert_eq!(unit.registrants(), [(A, KEY_A), (B, KEY_B)]);
         assert_eq!((unit.holder(), unit.0.generation(), unit.0.aptpl()), (holder, Generation(0), true));
-        assert_eq!(unit.told(), [(A, RESET), (B, RESET)]);
+        assert_eq!(unit.reported(), [(A, RESET), (B, RESET)]);
     }
 }
 
 #[test]
-fn what_was_to_be_told_before_a_loss_of_power_is_not_told_any_more() {
+fn power_on_replaces_earlier_unit_attentions() {
     let mut unit = Unit::after(&[register(A, NONE, KEY_A), register_for_good(B, NONE, KEY_B)]);
     unit.send(&preempt(A, KEY_A, KEY_B, WE));
     unit.0.lose_power();
-    assert_eq!(unit.told(), [(A, RESET), (B, RESET)]);
+    assert_eq!(unit.reported(), [(A, RESET), (B, RESET)]);
 }
 
 #[test]
@@ -79,15 +79,15 @@ fn a_reset_takes_nothing() {
     unit.0.reset();
     assert_eq!(unit.registrants(), [(A, KEY_A), (B, KEY_B)]);
     assert_eq!((unit.holder(), unit.0.generation()), (One(WE, A), generation));
-    assert_eq!(unit.told(), [(A, RESET), (B, RESET)]);
+    assert_eq!(unit.reported(), [(A, RESET), (B, RESET)]);
 }
 
 #[test]
-fn a_reset_is_told_before_what_happened_earlier() {
+fn reset_is_reported_before_earlier_unit_attentions() {
     let mut unit = Unit::after(&[register(A, NONE, KEY_A), register(B, NONE, KEY_B)]);
     unit.send(&preempt(A, KEY_A, KEY_B, WE));
     unit.0.reset();
-    assert_eq!(unit.told(), [(A, RESET), (B, RESET), (B, PREEMPTED)]);
+    assert_eq!(unit.reported(), [(A, RESET), (B, RESET), (B, PREEMPTED)]);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_lost_nexus_keeps_its_registration_and_what_it_holds() {
     let mut unit = Unit::after(&[register(A, NONE, KEY_A), register(B, NONE, KEY_B), reserve(A, KEY_A, EA)]);
     unit.0.lose_nexus(&A.nexus());
     assert_eq!((unit.registrants(), unit.holder()), (vec![(A, KEY_A), (B, KEY_B)], One(EA, A)));
-    assert_eq!(unit.told(), [(A, LOST)]);
+    assert_eq!(unit.reported(), [(A, LOST)]);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn each_successful_change_counts_one() {
         (clear(A, KEY_A), true),
     ] {
         unit.send(&step);
-        unit.told();
+        unit.reported();
         expected += u32::from(counts);
         assert_eq!(unit.0.generation(), Generation(expected), "{:?}", step.command);
     }

@@ -1,7 +1,7 @@
 //! The tables of the standard (SPC-4 5.13, 6.15, 6.16), row by row, on [`Reservations`](scsi_pr::Reservations).
 //!
-//! Each row says what was before, one command, its answer, and all that is afterwards: who is registered with which key
-//! in which order, what is reserved, and who is told what. The numbers of tables are those of SPC-4 revision 36f.
+//! Each row has the commands before, one command, its answer, and the state afterwards: registrants with their keys in order, the
+//! reservation, and unit attentions. The numbers of tables are those of SPC-4 revision 36f.
 
 mod attentions;
 mod conflicts;

@@ -39,7 +39,7 @@ fn list(key: Key, service_action_key: Key) -> [u8; 24] {
     list
 }
 
-/// What QEMU sends from the destination.
+/// The commands that QEMU sends from the destination.
 fn sequence(key: Key, scope_type: u8) -> [(Cdb, [u8; 24]); 3] {
     let register = (cdb(6, 0), list(NONE, key));
     [register, (cdb(4, scope_type), list(key, key)), register]
@@ -150,7 +150,7 @@ fn failed_migration_gives_the_reservation_back_to_the_source() {
     for migration in migrations() {
         let before = migration.unit().0;
         let (mut unit, _) = migration.replay();
-        unit.told();
+        unit.reported();
         for (cdb, list) in sequence(KEY_A, migration.scope_type) {
             let outcome = unit.0.execute(&A.nexus(), Command::new(cdb, &list).unwrap());
             assert_eq!(outcome.completion, Completion::Good(Vec::new()), "{cdb:02x?}");

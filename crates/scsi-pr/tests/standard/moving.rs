@@ -14,7 +14,7 @@ mod table_70 {
     use super::*;
 
     rows! {
-        an_unregistered_nexus_conflicts: [], moving(C, NONE, KEY_B, B) => CONFLICT, [], Nobody, [];
+        an_unregistered_nexus_conflicts: [], moving(C, NONE, KEY_B, B) => CONFLICT, [], Unreserved, [];
         an_unregistered_nexus_conflicts_under_a_reservation: held(WE), moving(C, NONE, KEY_C, B) => CONFLICT, BOTH, One(WE, A), [];
         who_does_not_hold_it_conflicts: held(WE), moving(B, KEY_B, KEY_C, C) => CONFLICT, BOTH, One(WE, A), [];
         who_does_not_hold_it_conflicts_under_registrants_only:
@@ -23,7 +23,7 @@ mod table_70 {
         no_key_for_the_other: held(WE), moving(A, KEY_A, NONE, C) => BAD_LIST, BOTH, One(WE, A), [];
         all_registrants_conflict: held(WE_AR), moving(A, KEY_A, KEY_C, C) => CONFLICT, BOTH, All(WE_AR), [];
         all_registrants_with_exclusive_access_conflict: held(EA_AR), moving(B, KEY_B, KEY_C, C) => CONFLICT, BOTH, All(EA_AR), [];
-        nothing_to_move: [register(A, NONE, KEY_A)], moving(A, KEY_A, KEY_B, B) => BAD_CDB, [(A, KEY_A)], Nobody, [];
+        nothing_to_move: [register(A, NONE, KEY_A)], moving(A, KEY_A, KEY_B, B) => BAD_CDB, [(A, KEY_A)], Unreserved, [];
         to_itself: held(WE), moving(A, KEY_A, OTHER, A) => BAD_LIST, BOTH, One(WE, A), [];
         to_itself_at_another_target_port: held(WE), moving(A, KEY_A, OTHER, A2) => BAD_LIST, BOTH, One(WE, A), [];
         to_a_target_port_that_does_not_exist:
@@ -50,7 +50,7 @@ mod table_70 {
             held(WE), changed(moving(A, KEY_B, KEY_C, C), |_, list| list[24] = 0x0f) => CONFLICT, BOTH, One(WE, A), [];
         a_malformed_transport_id_is_not_reached_when_there_is_nothing_to_move:
             [register(A, NONE, KEY_A)], changed(moving(A, KEY_A, KEY_C, C), |_, list| list[24] = 0x0f)
-            => BAD_CDB, [(A, KEY_A)], Nobody, [];
+            => BAD_CDB, [(A, KEY_A)], Unreserved, [];
     }
 }
 

@@ -52,7 +52,7 @@ mod table_72 {
         one_holder_no_key: held(WE_RO), preempt(B, KEY_B, NONE, WE_RO) => BAD_LIST, ALL_THREE, One(WE_RO, A), [];
         one_holder_its_key_takes_over:
             held(WE_RO), preempt(B, KEY_B, KEY_A, WE_RO) => COUNTED, [(B, KEY_B), (C, KEY_C)], One(WE_RO, B), [(A, PREEMPTED)];
-        one_holder_its_key_with_another_type_and_the_others_are_told:
+        one_holder_its_key_with_another_type_makes_unit_attentions:
             held(WE_RO), preempt(B, KEY_B, KEY_A, EA) => COUNTED, [(B, KEY_B), (C, KEY_C)], One(EA, B), [(A, PREEMPTED), (C, RELEASED)];
         one_holder_its_key_for_all_registrants:
             held(EA), preempt(B, KEY_B, KEY_A, EA_AR) => COUNTED, [(B, KEY_B), (C, KEY_C)], All(EA_AR), [(A, PREEMPTED), (C, RELEASED)];
@@ -73,14 +73,14 @@ mod table_72 {
             held(EA), preempt(B, KEY_B, KEY_C, ScopeType(0xee)) => COUNTED, [(A, KEY_A), (B, KEY_B)], One(EA, A), [(C, PREEMPTED)];
         one_holder_the_senders_own_key: held(EA), preempt(B, KEY_B, KEY_B, WE) => COUNTED, [(A, KEY_A), (C, KEY_C)], One(EA, A), [];
         one_holder_a_key_that_is_nobodys: held(EA), preempt(B, KEY_B, OTHER, WE) => CONFLICT, ALL_THREE, One(EA, A), [];
-        nothing_reserved_no_key: three(), preempt(A, KEY_A, NONE, WE) => BAD_LIST, ALL_THREE, Nobody, [];
+        nothing_reserved_no_key: three(), preempt(A, KEY_A, NONE, WE) => BAD_LIST, ALL_THREE, Unreserved, [];
         nothing_reserved_a_key_removes_its_registrations:
-            three(), preempt(A, KEY_A, KEY_B, WE) => COUNTED, [(A, KEY_A), (C, KEY_C)], Nobody, [(B, PREEMPTED)];
+            three(), preempt(A, KEY_A, KEY_B, WE) => COUNTED, [(A, KEY_A), (C, KEY_C)], Unreserved, [(B, PREEMPTED)];
         nothing_reserved_a_key_and_no_type:
-            three(), preempt(A, KEY_A, KEY_B, ScopeType(0xff)) => COUNTED, [(A, KEY_A), (C, KEY_C)], Nobody, [(B, PREEMPTED)];
-        nothing_reserved_the_senders_own_key: three(), preempt(A, KEY_A, KEY_A, WE) => COUNTED, [(B, KEY_B), (C, KEY_C)], Nobody, [];
-        nothing_reserved_a_key_that_is_nobodys: three(), preempt(A, KEY_A, OTHER, WE) => CONFLICT, ALL_THREE, Nobody, [];
-        an_unregistered_nexus_conflicts: three(), preempt(D, NONE, KEY_A, WE) => CONFLICT, ALL_THREE, Nobody, [];
+            three(), preempt(A, KEY_A, KEY_B, ScopeType(0xff)) => COUNTED, [(A, KEY_A), (C, KEY_C)], Unreserved, [(B, PREEMPTED)];
+        nothing_reserved_the_senders_own_key: three(), preempt(A, KEY_A, KEY_A, WE) => COUNTED, [(B, KEY_B), (C, KEY_C)], Unreserved, [];
+        nothing_reserved_a_key_that_is_nobodys: three(), preempt(A, KEY_A, OTHER, WE) => CONFLICT, ALL_THREE, Unreserved, [];
+        an_unregistered_nexus_conflicts: three(), preempt(D, NONE, KEY_A, WE) => CONFLICT, ALL_THREE, Unreserved, [];
         an_unregistered_nexus_conflicts_under_a_reservation: held(WE), preempt(D, NONE, KEY_A, WE) => CONFLICT, ALL_THREE, One(WE, A), [];
         the_wrong_key_conflicts: held(WE), preempt(B, KEY_C, KEY_A, WE) => CONFLICT, ALL_THREE, One(WE, A), [];
         naming_others: held(WE), with_flags(preempt(B, KEY_B, KEY_A, WE), 8) => BAD_LIST, ALL_THREE, One(WE, A), [];

@@ -22,7 +22,7 @@ fn two(kind: scsi_pr::Type) -> Unit {
 }
 
 #[test]
-fn read_keys_of_nobody() {
+fn read_keys_without_registrations() {
     assert_eq!(data(&mut Unit::new(), A, ReadKeys, 8192), bytes("00 00 00 00 00 00 00 00"));
 }
 

@@ -9,42 +9,42 @@ mod table_67 {
     use super::*;
 
     rows! {
-        an_unregistered_nexus_with_a_key_conflicts: [], register(A, OTHER, KEY_A) => CONFLICT, [], Nobody, [];
-        an_unregistered_nexus_with_a_key_conflicts_when_it_wants_none: [], register(A, OTHER, NONE) => CONFLICT, [], Nobody, [];
+        an_unregistered_nexus_with_a_key_conflicts: [], register(A, OTHER, KEY_A) => CONFLICT, [], Unreserved, [];
+        an_unregistered_nexus_with_a_key_conflicts_when_it_wants_none: [], register(A, OTHER, NONE) => CONFLICT, [], Unreserved, [];
         an_unregistered_nexus_with_a_key_conflicts_whomever_it_names:
-            [], register_for(A, OTHER, KEY_A, &[B]) => CONFLICT, [], Nobody, [];
-        an_unregistered_nexus_that_wants_no_key_gets_nothing: [], register(A, NONE, NONE) => COUNTED, [], Nobody, [];
+            [], register_for(A, OTHER, KEY_A, &[B]) => CONFLICT, [], Unreserved, [];
+        an_unregistered_nexus_that_wants_no_key_gets_nothing: [], register(A, NONE, NONE) => COUNTED, [], Unreserved, [];
         an_unregistered_nexus_that_wants_no_key_gets_nothing_for_others:
-            [], register_for(A, NONE, NONE, &[B]) => COUNTED, [], Nobody, [];
-        an_unregistered_nexus_is_registered: [], register(A, NONE, KEY_A) => COUNTED, [(A, KEY_A)], Nobody, [];
+            [], register_for(A, NONE, NONE, &[B]) => COUNTED, [], Unreserved, [];
+        an_unregistered_nexus_is_registered: [], register(A, NONE, KEY_A) => COUNTED, [(A, KEY_A)], Unreserved, [];
         an_unregistered_nexus_is_registered_with_those_it_names:
-            [], register_for(A, NONE, KEY_A, &[B, C]) => COUNTED, [(A, KEY_A), (B, KEY_A), (C, KEY_A)], Nobody, [];
-        an_unregistered_nexus_may_name_nobody: [], register_for(A, NONE, KEY_A, &[]) => COUNTED, [(A, KEY_A)], Nobody, [];
+            [], register_for(A, NONE, KEY_A, &[B, C]) => COUNTED, [(A, KEY_A), (B, KEY_A), (C, KEY_A)], Unreserved, [];
+        unregistered_nexus_may_send_an_empty_list: [], register_for(A, NONE, KEY_A, &[]) => COUNTED, [(A, KEY_A)], Unreserved, [];
         nothing_is_registered_when_one_that_is_named_is_already:
-            [register(C, NONE, KEY_C)], register_for(A, NONE, KEY_A, &[B, C]) => BAD_LIST, [(C, KEY_C)], Nobody, [];
+            [register(C, NONE, KEY_C)], register_for(A, NONE, KEY_A, &[B, C]) => BAD_LIST, [(C, KEY_C)], Unreserved, [];
         a_registered_nexus_with_another_key_conflicts:
-            [register(A, NONE, KEY_A)], register(A, OTHER, KEY_B) => CONFLICT, [(A, KEY_A)], Nobody, [];
+            [register(A, NONE, KEY_A)], register(A, OTHER, KEY_B) => CONFLICT, [(A, KEY_A)], Unreserved, [];
         a_registered_nexus_with_no_key_conflicts:
-            [register(A, NONE, KEY_A)], register(A, NONE, KEY_B) => CONFLICT, [(A, KEY_A)], Nobody, [];
+            [register(A, NONE, KEY_A)], register(A, NONE, KEY_B) => CONFLICT, [(A, KEY_A)], Unreserved, [];
         a_registered_nexus_with_another_key_conflicts_whomever_it_names:
-            [register(A, NONE, KEY_A)], register_for(A, OTHER, KEY_B, &[B]) => CONFLICT, [(A, KEY_A)], Nobody, [];
-        a_registered_nexus_is_unregistered: [register(A, NONE, KEY_A)], register(A, KEY_A, NONE) => COUNTED, [], Nobody, [];
+            [register(A, NONE, KEY_A)], register_for(A, OTHER, KEY_B, &[B]) => CONFLICT, [(A, KEY_A)], Unreserved, [];
+        a_registered_nexus_is_unregistered: [register(A, NONE, KEY_A)], register(A, KEY_A, NONE) => COUNTED, [], Unreserved, [];
         a_registered_nexus_gets_another_key:
-            [register(A, NONE, KEY_A)], register(A, KEY_A, OTHER) => COUNTED, [(A, OTHER)], Nobody, [];
+            [register(A, NONE, KEY_A)], register(A, KEY_A, OTHER) => COUNTED, [(A, OTHER)], Unreserved, [];
         a_registered_nexus_may_get_the_same_key:
-            [register(A, NONE, KEY_A)], register(A, KEY_A, KEY_A) => COUNTED, [(A, KEY_A)], Nobody, [];
+            [register(A, NONE, KEY_A)], register(A, KEY_A, KEY_A) => COUNTED, [(A, KEY_A)], Unreserved, [];
         a_registered_nexus_may_not_name_others:
-            [register(A, NONE, KEY_A)], register_for(A, KEY_A, KEY_B, &[B]) => BAD_LIST, [(A, KEY_A)], Nobody, [];
+            [register(A, NONE, KEY_A)], register_for(A, KEY_A, KEY_B, &[B]) => BAD_LIST, [(A, KEY_A)], Unreserved, [];
         a_registered_nexus_may_not_unregister_others:
             [register(A, NONE, KEY_A), register(B, NONE, KEY_A)], register_for(A, KEY_A, NONE, &[B])
-            => BAD_LIST, [(A, KEY_A), (B, KEY_A)], Nobody, [];
+            => BAD_LIST, [(A, KEY_A), (B, KEY_A)], Unreserved, [];
         another_key_keeps_the_place_in_the_order:
             [register(A, NONE, KEY_A), register(B, NONE, KEY_B)], register(A, KEY_A, OTHER)
-            => COUNTED, [(A, OTHER), (B, KEY_B)], Nobody, [];
+            => COUNTED, [(A, OTHER), (B, KEY_B)], Unreserved, [];
         many_may_have_one_key:
-            [register(A, NONE, OTHER)], register(B, NONE, OTHER) => COUNTED, [(A, OTHER), (B, OTHER)], Nobody, [];
+            [register(A, NONE, OTHER)], register(B, NONE, OTHER) => COUNTED, [(A, OTHER), (B, OTHER)], Unreserved, [];
         scope_and_type_are_not_looked_at:
-            [], with_scope_type(register(A, NONE, KEY_A), 0xff) => COUNTED, [(A, KEY_A)], Nobody, [];
+            [], with_scope_type(register(A, NONE, KEY_A), 0xff) => COUNTED, [(A, KEY_A)], Unreserved, [];
     }
 }
 
@@ -52,17 +52,17 @@ mod table_68 {
     use super::*;
 
     rows! {
-        an_unregistered_nexus_that_wants_no_key_gets_nothing: [], ignoring(A, NONE) => COUNTED, [], Nobody, [];
-        an_unregistered_nexus_is_registered: [], ignoring(A, KEY_A) => COUNTED, [(A, KEY_A)], Nobody, [];
-        a_registered_nexus_is_unregistered: [register(A, NONE, KEY_A)], ignoring(A, NONE) => COUNTED, [], Nobody, [];
+        an_unregistered_nexus_that_wants_no_key_gets_nothing: [], ignoring(A, NONE) => COUNTED, [], Unreserved, [];
+        an_unregistered_nexus_is_registered: [], ignoring(A, KEY_A) => COUNTED, [(A, KEY_A)], Unreserved, [];
+        a_registered_nexus_is_unregistered: [register(A, NONE, KEY_A)], ignoring(A, NONE) => COUNTED, [], Unreserved, [];
         a_registered_nexus_gets_another_key:
-            [register(A, NONE, KEY_A)], ignoring(A, OTHER) => COUNTED, [(A, OTHER)], Nobody, [];
+            [register(A, NONE, KEY_A)], ignoring(A, OTHER) => COUNTED, [(A, OTHER)], Unreserved, [];
         the_reservation_key_is_not_looked_at:
             [register(A, NONE, KEY_A)], changed(ignoring(A, KEY_B), |_, list| list[0] = 0xff)
-            => COUNTED, [(A, KEY_B)], Nobody, [];
-        nobody_may_be_named: [], with_flags(ignoring(A, KEY_A), 8) => BAD_LIST, [], Nobody, [];
+            => COUNTED, [(A, KEY_B)], Unreserved, [];
+        list_without_transport_ids_is_allowed: [], with_flags(ignoring(A, KEY_A), 8) => BAD_LIST, [], Unreserved, [];
         scope_and_type_are_not_looked_at:
-            [], with_scope_type(ignoring(A, KEY_A), 0xff) => COUNTED, [(A, KEY_A)], Nobody, [];
+            [], with_scope_type(ignoring(A, KEY_A), 0xff) => COUNTED, [(A, KEY_A)], Unreserved, [];
     }
 }
 
@@ -71,28 +71,28 @@ mod all_target_ports {
 
     rows! {
         the_initiator_is_registered_on_each:
-            [], register_everywhere(A, NONE, KEY_A) => COUNTED, [(A, KEY_A), (A2, KEY_A)], Nobody, [];
+            [], register_everywhere(A, NONE, KEY_A) => COUNTED, [(A, KEY_A), (A2, KEY_A)], Unreserved, [];
         so_are_those_that_are_named:
             [], register_for_everywhere(A, NONE, KEY_A, &[B])
-            => COUNTED, [(A, KEY_A), (A2, KEY_A), (B, KEY_A), (B2, KEY_A)], Nobody, [];
+            => COUNTED, [(A, KEY_A), (A2, KEY_A), (B, KEY_A), (B2, KEY_A)], Unreserved, [];
         one_that_is_named_is_registered_elsewhere_already:
-            [register(B2, NONE, KEY_B)], register_for_everywhere(A, NONE, KEY_A, &[B]) => BAD_LIST, [(B2, KEY_B)], Nobody, [];
+            [register(B2, NONE, KEY_B)], register_for_everywhere(A, NONE, KEY_A, &[B]) => BAD_LIST, [(B2, KEY_B)], Unreserved, [];
         without_the_bit_only_this_port_counts:
             [register(B2, NONE, KEY_B)], register_for(A, NONE, KEY_A, &[B])
-            => COUNTED, [(B2, KEY_B), (A, KEY_A), (B, KEY_A)], Nobody, [];
+            => COUNTED, [(B2, KEY_B), (A, KEY_A), (B, KEY_A)], Unreserved, [];
         a_key_is_changed_on_each:
             [register_everywhere(A, NONE, KEY_A)], register_everywhere(A, KEY_A, OTHER)
-            => COUNTED, [(A, OTHER), (A2, OTHER)], Nobody, [];
+            => COUNTED, [(A, OTHER), (A2, OTHER)], Unreserved, [];
         the_initiator_leaves_each: [register_everywhere(A, NONE, KEY_A)], register_everywhere(A, KEY_A, NONE)
-            => COUNTED, [], Nobody, [];
+            => COUNTED, [], Unreserved, [];
         without_the_bit_it_leaves_only_this_one: [register_everywhere(A, NONE, KEY_A)], register(A, KEY_A, NONE)
-            => COUNTED, [(A2, KEY_A)], Nobody, [];
+            => COUNTED, [(A2, KEY_A)], Unreserved, [];
         ignoring_keys_it_is_registered_on_each: [register(A2, NONE, OTHER)], ignoring_with(A, KEY_A, true, false)
-            => COUNTED, [(A2, KEY_A), (A, KEY_A)], Nobody, [];
+            => COUNTED, [(A2, KEY_A), (A, KEY_A)], Unreserved, [];
         ignoring_keys_it_leaves_each: [register_everywhere(A, NONE, KEY_A)], ignoring_with(A, NONE, true, false)
-            => COUNTED, [], Nobody, [];
+            => COUNTED, [], Unreserved, [];
         a_nexus_at_another_port_is_another: [register(A, NONE, KEY_A)], reserve(A2, KEY_A, WE)
-            => CONFLICT, [(A, KEY_A)], Nobody, [];
+            => CONFLICT, [(A, KEY_A)], Unreserved, [];
     }
 }
 
@@ -105,17 +105,17 @@ mod leaving {
     }
 
     rows! {
-        the_holder_of_write_exclusive_takes_it_along: two(WE), register(A, KEY_A, NONE) => COUNTED, [(B, KEY_B)], Nobody, [];
-        the_holder_of_exclusive_access_takes_it_along: two(EA), register(A, KEY_A, NONE) => COUNTED, [(B, KEY_B)], Nobody, [];
-        the_holder_for_registrants_only_takes_it_along_and_the_others_are_told:
-            two(WE_RO), register(A, KEY_A, NONE) => COUNTED, [(B, KEY_B)], Nobody, [(B, RELEASED)];
+        the_holder_of_write_exclusive_takes_it_along: two(WE), register(A, KEY_A, NONE) => COUNTED, [(B, KEY_B)], Unreserved, [];
+        the_holder_of_exclusive_access_takes_it_along: two(EA), register(A, KEY_A, NONE) => COUNTED, [(B, KEY_B)], Unreserved, [];
+        holder_for_registrants_only_ends_it_with_unit_attentions:
+            two(WE_RO), register(A, KEY_A, NONE) => COUNTED, [(B, KEY_B)], Unreserved, [(B, RELEASED)];
         the_same_with_exclusive_access_and_ignoring_keys:
-            two(EA_RO), ignoring(A, NONE) => COUNTED, [(B, KEY_B)], Nobody, [(B, RELEASED)];
+            two(EA_RO), ignoring(A, NONE) => COUNTED, [(B, KEY_B)], Unreserved, [(B, RELEASED)];
         one_of_all_registrants_leaves_it_behind: two(WE_AR), register(A, KEY_A, NONE) => COUNTED, [(B, KEY_B)], All(WE_AR), [];
         one_of_all_registrants_with_exclusive_access_too:
             two(EA_AR), register(B, KEY_B, NONE) => COUNTED, [(A, KEY_A)], All(EA_AR), [];
         the_last_of_all_registrants_takes_it_along:
-            [register(A, NONE, KEY_A), reserve(A, KEY_A, WE_AR)], register(A, KEY_A, NONE) => COUNTED, [], Nobody, [];
+            [register(A, NONE, KEY_A), reserve(A, KEY_A, WE_AR)], register(A, KEY_A, NONE) => COUNTED, [], Unreserved, [];
         who_holds_nothing_leaves_it_alone: two(WE_RO), register(B, KEY_B, NONE) => COUNTED, [(A, KEY_A)], One(WE_RO, A), [];
         another_key_changes_nothing_else:
             two(EA), register(A, KEY_A, OTHER) => COUNTED, [(A, OTHER), (B, KEY_B)], One(EA, A), [];
@@ -135,7 +135,7 @@ fn there_may_be_room_for_no_more() {
     for step in [register(C, NONE, KEY_C), ignoring(C, KEY_C), register_everywhere(C, NONE, KEY_C)] {
         assert_eq!(answer(&mut unit, step), no_room);
     }
-    // Who is registered needs no more room.
+    // A registrant needs no more room.
     answer(&mut unit, register(A, KEY_A, Key(1)));
     assert_eq!(unit.registrants(), [(A, Key(1)), (B, KEY_B)]);
     answer(&mut unit, reserve(A, Key(1), WE));

@@ -7,13 +7,13 @@ use crate::unit::*;
 const GOOD_: Completion = Completion::Good(Vec::new());
 const CONFLICT_: Completion = Completion::Status(Status::RESERVATION_CONFLICT);
 
-/// What both are answered.
+/// The answers of both.
 fn both(unit: &mut Unit, who: Who) -> [Completion; 2] {
     [unit.0.reserve_spc2(&who.nexus()), unit.0.release_spc2(&who.nexus())]
 }
 
 #[test]
-fn the_holder_is_told_that_all_is_well_and_nothing_happens() {
+fn holder_gets_good_without_effect() {
     for kind in scsi_pr::Type::ALL {
         let mut unit = Unit::after(&[register(A, NONE, KEY_A), reserve(A, KEY_A, kind)]);
         let before = unit.0.clone();

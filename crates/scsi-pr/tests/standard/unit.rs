@@ -5,7 +5,7 @@ use scsi_pr::{
     ScopeType, SenseCode, Status, TransportId, Type,
 };
 
-/// Who sends a command: an initiator through a target port.
+/// The sender of a command: an initiator through a target port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Who(u64, u16);
 
@@ -21,7 +21,7 @@ pub(crate) const NONE: Key = Key(0);
 pub(crate) const KEY_A: Key = Key(0xa);
 pub(crate) const KEY_B: Key = Key(0xb);
 pub(crate) const KEY_C: Key = Key(0xc);
-/// Nobody's, at first.
+/// A key of no registrant, at first.
 pub(crate) const OTHER: Key = Key(0x07e4);
 
 pub(crate) const WE: Type = Type::WriteExclusive;
@@ -170,7 +170,7 @@ pub(crate) fn with_flags(step: Step, flags: u8) -> Step {
     changed(step, |_, list| list[20] |= flags)
 }
 
-/// What a command is answered, and whether it counts in PRGENERATION.
+/// The answer to a command, and whether the command counts in PRGENERATION.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// GOOD; PRGENERATION is one greater.
@@ -196,15 +196,15 @@ pub(crate) const CLEARED: SenseCode = SenseCode::RESERVATIONS_PREEMPTED;
 pub(crate) const RELEASED: SenseCode = SenseCode::RESERVATIONS_RELEASED;
 pub(crate) const PREEMPTED: SenseCode = SenseCode::REGISTRATIONS_PREEMPTED;
 
-/// Who holds a reservation.
+/// The holder of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
-    Nobody,
+    Unreserved,
     One(Type, Who),
     All(Type),
 }
 
-pub(crate) use Holder::{All, Nobody, One};
+pub(crate) use Holder::{All, One, Unreserved};
 
 /// A unit with two target ports.
 pub(crate) struct Unit(pub(crate) Reservations);
@@ -214,13 +214,13 @@ impl Unit {
         Self(Reservations::with_target_ports([1, 2]))
     }
 
-    /// After these commands, which are all GOOD, and everybody has been told what was to be told.
+    /// After these commands, which are all GOOD, and without pending unit attentions.
     pub(crate) fn after(steps: &[Step]) -> Self {
         let mut unit = Self::new();
         for step in steps {
             let completion = unit.send(step);
             assert!(matches!(completion, Completion::Good(_)), "{completion} to {:?}", step.command);
-            unit.told();
+            unit.reported();
         }
         unit
     }
@@ -235,7 +235,7 @@ impl Unit {
 
     pub(crate) fn holder(&self) -> Holder {
         match self.0.reservation() {
-            None => Nobody,
+            None => Unreserved,
             Some(reserved) => match reserved.holder {
                 Some(nexus) => One(reserved.reservation_type, Who::of(nexus)),
                 None => All(reserved.reservation_type),
@@ -243,13 +243,13 @@ impl Unit {
         }
     }
 
-    /// Tells everybody what is to be told, in the order in which it is told.
-    pub(crate) fn told(&mut self) -> Vec<(Who, SenseCode)> {
-        let mut told = Vec::new();
+    /// Takes the unit attentions of each nexus, in the order in which the unit reports them.
+    pub(crate) fn reported(&mut self) -> Vec<(Who, SenseCode)> {
+        let mut reported = Vec::new();
         for who in [A, A2, B, B2, C, D] {
-            told.extend(std::iter::from_fn(|| self.0.take_unit_attention(&who.nexus())).map(|code| (who, code)));
+            reported.extend(std::iter::from_fn(|| self.0.take_unit_attention(&who.nexus())).map(|code| (who, code)));
         }
-        told
+        reported
     }
 }
 
@@ -260,7 +260,7 @@ pub(crate) fn check(
     answer: Answer,
     registrants: &[(Who, Key)],
     holder: Holder,
-    told: &[(Who, SenseCode)],
+    reported: &[(Who, SenseCode)],
 ) {
     let mut unit = Unit::after(before);
     let unchanged = unit.0.clone();
@@ -281,17 +281,17 @@ pub(crate) fn check(
     assert_eq!(outcome.changed, unit.0 != unchanged, "whether something is to be stored");
     assert_eq!(unit.registrants(), registrants, "registrants");
     assert_eq!(unit.holder(), holder, "reservation");
-    assert_eq!(unit.told(), told, "unit attentions");
+    assert_eq!(unit.reported(), reported, "unit attentions");
 }
 
-/// Rows of a table, each a test: `name: [before], command => answer, [registrants], reservation, [told];`.
+/// Rows of a table, each a test: `name: [before], command => answer, [registrants], reservation, [reported];`.
 macro_rules! rows {
-    ($($(#[$meta:meta])* $name:ident: $before:expr, $step:expr => $answer:expr, $registrants:expr, $holder:expr, $told:expr;)*) => {
+    ($($(#[$meta:meta])* $name:ident: $before:expr, $step:expr => $answer:expr, $registrants:expr, $holder:expr, $reported:expr;)*) => {
         $(
             $(#[$meta])*
             #[test]
             fn $name() {
-                crate::unit::check(&$before, &$step, $answer, &$registrants, $holder, &$told);
+                crate::unit::check(&$before, &$step, $answer, &$registrants, $holder, &$reported);
             }
         )*
     };

@@ -124,7 +124,7 @@ fn nothing_was_lost_that_could_be_replaced() {
 }
 
 #[test]
-fn a_unit_attention_is_told_before_anything_else_and_once() {
+fn unit_attention_is_reported_first_and_once() {
     let mut unit = Unit::reserved(2, WE_RO);
     assert_eq!(unit.release(1, WE_RO), GOOD);
     assert_eq!(unit.out(1, &ReserveOut::Clear { key: key(1) }), GOOD);
@@ -144,14 +144,14 @@ fn a_unit_attention_changes_the_record_and_does_nothing_else() {
 }
 
 #[test]
-fn strangers_are_told_as_far_as_there_is_room() {
+fn unit_attentions_of_unregistered_nexuses_are_bounded() {
     let mut unit = Unit(Reservations::new().with_room_for(2));
     for n in [1, 3, 5] {
         assert_eq!((unit.register(n, NONE, key(n)), unit.register(n + 1, NONE, key(n + 1))), (GOOD, GOOD));
         assert_eq!(unit.out(n, &ReserveOut::Clear { key: key(n) }), GOOD);
     }
-    let told: Vec<bool> = (1..=6).map(|n| !unit.told(n).is_empty()).collect();
-    assert_eq!(told, [false, false, false, true, false, true]);
+    let reported: Vec<bool> = (1..=6).map(|n| !unit.reported(n).is_empty()).collect();
+    assert_eq!(reported, [false, false, false, true, false, true]);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn loss_of_power_keeps_what_aptpl_says() {
         unit.0.lose_power();
         unit.keys_are(0, if aptpl { &[1, 2] } else { &[] });
         assert_eq!(unit.held(), aptpl.then_some((key(1), WE_RO)));
-        assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![(0x29, 0)], vec![(0x29, 0)], vec![]));
+        assert_eq!((unit.reported(1), unit.reported(2), unit.reported(3)), (vec![(0x29, 0)], vec![(0x29, 0)], vec![]));
     }
 }
 
@@ -175,17 +175,20 @@ fn loss_of_power_leaves_nothing_else_to_tell() {
     let ignore = ReserveOut::RegisterAndIgnoreExistingKey { service_action_key: key(1), all_tg_pt: false, aptpl: true };
     assert_eq!((unit.out(1, &ignore), unit.preempt(1, key(3), WE), unit.release(1, WE_RO)), (GOOD, GOOD, GOOD));
     unit.0.lose_power();
-    assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![(0x29, 0)], vec![(0x29, 0)], vec![(0x29, 0)]));
+    assert_eq!(
+        (unit.reported(1), unit.reported(2), unit.reported(3)),
+        (vec![(0x29, 0)], vec![(0x29, 0)], vec![(0x29, 0)])
+    );
 }
 
 #[test]
-fn who_releases_still_has_to_be_told_of_an_earlier_release() {
+fn sender_of_a_release_keeps_an_earlier_unit_attention() {
     let mut unit = Unit::reserved(2, WE_AR);
     let release = ReserveOut::Release { key: key(1), reservation_type: WE_AR };
     assert_eq!((unit.release(2, WE_AR), unit.reserve(2, WE_AR)), (GOOD, GOOD));
     // Without a look at unit attentions.
     assert_eq!(unit.0.reserve_out(&nexus(1), &release).completion, GOOD);
-    assert_eq!((unit.told(1), unit.told(2)), (vec![RELEASED], vec![RELEASED]));
+    assert_eq!((unit.reported(1), unit.reported(2)), (vec![RELEASED], vec![RELEASED]));
 }
 
 #[test]
@@ -196,8 +199,8 @@ fn resets_and_loss_of_a_nexus_keep_everything() {
     unit.0.lose_nexus(&nexus(3));
     unit.keys_are(2, &[1, 2]);
     assert_eq!(unit.held(), Some((key(1), WE)));
-    let told = (unit.told(1), unit.told(2), unit.told(3));
-    assert_eq!(told, (vec![(0x29, 0), (0x29, 7)], vec![(0x29, 0)], vec![(0x29, 7)]));
+    let reported = (unit.reported(1), unit.reported(2), unit.reported(3));
+    assert_eq!(reported, (vec![(0x29, 0), (0x29, 7)], vec![(0x29, 0)], vec![(0x29, 7)]));
 }
 
 #[test]

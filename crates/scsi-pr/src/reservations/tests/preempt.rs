@@ -15,8 +15,8 @@ fn preempt_all_registrants_with_no_key_takes_over() {
         unit.keys_are(4, &[2]);
         let holder = if new.is_all_registrants() { NONE } else { key(2) };
         assert_eq!(unit.held(), Some((holder, new)));
-        let told = vec![REGISTRATION_PREEMPTED];
-        assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (told.clone(), vec![], told));
+        let reported = vec![REGISTRATION_PREEMPTED];
+        assert_eq!((unit.reported(1), unit.reported(2), unit.reported(3)), (reported.clone(), vec![], reported));
     }
 }
 
@@ -26,13 +26,13 @@ fn preempt_all_registrants_with_a_key_removes_only_registrations() {
     assert_eq!(unit.preempt(2, key(1), WE), GOOD);
     unit.keys_are(4, &[2, 3]);
     assert_eq!(unit.held(), Some((NONE, EA_AR)));
-    assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![REGISTRATION_PREEMPTED], vec![], vec![]));
+    assert_eq!((unit.reported(1), unit.reported(2), unit.reported(3)), (vec![REGISTRATION_PREEMPTED], vec![], vec![]));
     // The sender keeps its own registration, and with it the reservation.
     assert_eq!(unit.preempt(3, key(2), WE), GOOD);
     assert_eq!(unit.out(3, &preempt_and_abort(3, key(3), WE)), GOOD);
     unit.keys_are(6, &[3]);
     assert_eq!(unit.held(), Some((NONE, EA_AR)));
-    assert!(unit.told(3).is_empty());
+    assert!(unit.reported(3).is_empty());
 }
 
 #[test]
@@ -44,21 +44,27 @@ fn preempt_of_the_holder_takes_over() {
             unit.keys_are(4, &[2, 3]);
             let holder = if new.is_all_registrants() { NONE } else { key(2) };
             assert_eq!(unit.held(), Some((holder, new)));
-            let told = if old == new { vec![] } else { vec![RELEASED] };
-            assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![REGISTRATION_PREEMPTED], vec![], told));
+            let reported = if old == new { vec![] } else { vec![RELEASED] };
+            assert_eq!(
+                (unit.reported(1), unit.reported(2), unit.reported(3)),
+                (vec![REGISTRATION_PREEMPTED], vec![], reported)
+            );
         }
     }
 }
 
 #[test]
-fn preempt_of_who_does_not_hold_removes_only_registrations() {
+fn preempt_of_a_non_holder_removes_only_registrations() {
     for held in [WE, EA, WE_RO, EA_RO] {
         let mut unit = Unit::reserved(3, held);
         assert_eq!(unit.preempt(1, key(3), EA), GOOD);
         assert_eq!(unit.preempt(2, key(2), EA), GOOD);
         unit.keys_are(5, &[1]);
         assert_eq!(unit.held(), Some((key(1), held)));
-        assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![], vec![], vec![REGISTRATION_PREEMPTED]));
+        assert_eq!(
+            (unit.reported(1), unit.reported(2), unit.reported(3)),
+            (vec![], vec![], vec![REGISTRATION_PREEMPTED])
+        );
     }
 }
 
@@ -69,7 +75,7 @@ fn preempt_without_a_reservation_removes_only_registrations() {
     assert_eq!(unit.preempt(1, key(1), EA), GOOD);
     unit.keys_are(5, &[2]);
     assert_eq!(unit.held(), None);
-    assert!(unit.told(1).is_empty());
+    assert!(unit.reported(1).is_empty());
 }
 
 #[test]
@@ -85,7 +91,7 @@ fn preempt_with_no_key_is_for_all_registrants_only() {
 }
 
 #[test]
-fn preempt_of_nobody_conflicts() {
+fn preempt_of_an_unknown_key_conflicts() {
     for held in Type::ALL {
         let mut unit = Unit::reserved(2, held);
         assert_eq!(unit.preempt(1, key(9), WE), CONFLICT);
@@ -116,8 +122,8 @@ fn a_sender_that_shares_the_key_of_the_holder_is_kept() {
     assert_eq!(unit.out(2, &value), GOOD);
     unit.keys_are(4, &[1]);
     assert!(unit.0.is_holder(&nexus(2)));
-    let told = vec![REGISTRATION_PREEMPTED];
-    assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (told.clone(), vec![], told));
+    let reported = vec![REGISTRATION_PREEMPTED];
+    assert_eq!((unit.reported(1), unit.reported(2), unit.reported(3)), (reported.clone(), vec![], reported));
 }
 
 #[test]
@@ -126,7 +132,7 @@ fn a_holder_changes_the_type_by_preempting_itself() {
     assert_eq!(unit.preempt(1, key(1), EA), GOOD);
     unit.keys_are(3, &[1, 2]);
     assert_eq!(unit.held(), Some((key(1), EA)));
-    assert_eq!((unit.told(1), unit.told(2)), (vec![], vec![RELEASED]));
+    assert_eq!((unit.reported(1), unit.reported(2)), (vec![], vec![RELEASED]));
 }
 
 #[test]
@@ -171,7 +177,7 @@ fn register_and_move_hands_over_the_reservation() {
             // To one that is registered, with a new key.
             assert_eq!(unit.out(3, &move_to(3, 2, key(7), unregister)), GOOD);
             assert_eq!(unit.held(), Some((key(7), held)));
-            assert!((1..=3).all(|n| unit.told(n).is_empty()));
+            assert!((1..=3).all(|n| unit.reported(n).is_empty()));
         }
     }
 }
@@ -191,15 +197,15 @@ fn register_and_move_is_refused_in_the_order_of_the_standard() {
 }
 
 #[test]
-fn register_and_move_to_nobody_is_refused_after_all_that_is_not_about_to_whom() {
-    let to_nobody = |key: Key, service_action_key: Key| {
+fn invalid_destination_is_refused_after_all_other_checks() {
+    let to_invalid = |key: Key, service_action_key: Key| {
         let [key, service_action_key] = [key, service_action_key].map(|key| key.0.to_be_bytes());
         let list = [&key[..], &service_action_key, &[0, 0, 0, 1, 0, 0, 0, 24], &[0xff; 24]].concat();
         crate::reserve_out::tests::out(7, 0, &list)
     };
     let mut unit = Unit::registered(2);
     let answer = |unit: &mut Unit, n: u64, service_action_key| {
-        unit.0.execute(&nexus(n), to_nobody(key(n), service_action_key).command()).completion
+        unit.0.execute(&nexus(n), to_invalid(key(n), service_action_key).command()).completion
     };
     assert_eq!(answer(&mut unit, 9, key(3)), CONFLICT);
     assert_eq!(answer(&mut unit, 1, key(3)), check(0x24, 0x00));

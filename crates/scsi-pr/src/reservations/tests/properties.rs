@@ -1,4 +1,4 @@
-//! What must hold whatever comes, from whomever.
+//! The properties that hold for any commands from any nexuses.
 
 use super::*;
 use crate::CommandBuf;
@@ -164,11 +164,11 @@ proptest! {
             if !matches!(event, Event::Spc2(_)) {
                 prop_assert_eq!(outcome.changed, value != before, "{:?} by {}", event, nexus);
             }
-            let mut told = before.clone();
-            match (told.take_unit_attention(nexus), event) {
+            let mut reported = before.clone();
+            match (reported.take_unit_attention(nexus), event) {
                 (Some(code), Event::Command(_)) => {
                     prop_assert_eq!(&outcome.completion, &Completion::check(code));
-                    prop_assert_eq!(&value, &told);
+                    prop_assert_eq!(&value, &reported);
                 }
                 _ if matches!(outcome.completion, Completion::Good(_)) => {}
                 _ => prop_assert_eq!(&value, &before, "{:?} by {}", event, nexus),
@@ -197,7 +197,7 @@ proptest! {
         }
     }
 
-    /// What a nexus may do when a command begins, and what it is answered, agree.
+    /// The access that a nexus has before a command agrees with the answer to the command.
     #[test]
     fn who_is_not_permitted_conflicts(events in events(), nexus in few_nexuses(), command in commands()) {
         let mut value = after(&events);
@@ -235,7 +235,7 @@ proptest! {
         prop_assert_eq!(format!("{again:?}"), format!("{value:?}"));
     }
 
-    /// Whatever is done next, nobody can tell the one that was read from the one that was written.
+    /// No later command distinguishes the value that was read from the one that was written.
     #[test]
     fn what_was_read_goes_on_as_what_was_written(first in events(), then in events()) {
         let mut value = after(&first);

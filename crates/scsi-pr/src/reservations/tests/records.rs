@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Two registrants, one of whom holds, one of whom has been told of nothing yet; and one who was preempted.
+/// Two registrants and a preempted nexus. One registrant is the holder, and the other has pending unit attentions.
 const VERSION_1: &[u8] = b"scsi-pr\0\
     \x00\x01\
     \x00\x00\x00\x94\
@@ -22,19 +22,22 @@ const VERSION_1: &[u8] = b"scsi-pr\0\
 fn version_1_is_written_and_read() {
     let mut unit = Unit::reserved(3, WE_RO);
     assert_eq!(unit.release(1, WE_RO), GOOD);
-    assert_eq!((unit.told(3), unit.reserve(1, WE_RO)), (vec![RELEASED], GOOD));
+    assert_eq!((unit.reported(3), unit.reserve(1, WE_RO)), (vec![RELEASED], GOOD));
     assert_eq!(unit.preempt(1, key(3), WE), GOOD);
     let ignore = ReserveOut::RegisterAndIgnoreExistingKey { service_action_key: key(1), all_tg_pt: false, aptpl: true };
     assert_eq!((unit.out(1, &ignore), unit.out(1, &ignore)), (GOOD, GOOD));
     unit.0.reset();
-    assert_eq!(unit.told(1), [(0x29, 0)]);
+    assert_eq!(unit.reported(1), [(0x29, 0)]);
 
     assert_eq!(unit.0.to_record(), VERSION_1);
     let mut again = Unit(Reservations::from_record(VERSION_1).unwrap());
     assert_eq!(again.0, unit.0);
     again.keys_are(6, &[1, 2]);
     assert_eq!((again.held(), again.0.aptpl()), (Some((key(1), WE_RO)), true));
-    assert_eq!((again.told(2), again.told(3)), (vec![(0x29, 0), RELEASED], vec![(0x29, 0), REGISTRATION_PREEMPTED]));
+    assert_eq!(
+        (again.reported(2), again.reported(3)),
+        (vec![(0x29, 0), RELEASED], vec![(0x29, 0), REGISTRATION_PREEMPTED])
+    );
 }
 
 #[test]
@@ -88,7 +91,7 @@ fn a_length_of_something_else_is_refused() {
     assert_eq!(refused, InvalidRecord::Truncated { expected: 18, actual: 17 });
 }
 
-/// What no value has, behind a checksum that is right.
+/// Content that no value has, with a right checksum.
 #[test]
 fn what_cannot_be_is_refused() {
     for (offset, byte) in [

@@ -40,7 +40,7 @@ fn register_by_a_registered_nexus() {
     unit.keys_are(3, &[7, 2]);
     assert_eq!(unit.register(1, key(7), NONE), GOOD);
     unit.keys_are(4, &[2]);
-    assert!(unit.told(1).is_empty() && unit.told(2).is_empty());
+    assert!(unit.reported(1).is_empty() && unit.reported(2).is_empty());
 }
 
 #[test]
@@ -67,17 +67,20 @@ fn a_new_key_leaves_the_reservation_alone() {
     let mut unit = Unit::reserved(2, WE);
     assert_eq!(unit.register(1, key(1), key(7)), GOOD);
     assert_eq!(unit.held(), Some((key(7), WE)));
-    assert!(unit.told(2).is_empty());
+    assert!(unit.reported(2).is_empty());
 }
 
 #[test]
 fn a_holder_that_unregisters_gives_up_the_reservation() {
-    for (reservation_type, told) in [(WE, &[][..]), (EA, &[]), (WE_RO, &[RELEASED]), (EA_RO, &[RELEASED])] {
+    for (reservation_type, reported) in [(WE, &[][..]), (EA, &[]), (WE_RO, &[RELEASED]), (EA_RO, &[RELEASED])] {
         let mut unit = Unit::reserved(3, reservation_type);
         assert_eq!(unit.register(1, key(1), NONE), GOOD);
         assert_eq!(unit.held(), None);
         unit.keys_are(4, &[2, 3]);
-        assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![], told.to_vec(), told.to_vec()));
+        assert_eq!(
+            (unit.reported(1), unit.reported(2), unit.reported(3)),
+            (vec![], reported.to_vec(), reported.to_vec())
+        );
     }
 }
 
@@ -89,7 +92,7 @@ fn the_last_of_all_registrants_gives_up_the_reservation() {
         assert_eq!(unit.held(), Some((NONE, reservation_type)));
         assert_eq!(unit.register(2, key(2), NONE), GOOD);
         assert_eq!(unit.held(), None);
-        assert!(unit.told(1).is_empty() && unit.told(2).is_empty());
+        assert!(unit.reported(1).is_empty() && unit.reported(2).is_empty());
     }
 }
 
@@ -98,7 +101,7 @@ fn who_does_not_hold_leaves_without_a_trace() {
     let mut unit = Unit::reserved(2, WE_RO);
     assert_eq!(unit.register(2, key(2), NONE), GOOD);
     assert_eq!(unit.held(), Some((key(1), WE_RO)));
-    assert!(unit.told(1).is_empty());
+    assert!(unit.reported(1).is_empty());
 }
 
 #[test]
@@ -150,7 +153,7 @@ fn the_name_of_a_node_is_the_name_of_no_port() {
 }
 
 #[test]
-fn spec_i_pt_without_a_key_registers_nobody() {
+fn spec_i_pt_without_a_key_registers_no_nexus() {
     let mut unit = Unit::new();
     let initiator_ports = Some(vec![id(2)]);
     let value =
@@ -189,7 +192,7 @@ fn all_tg_pt_is_every_target_port() {
         GOOD
     );
     unit.keys_are(4, &[1, 1]);
-    // Through a port of which nobody said that it is one.
+    // Through a target port that the device server did not name.
     let mut unit = Unit::new();
     assert_eq!(unit.outcome(&on(3, 7), &all(NONE, key(3))).completion, GOOD);
     assert_eq!((unit.0.key_of(&on(3, 1)), unit.0.key_of(&on(3, 7))), (Some(key(3)), Some(key(3))));
@@ -216,17 +219,17 @@ fn the_latest_registration_rules_aptpl() {
 }
 
 #[test]
-fn without_room_nobody_is_registered() {
+fn without_room_no_nexus_is_registered() {
     let mut unit = Unit(Reservations::new().with_room_for(2));
     assert_eq!(unit.register(1, NONE, key(1)), GOOD);
     assert_eq!(unit.out(2, &with_ports([id(3)], false)), check(0x55, 0x04));
     unit.keys_are(1, &[1]);
     assert_eq!(unit.register(2, NONE, key(2)), GOOD);
     assert_eq!(unit.register(3, NONE, key(3)), check(0x55, 0x04));
-    // Who is named twice needs room once.
+    // A nexus that is named twice needs room once.
     let mut other = Unit(Reservations::new().with_room_for(2));
     assert_eq!(other.out(1, &with_ports([id(2), id(1), id(2)], false)), GOOD);
-    // What needs no room goes on.
+    // Commands that need no room still work.
     assert_eq!(unit.register(1, key(1), key(7)), GOOD);
     assert_eq!(unit.register(3, NONE, NONE), GOOD);
 }
@@ -248,10 +251,10 @@ fn cleanup_forgets_the_nexus_and_nothing_else() {
     assert_eq!(outcome, Outcome { completion: GOOD, changed: true, aborted: vec![] });
     unit.keys_are(4, &[2]);
     assert_eq!((unit.held(), unit.0.aptpl()), (None, true));
-    // What the nexus has to be told waits for a command of the standard.
+    // CLEANUP leaves unit attentions pending.
     let before = unit.0.clone();
-    assert_eq!(unit.told(2), [RELEASED]);
+    assert_eq!(unit.reported(2), [RELEASED]);
     unit.0 = before;
     assert_eq!(unit.0.execute(&nexus(2), Command::cleanup()).completion, GOOD);
-    assert_eq!(unit.told(2), [RELEASED]);
+    assert_eq!(unit.reported(2), [RELEASED]);
 }

@@ -49,14 +49,14 @@ fn reserve_is_for_one_holder_and_one_type() {
             unit.keys_are(2, &[1, 2]);
             let key = if held.is_all_registrants() { NONE } else { key(1) };
             assert_eq!(unit.held(), Some((key, held)));
-            assert!(unit.told(1).is_empty() && unit.told(2).is_empty());
+            assert!(unit.reported(1).is_empty() && unit.reported(2).is_empty());
         }
     }
 }
 
 #[test]
 fn release_tells_the_other_registrants_if_they_had_a_part() {
-    for (reservation_type, told) in [
+    for (reservation_type, reported) in [
         (WE, &[][..]),
         (EA, &[]),
         (WE_RO, &[RELEASED]),
@@ -68,7 +68,10 @@ fn release_tells_the_other_registrants_if_they_had_a_part() {
         assert_eq!(unit.release(1, reservation_type), GOOD);
         assert_eq!(unit.held(), None);
         unit.keys_are(3, &[1, 2, 3]);
-        assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![], told.to_vec(), told.to_vec()));
+        assert_eq!(
+            (unit.reported(1), unit.reported(2), unit.reported(3)),
+            (vec![], reported.to_vec(), reported.to_vec())
+        );
         // There is nothing to release any more.
         assert_eq!(unit.release(1, EA), GOOD);
         assert_eq!(unit.release(2, WE), GOOD);
@@ -93,20 +96,20 @@ fn any_registrant_releases_for_all() {
     let mut unit = Unit::reserved(3, WE_AR);
     assert_eq!(unit.release(2, WE_AR), GOOD);
     assert_eq!(unit.held(), None);
-    assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![RELEASED], vec![], vec![RELEASED]));
+    assert_eq!((unit.reported(1), unit.reported(2), unit.reported(3)), (vec![RELEASED], vec![], vec![RELEASED]));
 }
 
 #[test]
-fn a_release_is_told_once_however_often_it_happens() {
+fn repeated_releases_are_reported_once() {
     let mut unit = Unit::reserved(3, WE_RO);
     assert_eq!(unit.release(1, WE_RO), GOOD);
-    assert_eq!(unit.told(3), [RELEASED]);
+    assert_eq!(unit.reported(3), [RELEASED]);
     assert_eq!((unit.reserve(1, WE_RO), unit.release(1, WE_RO)), (GOOD, GOOD));
-    assert_eq!(unit.told(2), [RELEASED]);
-    assert_eq!(unit.told(3), [RELEASED]);
-    // Who comes later has missed nothing.
+    assert_eq!(unit.reported(2), [RELEASED]);
+    assert_eq!(unit.reported(3), [RELEASED]);
+    // A later registrant gets no unit attention.
     assert_eq!(unit.register(4, NONE, key(4)), GOOD);
-    assert!(unit.told(4).is_empty());
+    assert!(unit.reported(4).is_empty());
 }
 
 #[test]
@@ -116,7 +119,7 @@ fn clear_removes_everything_and_tells_everybody_else() {
         assert_eq!(unit.out(2, &ReserveOut::Clear { key: key(2) }), GOOD);
         unit.keys_are(4, &[]);
         assert_eq!(unit.held(), None);
-        assert_eq!((unit.told(1), unit.told(2), unit.told(3)), (vec![PREEMPTED], vec![], vec![PREEMPTED]));
+        assert_eq!((unit.reported(1), unit.reported(2), unit.reported(3)), (vec![PREEMPTED], vec![], vec![PREEMPTED]));
     }
 }
 
