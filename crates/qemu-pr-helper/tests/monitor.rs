@@ -208,7 +208,7 @@ fn who_dies_is_told_and_a_map_is_seen_after() {
         let said = worker.end();
         let lines: Vec<_> = said.lines().collect();
         assert_eq!(lines[0], "the process ended before it was done (signal: 9 (SIGKILL))");
-        let recovered = "mpath-no such map (252:1048560) is gone, and needs no recovering";
+        let recovered = "mpath-no such map (252:1048560) is gone, and needs no recovery";
         assert_eq!(lines[1..], vec![recovered; usize::from(seen_after)]);
     }
     monitor.end();

@@ -123,7 +123,9 @@ impl fmt::Display for Cause<'_> {
                 )
             }
             Self::Preempted => f.write_str(
-                "another host preempted this one meanwhile, so it was not registered again by the other paths",
+                "the unit has removed this host's registrations meanwhile, as another host preempted them or the unit \
+                 removes the sender's own, so the other paths were not registered again: if that was not intended, have the \
+                 guest register again",
             ),
             Self::SharedKey => f.write_str(
                 "a path of this host that does not work holds the reservation, and another host has registered the same \
@@ -176,7 +178,7 @@ mod tests {
             (Cause::Unnoticed(&lost, Key(0x1), None), "sdb, sdc are dead and not registered"),
             (Cause::SharedKey, "a key of its own"),
             (Cause::HolderUnknown("it is hidden"), "as it is hidden: find the holder"),
-            (Cause::Preempted, "another host preempted"),
+            (Cause::Preempted, "have the guest register again"),
             (Cause::SysfsUnreadable(&unread), "gone"),
             (Cause::NotOpened, "/dev"),
             (Cause::NoMap, "no multipath map"),

@@ -60,12 +60,14 @@ impl Map {
         let mut paths = Vec::new();
         for slave in fs::read_dir(slaves)? {
             let slave = slave?;
-            paths.push(MapPath {
-                // The kernel writes '!' where a device name has '/'.
-                name: slave.file_name().to_string_lossy().replace('!', "/"),
-                number: number_of(&slave.path())?,
-                usable: is_usable(&slave.path())?,
-            });
+            let number = match number_of(&slave.path()) {
+                // The path is being removed.
+                Err(error) if error.kind() == ErrorKind::NotFound || is_gone(&error) => continue,
+                number => number?,
+            };
+            // The kernel writes '!' where a device name has '/'.
+            let name = slave.file_name().to_string_lossy().replace('!', "/");
+            paths.push(MapPath { name, number, usable: is_usable(&slave.path())? });
         }
         Ok(Ok(Self {
             number,
@@ -164,6 +166,15 @@ pub(super) mod tests {
         let path =
             |name: &str, minor, usable| MapPath { name: name.to_owned(), number: Number { major: 8, minor }, usable };
         assert_eq!(map.paths, [path("sd0", 0, true), path("sd1", 16, false)]);
+    }
+
+    #[test]
+    fn a_path_that_is_being_removed_is_left_out() {
+        let tree = tree("252:3", &["running", "running"]);
+        tree.remove("devices/host0/block/sd0");
+        let map = map(&tree);
+        assert_eq!(map.paths.len(), 1);
+        assert_eq!(map.paths[0].name, "sd1");
     }
 
     #[test]

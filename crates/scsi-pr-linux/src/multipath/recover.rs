@@ -1,5 +1,5 @@
-//! What is done for a map when a process died while it ran a command on it: libmpathpersist suspends a map while it takes
-//! over a reservation whose holder's path is dead, and between two registrations.
+//! Recovery of a map when a process died that ran a command on it: libmpathpersist suspends a map while it takes over a
+//! reservation whose holder's path is dead, and between two registrations.
 
 use std::fs;
 use std::io;
@@ -16,42 +16,44 @@ use super::path::{self, Path};
 use super::per_path;
 use crate::device::{Number, Sysfs};
 
-/// How long a map may be suspended by somebody who goes on to resume it: multipathd, which swaps its table within
-/// milliseconds.
-const MOMENT: Duration = Duration::from_secs(2);
+/// How long another process may keep a map suspended: multipathd swaps a table within milliseconds.
+const SUSPEND_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often it is looked at in that time; no event tells.
-const LOOK: Duration = Duration::from_millis(20);
+/// No event tells that a map is resumed.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Sees after the multipath map with this device number and DM UUID, whose command a process ran when it died: resumes it
-/// if it was left suspended, and logs which keys are registered and who holds the reservation. Needs CAP_SYS_ADMIN,
-/// CAP_SYS_RAWIO and root's access to device files, and takes a little more than two seconds for a map that is suspended.
+/// Recovers the multipath map with this device number and DM UUID, on which a process ran a command when it died: resumes
+/// the map if it stays suspended, and logs the registered keys and the reservation. It needs CAP_SYS_ADMIN, CAP_SYS_RAWIO
+/// and root's access to device files, and takes a little more than two seconds for a map that is suspended.
 ///
-/// The UUID tells that the map is still the same: numbers are used again. A map that is gone needs nothing. One that
-/// [was suspended](is_suspended) before the command is not to be recovered: whoever suspended it is to resume it.
+/// The UUID proves that the map is still the same, because the kernel uses numbers again. A map that is gone needs no
+/// recovery. Do not recover a map that [was suspended](is_suspended) before the command: the process that suspended it
+/// resumes it.
 pub fn recover(number: Number, uuid: &str) {
     let sysfs = Sysfs::default();
     let resume = |map: &Map| dm::resume(&map.uuid());
     let paths = |map: &Map| path::open_all(map, &sysfs, std::path::Path::new("/dev"));
     match find(&sysfs, number, uuid) {
         Ok(Some(map)) => {
-            settle(&map, MOMENT, || suspended(&sysfs, number), || resume(&map));
-            report(&map, &paths(&map));
+            resume_if_suspended(&map, SUSPEND_TIMEOUT, || suspended(&sysfs, number), || resume(&map));
+            log_reservations(&map, &paths(&map));
         }
-        Ok(None) => warn!("{uuid} ({number}) is gone, and needs no recovering"),
-        Err(error) => warn!("{uuid} ({number}) may be left suspended, as sysfs does not tell: {error}: {LOOK_AFTER}"),
+        Ok(None) => warn!("{uuid} ({number}) is gone, and needs no recovery"),
+        Err(error) => {
+            warn!("{uuid} ({number}) may be left suspended, because sysfs cannot be read ({error}): {REMEDY}")
+        }
     }
 }
 
-/// Whether the device-mapper device with this number is suspended; not when sysfs does not tell.
+/// Whether the device-mapper device with this number is suspended; `false` when sysfs cannot be read.
 pub fn is_suspended(number: Number) -> bool {
     suspended(&Sysfs::default(), number).unwrap_or(false)
 }
 
-/// What is left to the administrator.
-const LOOK_AFTER: &str = "see `dmsetup info`, and `dmsetup resume` it";
+/// The remedy for the administrator.
+const REMEDY: &str = "check it with `dmsetup info`, and resume it with `dmsetup resume`";
 
-/// The map, if it is there and still the same.
+/// The map, if it exists and is still the same.
 fn find(sysfs: &Sysfs, number: Number, uuid: &str) -> io::Result<Option<Map>> {
     let map = Map::at(sysfs, sysfs.block(number)?)?.ok();
     Ok(map.filter(|map| uuid.strip_prefix("mpath-") == Some(&map.wwid)))
@@ -63,30 +65,34 @@ fn suspended(sysfs: &Sysfs, number: Number) -> io::Result<bool> {
     Ok(text.trim_end() == "1")
 }
 
-/// Resumes a map that stays suspended for `moment`, and says so.
-fn settle(
+/// Resumes a map that stays suspended for `timeout`, and logs it.
+fn resume_if_suspended(
     map: &Map,
-    moment: Duration,
+    timeout: Duration,
     mut is_suspended: impl FnMut() -> io::Result<bool>,
     resume: impl FnOnce() -> Result<(), Errno>,
 ) {
-    let end = Instant::now() + moment;
+    let end = Instant::now() + timeout;
     loop {
         match is_suspended() {
             Ok(false) => return,
-            Ok(true) if Instant::now() < end => thread::sleep(LOOK),
+            Ok(true) if Instant::now() < end => thread::sleep(POLL_INTERVAL),
             Ok(true) => break,
-            Err(error) => return warn!("{map} may be left suspended, as sysfs does not tell: {error}: {LOOK_AFTER}"),
+            Err(error) => {
+                return warn!("{map} may be left suspended, because sysfs cannot be read ({error}): {REMEDY}");
+            }
         }
     }
     match resume() {
-        Ok(()) => warn!("{map} was left suspended, and is resumed"),
-        Err(errno) => warn!("{map} was left suspended, and cannot be resumed: {errno}: {LOOK_AFTER}"),
+        Ok(()) => warn!("{map} was left suspended when the process of a command died, and is resumed"),
+        Err(errno) => warn!(
+            "{map} was left suspended when the process of a command died, and cannot be resumed ({errno}): {REMEDY}"
+        ),
     }
 }
 
-/// Says how the reservations of the unit are now.
-fn report<R: Path>(map: &Map, paths: &[R]) {
+/// Logs the registered keys and the reservation of the unit.
+fn log_reservations<P: Path>(map: &Map, paths: &[P]) {
     let read = |action| per_path::read(paths, action).map_err(|answer: Completion| answer.to_string());
     let keys = read(ReserveInAction::ReadKeys).and_then(|data| match Keys::parse(&data) {
         Ok(parsed) => Ok(parsed.value.to_string()),
@@ -96,8 +102,12 @@ fn report<R: Path>(map: &Map, paths: &[R]) {
         Ok(parsed) => Ok(parsed.value.to_string()),
         Err(invalid) => Err(invalid.to_string()),
     });
-    let either = |told: Result<String, String>| told.unwrap_or_else(|why| format!("cannot be read: {why}"));
-    warn!("{map}, as it is now: registered: {}; reservation: {}", either(keys), either(reservation));
+    let text = |result: Result<String, String>| result.unwrap_or_else(|why| format!("cannot be read: {why}"));
+    warn!(
+        "{map}, as it is now after the process of a command died: registered: {}; reservation: {}",
+        text(keys),
+        text(reservation)
+    );
 }
 
 #[cfg(test)]
@@ -118,13 +128,13 @@ mod tests {
         find(&tree.sysfs(), NUMBER, UUID).unwrap().unwrap()
     }
 
-    fn said(act: impl FnOnce()) -> Vec<String> {
+    fn logged(act: impl FnOnce()) -> Vec<String> {
         let log = Log::at(tracing::Level::WARN);
         log.during(act);
         log.events().into_iter().map(|event| event.message).collect()
     }
 
-    fn nobody() -> Result<(), Errno> {
+    fn not_called() -> Result<(), Errno> {
         panic!("it was resumed")
     }
 
@@ -143,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn whether_it_is_suspended_is_read() {
+    fn the_suspended_state_is_read_from_sysfs() {
         let tree = tree("252:3", &["running"]);
         for (text, suspended) in [("0\n", false), ("1\n", true)] {
             tree.attribute("devices/virtual/block/dm-3/dm/suspended", text);
@@ -155,33 +165,38 @@ mod tests {
     }
 
     #[test]
-    fn a_map_that_is_not_suspended_or_not_for_long_is_left_alone() {
+    fn a_map_that_is_suspended_for_a_moment_is_not_resumed() {
         let map = map(&tree("252:3", &["running"]));
-        assert_eq!(said(|| settle(&map, LONG, || Ok(false), nobody)), [""; 0]);
+        assert_eq!(logged(|| resume_if_suspended(&map, LONG, || Ok(false), not_called)), [""; 0]);
         let looks = Cell::new(0);
         let reloaded = || {
             looks.set(looks.get() + 1);
             Ok(looks.get() < 3)
         };
-        assert_eq!(said(|| settle(&map, LONG, reloaded, nobody)), [""; 0]);
+        assert_eq!(logged(|| resume_if_suspended(&map, LONG, reloaded, not_called)), [""; 0]);
         assert_eq!(looks.get(), 3);
     }
 
     #[test]
-    fn a_map_that_stays_suspended_is_resumed_and_told() {
+    fn a_map_that_stays_suspended_is_resumed_and_logged() {
         let map = map(&tree("252:3", &["running"]));
         let resumed = Cell::new(0);
         let resume = || {
             resumed.set(resumed.get() + 1);
             Ok(())
         };
-        let lines = said(|| settle(&map, Duration::from_millis(1), || Ok(true), resume));
-        assert_eq!(lines, ["multipath map mpatha (dm-3, 3600140500000001) was left suspended, and is resumed"]);
+        let lines = logged(|| resume_if_suspended(&map, Duration::from_millis(1), || Ok(true), resume));
+        assert_eq!(
+            lines,
+            [
+                "multipath map mpatha (dm-3, 3600140500000001) was left suspended when the process of a command died, and is resumed"
+            ]
+        );
         assert_eq!(resumed.get(), 1);
-        let lines = said(|| settle(&map, Duration::ZERO, || Ok(true), || Err(Errno::PERM)));
+        let lines = logged(|| resume_if_suspended(&map, Duration::ZERO, || Ok(true), || Err(Errno::PERM)));
         assert!(lines[0].contains("cannot be resumed") && lines[0].contains("`dmsetup resume`"), "{lines:?}");
-        let untold = || Err(io::ErrorKind::NotFound.into());
-        let lines = said(|| settle(&map, LONG, untold, nobody));
+        let unreadable = || Err(io::ErrorKind::NotFound.into());
+        let lines = logged(|| resume_if_suspended(&map, LONG, unreadable, not_called));
         assert!(lines[0].contains("may be left suspended"), "{lines:?}");
     }
 
@@ -205,9 +220,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_registered_and_held_is_told() {
+    fn keys_and_reservation_are_logged() {
         let map = map(&tree("252:3", &["running"]));
-        let lines = said(|| report(&map, &[Unit]));
+        let lines = logged(|| log_reservations(&map, &[Unit]));
         let [line] = &lines[..] else { panic!("{lines:?}") };
         for part in [
             "mpatha",
@@ -219,14 +234,14 @@ mod tests {
             assert!(line.contains(part), "{part}: {line}");
         }
         // Of no path nothing can be read.
-        let lines = said(|| report::<Unit>(&map, &[]));
+        let lines = logged(|| log_reservations::<Unit>(&map, &[]));
         assert_eq!(lines[0].matches("cannot be read").count(), 2, "{lines:?}");
     }
 
     #[test]
     fn a_map_that_is_gone_needs_nothing() {
         // No machine has this one.
-        let lines = said(|| recover(Number { major: 252, minor: 0xf_fff0 }, "mpath-none"));
-        assert_eq!(lines, ["mpath-none (252:1048560) is gone, and needs no recovering"]);
+        let lines = logged(|| recover(Number { major: 252, minor: 0xf_fff0 }, "mpath-none"));
+        assert_eq!(lines, ["mpath-none (252:1048560) is gone, and needs no recovery"]);
     }
 }

@@ -613,7 +613,7 @@ fn paths_that_stay_without_registration_are_told() {
     let fake = Fake { answers: Some([(GOOD, Reached::Unit), dead]), ..Fake::default() };
     let (completion, line) = fake.told(out(4, &list(1, 1)));
     assert_eq!(completion, GOOD);
-    assert!(line.contains("another host preempted"), "{line}");
+    assert!(line.contains("another host preempted them"), "{line}");
     let fake = Fake { answers: None, ..fake };
     let (completion, line) = fake.told(out(4, &list(1, 1)));
     assert_eq!(completion, GOOD);

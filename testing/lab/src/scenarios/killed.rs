@@ -51,7 +51,10 @@ impl Stage<'_> {
                 self.map.pair()[0].set_alive(true)?;
                 return Ok(told);
             }
-            told |= self.logged().iter().any(|line| line.contains("as it is now: registered: "));
+            told |= self
+                .logged()
+                .iter()
+                .any(|line| line.contains("as it is now after the process of a command died: registered: "));
             let outcome = self.judge(&answer, &seen);
             // Who tries again gets there, as far as the unit lets him.
             let again = self.answer(request);
@@ -110,7 +113,7 @@ impl Stage<'_> {
             anyhow::Ok((lost.join().expect("it does not panic")?, seen))
         })?;
         let log = self.logged();
-        let told = log.iter().any(|line| line.contains("was left suspended, and is resumed"));
+        let told = log.iter().any(|line| line.contains("was left suspended") && line.contains("and is resumed"));
         let outcome = match self.is_resumed() {
             Ok(()) if told && seen.hit => Ok(()),
             outcome => Err(format!("{answer}, {seen}, {outcome:?}, {log:#?}")),
