@@ -99,9 +99,8 @@ fn what_cannot_be_served_is_refused() {
     refused(&mut activated(file(), TO_THE_HELPER, ""), &text);
 
     // These the C helper takes, and never serves a command on them.
-    let text = failed("fd 3 is not a Unix socket, so no client could pass a device over it");
+    let text = failed("fd 3 is not a listening Unix socket, so no client could pass a device over it");
     refused(&mut activated(TcpListener::bind("127.0.0.1:0").unwrap(), TO_THE_HELPER, ""), &text);
-    let text = failed("fd 3 is not a listening socket");
     refused(&mut activated(UnixDatagram::unbound().unwrap(), TO_THE_HELPER, ""), &text);
     let (connected, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
     refused(&mut activated(connected, TO_THE_HELPER, ""), &text);
