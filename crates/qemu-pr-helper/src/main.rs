@@ -24,6 +24,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use background::Launcher;
 use message::{Message, Result, reason};
@@ -36,6 +37,9 @@ use scsi_pr_daemon::sandbox::Sandbox;
 use scsi_pr_daemon::socket::{self, Access};
 use scsi_pr_daemon::{limits, signals};
 use scsi_pr_linux::policy::Counters;
+
+/// The time that commands have to end once the helper was told to stop.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let result = if monitor::is_wanted() {
@@ -129,7 +133,10 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     // Commands may run for minutes from here on, and clients must not find a socket that does not accept.
     socket_guard.remove_socket();
     service_manager.stopping();
-    running.wait();
+    let left = running.wait(SHUTDOWN_TIMEOUT);
+    if left > 0 {
+        tracing::warn!("{left} commands still run after {} s, and have no answer", SHUTDOWN_TIMEOUT.as_secs());
+    }
     tracing::info!("{}", counters.counts());
     Ok(ExitCode::SUCCESS)
 }

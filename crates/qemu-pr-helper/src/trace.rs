@@ -15,20 +15,17 @@ use crate::message::{Message, Result, program_name, reason};
 pub(crate) use settings::{Applied, Settings};
 
 /// The events that `-T` can enable: the names in the crates of this project.
-pub(crate) const EVENTS: [&str; 15] = [
+pub(crate) const EVENTS: [&str; 12] = [
     "pr_helper_accept",
     "pr_helper_accept_failed",
     "pr_helper_busy",
     "pr_helper_close",
-    "pr_helper_complaints",
     "pr_helper_completed",
     "pr_helper_failure",
-    "pr_helper_park",
     "pr_helper_refused",
     "pr_helper_request",
     "pr_helper_reserve_out",
     "pr_helper_violation",
-    "pr_helper_wait",
     // QEMU's own, and with its text.
     "pr_manager_execute",
     "pr_manager_run",

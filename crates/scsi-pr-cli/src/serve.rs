@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use scsi_pr_daemon::notify::ServiceManager;
@@ -19,6 +20,9 @@ use crate::listen::{self, Listener};
 use crate::managers::ServerContext;
 use crate::options::Serve;
 use crate::{activation, log};
+
+/// The time that commands have to end once the server was told to stop.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves until a signal ends it, and then answers the commands that still run.
 pub(crate) fn run(options: &Serve) -> Result<()> {
@@ -61,7 +65,10 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     // Before the running commands end, so that no client connects to a socket that this process no longer serves.
     drop(files);
     service_manager.stopping();
-    running.wait();
+    let left = running.wait(SHUTDOWN_TIMEOUT);
+    if left > 0 {
+        warn!("{left} commands still run after {} s, and have no answer", SHUTDOWN_TIMEOUT.as_secs());
+    }
     info!("{}", counters.counts());
     Ok(())
 }

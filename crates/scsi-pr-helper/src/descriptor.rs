@@ -17,26 +17,26 @@ pub enum Passed {
     None,
     /// Exactly one; close-on-exec.
     One(OwnedFd),
-    /// More than one. They are closed already.
+    /// More than one. Those that came are closed already.
     Many,
-    /// The kernel had to drop what was sent: this process has no room for another descriptor, or a security module
-    /// said no.
+    /// The kernel dropped what was sent: this process has no room for another descriptor, or a security module refused it.
     Dropped,
 }
 
-/// How many descriptors a control message may carry before the kernel drops some; the C helper's figure.
-const MOST_DESCRIPTORS: usize = 16;
+/// The room for descriptors: one more than a request has, so that a second one is noticed. With more room a client could
+/// fill the table of descriptors of this process.
+const MAX_DESCRIPTORS: usize = 2;
 
 /// Receives at most `room` bytes and the descriptors that came with them; 0 bytes are the end of the stream.
 ///
-/// Everything that came is taken into this process before it is looked at, so what is not wanted is closed here, on the
-/// calling thread: that can block for as long as the file's owner likes.
+/// At most two descriptors are taken into this process; the kernel drops any further ones. Those that are not wanted are
+/// closed here, on the calling thread, which can block for as long as the file's owner likes.
 ///
 /// # Errors
 ///
 /// Those of recvmsg(2); `EINTR` is retried.
 pub fn receive(socket: impl AsFd, room: &mut [u8], flags: RecvFlags) -> Result<(usize, Passed), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
         recvmsg(socket.as_fd(), &mut [IoSliceMut::new(room)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)
@@ -48,11 +48,13 @@ pub fn receive(socket: impl AsFd, room: &mut [u8], flags: RecvFlags) -> Result<(
             _ => None,
         })
         .flatten();
+    let is_truncated = received.flags.contains(ReturnFlags::CTRUNC);
     let passed = match (descriptors.next(), descriptors.next()) {
-        (None, _) if received.flags.contains(ReturnFlags::CTRUNC) => Passed::Dropped,
+        (None, _) if is_truncated => Passed::Dropped,
         (None, _) => Passed::None,
-        (Some(only), None) => Passed::One(only),
-        (Some(_), Some(_)) => Passed::Many,
+        (Some(only), None) if !is_truncated => Passed::One(only),
+        // One that came and one that the kernel dropped are two as well.
+        (Some(_), _) => Passed::Many,
     };
     Ok((received.bytes, passed))
 }
@@ -96,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn several_descriptors_are_told_and_closed() {
+    fn several_descriptors_are_many_and_closed() {
         let (a, b) = UnixStream::pair().unwrap();
         for count in [2, 16, 17, 253] {
             let (mut reader, writer) = std::io::pipe().unwrap();

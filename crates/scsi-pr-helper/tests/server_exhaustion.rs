@@ -73,7 +73,7 @@ fn a_descriptor_that_had_no_room_is_busy_although_there_is_room_later() {
 }
 
 #[test]
-fn a_connection_without_room_waits_and_costs_nothing() {
+fn a_connection_without_room_waits_and_costs_no_cpu_time() {
     let _turn = alone();
     let server = Server::start(Limits::default(), Gate::default());
     let mut early = server.client();

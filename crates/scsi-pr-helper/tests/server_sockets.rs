@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::thread::JoinHandle;
 
 use scsi_pr::{Command, Completion, Error, PrManager, ReserveIn, ReserveInAction};
 use scsi_pr_helper::{Draining, HelperClient, Limits, Peer, serve_all};
-use support::{LONG, threads, wait_until};
+use support::{LONG, wait_until};
 
 /// Answers with its number.
 struct Numbered(u8);
@@ -71,7 +72,7 @@ fn number(client: &HelperClient) -> u8 {
 }
 
 #[test]
-fn each_socket_has_its_manager_and_all_share_the_threads() {
+fn each_socket_has_its_own_manager() {
     let sockets = Sockets::start(100, Limits::default());
     let clients: Vec<_> = (0..100).map(|index| sockets.client(index)).collect();
     for _ in 0..3 {
@@ -79,27 +80,22 @@ fn each_socket_has_its_manager_and_all_share_the_threads() {
             assert_eq!(usize::from(number(client)), index);
         }
     }
-    // Those that are kept in reserve for good.
-    wait_until("the connections are parked", || threads() <= 3);
 }
 
 #[test]
-fn a_bound_is_for_all_sockets_together_and_ends_for_all() {
-    // Everybody's share is the whole.
-    let limits = Limits { connections: 2, peer_share: 1, ..Limits::default() };
+fn a_bound_is_for_all_sockets_together() {
+    // The share of one process is the whole.
+    let limits = Limits::default().with_connections(2).with_peer_share(1);
     let sockets = Sockets::start(3, limits);
     let (first, second) = (sockets.client(0), sockets.client(1));
     assert_eq!((number(&first), number(&second)), (0, 1));
-    let waiting = std::thread::spawn({
-        let third = sockets.client(2);
-        move || number(&third)
-    });
-    std::thread::sleep(std::time::Duration::from_millis(100));
-    assert!(!waiting.is_finished(), "a third connection was accepted");
+    let mut third = UnixStream::connect(sockets.path(2)).unwrap();
+    third.set_read_timeout(Some(LONG)).unwrap();
+    assert_eq!(third.read(&mut [0; 1]).unwrap(), 0, "a third connection is served");
     drop(first);
-    assert_eq!(waiting.join().unwrap(), 2);
-    // That client is gone too, and any socket may have the room.
-    assert_eq!(number(&sockets.client(0)), 0);
+    wait_until("another socket has the room", || {
+        UnixStream::connect(sockets.path(2)).unwrap().read_exact(&mut [0; 4]).is_ok()
+    });
 }
 
 #[test]
@@ -112,7 +108,7 @@ fn at_the_end_nobody_can_connect_to_any() {
     for path in &paths {
         assert_eq!(UnixStream::connect(path).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     }
-    draining.wait();
+    draining.wait(LONG);
 }
 
 /// A service manager has the listeners too, and goes on with them when the server has ended.
@@ -133,6 +129,6 @@ fn a_listener_that_another_process_has_as_well_stays_usable() {
         stream.set_read_timeout(Some(LONG)).unwrap();
         assert_eq!(number(&HelperClient::over(stream)), 7);
         drop(stop);
-        serving.join().unwrap().wait();
+        serving.join().unwrap().wait(LONG);
     }
 }

@@ -1,4 +1,4 @@
-//! One command of one client, for a process that lives for it.
+//! [`serve_one`]: one command of one client, for a process that lives for it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -7,46 +7,44 @@ use std::time::Duration;
 use rustix::net::SendFlags;
 use scsi_pr::{CommandBuf, Completion, PrManager, SenseCode, Status};
 
-use super::Peer;
-use super::connection::{Connection, Read};
+use super::request_stream::{self, Read, RequestStream};
 use crate::wire::{FEATURE_CLEANUP, feature_word};
 
-/// What became of the one command that [`serve_one`] waits for.
+/// The result of [`serve_one`].
 #[derive(Debug)]
 pub enum Served {
-    /// The client closed the connection, or broke the protocol, before it had sent a command. None was run.
+    /// The client closed the connection, or broke the protocol, before it had sent a command. No command was run.
     Nothing,
-    /// It was run, and the client has the answer.
+    /// The command was run, and the client has the answer.
     Answered,
-    /// It was run, and the client was not there any more to take the answer.
+    /// The command was run, and the client was gone before it had the answer.
     Unheard(CommandBuf, Completion),
 }
 
-/// Serves the client at the other end of `socket`, which has sent and received nothing yet: one command, and no more.
-/// Blocks until it is answered.
+/// Serves one command of the client at the other end of `socket`, which has sent and received nothing yet. Blocks until
+/// the command is answered. The client is trusted because it holds this socket.
 ///
 /// CLEANUP is offered, which QEMU's helper does not do: the client is to be a [`HelperClient`](crate::HelperClient).
 pub fn serve_one(socket: OwnedFd, manager: Arc<dyn PrManager>) -> Served {
     /// What is sent fits into the buffer of any socket.
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const SEND_TIMEOUT: Duration = Duration::from_secs(10);
     if rustix::net::send(&socket, &feature_word(FEATURE_CLEANUP), SendFlags::NOSIGNAL).is_err() {
         return Served::Nothing;
     }
-    // Who the client is, is nobody's question: it has this socket.
-    let mut connection = Connection::new(socket, Peer { pid: 0, uid: 0, gid: 0 }, 1, manager);
-    let (request, completion) = match connection.read(true, true) {
+    let (request, completion) = match RequestStream::default().read(socket.as_fd(), Duration::MAX) {
         Read::Request(request, device) => {
-            let executed = connection.manager.execute(device.as_fd(), request.command());
+            let executed = manager.execute(device.as_fd(), request.command());
             let completion = executed.unwrap_or_else(|error| {
                 tracing::warn!("{error}");
                 Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE)
             });
             (request, completion)
         }
-        Read::Dropped(request) => (request, Completion::Status(Status::BUSY)),
-        Read::Silent | Read::End | Read::Broken(_) => return Served::Nothing,
+        Read::WithoutDescriptor(request) => (request, Completion::Status(Status::BUSY)),
+        Read::End | Read::Broken(_) => return Served::Nothing,
     };
-    match connection.answer(&completion, request.cdb().allocation_length(), PATIENCE, || true) {
+    let allocation_length = request.cdb().allocation_length();
+    match request_stream::answer(socket.as_fd(), &completion, allocation_length, SEND_TIMEOUT, || true) {
         Ok(()) => Served::Answered,
         Err(_) => Served::Unheard(request, completion),
     }

@@ -26,13 +26,13 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// How many threads of servers in this process serve connections.
+/// The number of threads of servers in this process that serve connections.
 pub(crate) fn threads() -> usize {
     let names = std::fs::read_dir("/proc/self/task")
         .unwrap()
         .map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")));
     // One that ends meanwhile has none.
-    names.flatten().filter(|name| name.trim() == "pr-command").count()
+    names.flatten().filter(|name| name.trim() == "pr-connection").count()
 }
 
 pub(crate) struct Server {

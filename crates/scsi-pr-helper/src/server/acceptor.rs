@@ -1,0 +1,201 @@
+//! [`Acceptor`]: accepts connections, and starts a thread for each.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
+use scsi_pr::PrManager;
+use scsi_pr_daemon::RateLimiter;
+use tracing::Level;
+
+use super::Peer;
+use super::connection::Connection;
+use super::disconnect::{DisconnectReason, reason};
+use super::registry::{ProcessKey, Registry};
+
+/// A command may go through several layers of managers. Under 2 MiB, so that the kernel uses no huge page for it.
+const STACK: usize = 256 << 10;
+
+/// A thread that only closes a connection.
+const CLOSE_STACK: usize = 32 << 10;
+
+/// The time for which nothing is accepted after the system had no room for another connection.
+const BACK_OFF: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// The most connections that a listener may have accepted at a time, so that others have their turn.
+const BATCH: usize = 64;
+
+/// The most refused connections that are being closed at a time. To close what a client has sent may take long.
+const CLOSING: usize = 256;
+
+pub(super) struct Acceptor<F> {
+    registry: Arc<Registry>,
+    sockets: Vec<(OwnedFd, F)>,
+    accepted: u64,
+    /// Refused connections that have no thread to close them yet.
+    refused: Vec<Arc<OwnedFd>>,
+    /// One reference for each thread that closes a refused connection, and one here.
+    closing: Arc<()>,
+    failures: RateLimiter<()>,
+}
+
+impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
+    pub(super) fn new(registry: Arc<Registry>, sockets: Vec<(OwnedFd, F)>) -> Self {
+        let failures = RateLimiter::new(10, 10, Duration::from_secs(5));
+        Self { registry, sockets, accepted: 0, refused: Vec::new(), closing: Arc::new(()), failures }
+    }
+
+    /// Accepts until `stop` is readable, and closes the listeners.
+    pub(super) fn run(mut self, stop: BorrowedFd<'_>) -> io::Result<()> {
+        let result = self.accept_until(stop);
+        close(self.sockets.into_iter().map(|(listener, _)| listener).collect());
+        result
+    }
+
+    fn accept_until(&mut self, stop: BorrowedFd<'_>) -> io::Result<()> {
+        for (listener, _) in &self.sockets {
+            // Between poll and accept another process that has the listener may accept what was there.
+            rustix::io::ioctl_fionbio(listener, true)?;
+        }
+        let mut backs_off = false;
+        loop {
+            self.close_refused();
+            let waits = std::mem::take(&mut backs_off) || !self.refused.is_empty();
+            let mut events = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN)];
+            if !waits {
+                events.extend(self.sockets.iter().map(|(listener, _)| PollFd::new(listener, PollFlags::IN)));
+            }
+            match poll(&mut events, waits.then_some(&BACK_OFF)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            let ready: Vec<bool> = events.iter().map(|event| !event.revents().is_empty()).collect();
+            if ready[0] {
+                return Ok(());
+            }
+            for index in (0..ready.len() - 1).filter(|index| ready[index + 1]) {
+                backs_off |= !self.accept_from(index);
+            }
+        }
+    }
+
+    /// Accepts what there is on a listener. Whether there was room for all of it.
+    fn accept_from(&mut self, index: usize) -> bool {
+        for _ in 0..BATCH {
+            if !self.refused.is_empty() {
+                return true;
+            }
+            match accept_with(&self.sockets[index].0, SocketFlags::CLOEXEC) {
+                Ok(socket) => self.start(socket, index),
+                Err(Errno::AGAIN) => return true,
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(errno) => {
+                    if let Some(suppressed) = self.failures.check(()) {
+                        tracing::event!(
+                            name: "pr_helper_accept_failed",
+                            Level::WARN,
+                            "Unable to accept a connection, trying again: {}{suppressed}",
+                            reason(errno)
+                        );
+                    }
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Starts the thread of a connection.
+    fn start(&mut self, socket: OwnedFd, index: usize) {
+        self.accepted += 1;
+        let number = self.accepted;
+        let peer = peer_of(&socket);
+        let process = ProcessKey { pid: peer.pid, pidfd_inode: pidfd_inode(&socket, &peer) };
+        let Peer { pid, uid, .. } = peer;
+        tracing::event!(name: "pr_helper_accept", Level::DEBUG, connection = number, pid, uid, "accepted");
+        // Two owners: when the thread cannot be started, its part is dropped here, and must not close the socket.
+        let socket = Arc::new(socket);
+        let slot = match self.registry.register(number, process, &socket) {
+            Ok(slot) => slot,
+            Err(reason) => return self.refuse(socket, peer, process, reason),
+        };
+        let manager = (self.sockets[index].1)(&peer);
+        let connection = Connection { socket: Arc::clone(&socket), peer, number, manager, slot };
+        if let Err(error) = spawn("pr-connection", STACK, move || connection.run()) {
+            self.refuse(socket, peer, process, DisconnectReason::NoThread(error));
+        }
+    }
+
+    fn refuse(&mut self, socket: Arc<OwnedFd>, peer: Peer, process: ProcessKey, reason: DisconnectReason) {
+        self.registry.log_disconnect(peer, process, reason);
+        // The client learns it at once, even if no thread is free to close the socket.
+        let _ = shutdown(&socket, Shutdown::Both);
+        self.refused.push(socket);
+    }
+
+    /// Closes refused connections on threads of their own: to close a descriptor that a client has sent may take as long
+    /// as the client likes. While one of them has no thread, nothing is accepted.
+    fn close_refused(&mut self) {
+        while let Some(socket) = self.refused.last() {
+            if Arc::strong_count(&self.closing) > CLOSING {
+                return;
+            }
+            let (socket, closing) = (Arc::clone(socket), Arc::clone(&self.closing));
+            // The last reference closes the socket: it must be the one of the thread, which waits for it.
+            let (release, released) = mpsc::channel::<()>();
+            let close = move || {
+                let _ = released.recv();
+                drop(socket);
+                drop(closing);
+            };
+            if spawn("pr-close", CLOSE_STACK, close).is_err() {
+                return;
+            }
+            self.refused.pop();
+            drop(release);
+        }
+    }
+}
+
+fn spawn(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> Result<(), Errno> {
+    let started = thread::Builder::new().name(name.to_owned()).stack_size(stack).spawn(work);
+    started.map(drop).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+}
+
+/// Closes the listeners, and with them the connections that were not accepted. To close what was sent on those may take
+/// long, but holds up neither this thread nor another listener. From the moment it begins, no client can connect.
+fn close(listeners: Vec<OwnedFd>) {
+    let (end, ended) = mpsc::channel::<()>();
+    for listener in listeners {
+        let end = end.clone();
+        let close = move || {
+            drop(listener);
+            drop(end);
+        };
+        // Where no thread can be started, the listener is closed here, with the closure.
+        let _ = spawn("pr-close", CLOSE_STACK, close);
+    }
+    drop(end);
+    let _ = ended.recv_timeout(Duration::from_millis(100));
+}
+
+/// rustix has this too, but its process id cannot be 0, which the kernel reports for other process namespaces.
+fn peer_of(socket: &OwnedFd) -> Peer {
+    getsockopt(socket, PeerCredentials).map_or(Peer { pid: 0, uid: u32::MAX, gid: u32::MAX }, |credentials| Peer {
+        pid: credentials.pid().try_into().unwrap_or(0),
+        uid: credentials.uid(),
+        gid: credentials.gid(),
+    })
+}
+
+fn pidfd_inode(socket: &OwnedFd, peer: &Peer) -> u64 {
+    let inode = || rustix::fs::fstat(getsockopt(socket, PeerPidfd).ok()?.as_fd()).ok().map(|stat| stat.st_ino);
+    if peer.pid == 0 { inode().unwrap_or(0) } else { 0 }
+}

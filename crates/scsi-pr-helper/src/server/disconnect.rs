@@ -1,0 +1,74 @@
+//! [`DisconnectReason`]: why the server closes a connection.
+
+use std::fmt;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use scsi_pr::InvalidCommand;
+
+use crate::wire::RequestViolation;
+
+/// The reason why the server closes a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum DisconnectReason {
+    Violation(RequestViolation),
+    NoDescriptor,
+    ManyDescriptors,
+    EndInParameterList,
+    Receive(Errno),
+    Send(Errno),
+    /// The peer process has this many connections, its share.
+    PeerConnections(usize),
+    /// There are this many connections.
+    Connections(usize),
+    HalfSent(Duration),
+    NoThread(Errno),
+}
+
+impl DisconnectReason {
+    /// Whether the log should say it. A client that breaks the protocol finds its connection closed, and its guest a
+    /// command that failed without a reason. A client that is gone needs no line.
+    pub(super) const fn should_log(self) -> bool {
+        !matches!(self, Self::Receive(_))
+    }
+}
+
+impl fmt::Display for DisconnectReason {
+    /// In the words of the C helper where it has any: its users search their logs for them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Violation(RequestViolation::Command(InvalidCommand::Opcode(_))) => {
+                f.write_str("Invalid CDB, closing socket.")
+            }
+            Self::Violation(violation) => write!(f, "Invalid request, closing socket: {violation}"),
+            Self::NoDescriptor => f.write_str("No file descriptor in request."),
+            Self::ManyDescriptors => f.write_str("More than one file descriptor in request, closing socket."),
+            Self::EndInParameterList => f.write_str("Unexpected end-of-file before all data were read"),
+            Self::Receive(errno) => write!(f, "Unable to read from socket: {}", reason(*errno)),
+            Self::Send(errno) => write!(f, "Unable to write to socket: {}", reason(*errno)),
+            Self::PeerConnections(limit) => write!(
+                f,
+                "Too many connections of one process, closing socket: {limit} are allowed; raise --max-connections if \
+                 the process is right to have more"
+            ),
+            Self::Connections(limit) => write!(
+                f,
+                "Too many connections, closing socket: {limit} are allowed; raise --max-connections, or the limits on \
+                 open files and tasks"
+            ),
+            Self::HalfSent(timeout) => {
+                write!(f, "Half a request and nothing more for {} s, closing socket.", timeout.as_secs())
+            }
+            Self::NoThread(errno) => write!(
+                f,
+                "Unable to start a thread for a connection, closing socket: {}; raise the limit on tasks",
+                reason(*errno)
+            ),
+        }
+    }
+}
+
+/// The text of strerror(3), which the C helper prints.
+pub(super) fn reason(errno: Errno) -> String {
+    scsi_pr_daemon::reason(errno)
+}
