@@ -57,7 +57,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     if is_root {
         summary.step("lab", || lab(workspace));
     } else {
-        summary.skip("lab", "needs root, and takes half an hour; as root, `cargo xtask lab` runs it");
+        summary.skip("lab", "needs root, and takes longer than all other steps; as root, `cargo xtask lab` runs it");
     }
     summary.print();
     Ok(summary.tally.failed == 0)
