@@ -77,7 +77,7 @@ fn a_killed_server_has_lost_nothing_that_it_answered() {
             let known = acknowledged.load(Ordering::SeqCst);
             let keys = b.keys();
             let [first, second] = keys.keys[..] else { panic!("{store}: {keys}") };
-            assert_eq!(first.0, 0xb, "the registration that nobody touched");
+            assert_eq!(first.0, 0xb, "the untouched registration");
             assert!((known..=known + 1).contains(&second.0), "{store}: {keys}, and {known} was acknowledged");
             assert_eq!(b.holder(), Some(0xb));
             acknowledged.store(second.0, Ordering::SeqCst);
@@ -99,7 +99,7 @@ fn a_migrated_machine_stays_itself() {
         assert_eq!(before.out(&register(0, 1)), good());
         assert_eq!(before.out(&reserve(1)), good());
         let after = Machine::new(&place, &target.1);
-        // Who has a reservation may take it again, and nobody else.
+        // Only the holder may reserve again.
         assert_eq!(after.out(&reserve(1)), good());
         assert_eq!(after.registrants().len(), 1);
         assert_eq!(source.0.stop().code(), Some(0));

@@ -1,4 +1,5 @@
-//! What goes to a helper, what is kept, and what is refused. The helper is the one of this workspace; what the server takes
+//! The owner of a device's reservations: the helper, the store, or neither. The helper is the one of this workspace;
+//! what the server takes
 //! for a SCSI disk is a loop device, of which a sysfs of the test's own says so.
 #![forbid(unsafe_code)]
 
@@ -73,7 +74,7 @@ impl Drop for Helper {
     }
 }
 
-/// Builds another program of the workspace, next to ours.
+/// Builds another program of the workspace, next to `scsi-pr`.
 fn built(package: &str) -> PathBuf {
     let program = Path::new(common::PROGRAM).with_file_name(package);
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -125,7 +126,7 @@ fn what_has_reservations_of_its_own_is_passed_to_a_helper() {
     }
     assert_eq!(passed.out(&register(0, 1)), direct.out(&register(0, 1)));
     assert_ne!(passed.out(&register(0, 1)), good(), "a loop device has no reservations");
-    // What the helper does not see is kept.
+    // The store has the reservations of other devices.
     let kept = Machine::new(&place, &place.path("s"));
     assert_eq!(kept.out(&register(0, 1)), good());
     // Without its helper a device is not kept instead.
@@ -157,8 +158,8 @@ fn what_is_to_be_kept_is_kept() {
     assert_eq!(machine.read(ReserveInAction::ReadKeys), Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE));
 }
 
-/// The helper hangs with a command when the server is told to end: nobody can connect any more, and the command is
-/// answered all the same.
+/// The helper hangs with a command when the server gets SIGTERM. No client can connect any more, and the server still
+/// answers the command.
 #[test]
 fn what_runs_at_the_end_is_answered() {
     if !is_possible() {
@@ -176,7 +177,7 @@ fn what_runs_at_the_end_is_answered() {
     let before = begun(&server);
     std::thread::scope(|scope| {
         let running = scope.spawn(|| machine.read(ReserveInAction::ReadKeys));
-        // What came, and then that it is handed on.
+        // The server logs the command when it arrives, and when it sends it to the helper.
         common::wait_for("the helper to be asked", || (begun(&server) >= before + 2).then_some(()));
         server.signal(Signal::TERM);
         common::wait_for("the socket to be removed", || (!own.exists()).then_some(()));

@@ -1,4 +1,5 @@
-//! The command sequences of cluster software and of QEMU's migration, over two sockets. Another initiator preempts, releases or
+//! The command sequences of cluster software and of QEMU's migration, over two sockets. Another initiator preempts,
+//! releases or
 //! clears between any two commands. No command may get a unit attention: these programs take one for a failed disk.
 #![forbid(unsafe_code)]
 
@@ -118,7 +119,7 @@ fn sequences(scope_type: u8) -> Vec<(&'static str, Vec<CommandBuf>)> {
     ]
 }
 
-/// What the other initiator does meanwhile. Each would leave a unit attention for A.
+/// The commands of the other initiator. Each would leave a unit attention for A.
 fn disturbances(scope_type: u8) -> [(&'static str, CommandBuf); 4] {
     [
         ("PREEMPT", out(4, scope_type, B, A)),
@@ -128,7 +129,7 @@ fn disturbances(scope_type: u8) -> [(&'static str, CommandBuf); 4] {
     ]
 }
 
-/// Disks that nobody has used, on one server with two sockets.
+/// New disks, on one server with two sockets.
 struct Disks {
     place: Place,
     _server: Server,

@@ -28,7 +28,7 @@ fn refused(place: &Place, arguments: &[&str], code: i32, parts: &[&str]) {
 }
 
 #[test]
-fn wrong_options_are_told() {
+fn wrong_options_are_refused_with_the_reason() {
     let place = Place::new();
     refused(&place, &[], 1, &["scsi-pr: there is nothing to listen on: give --listen=NAME=SOCKET"]);
     for (argument, why) in [
@@ -56,7 +56,7 @@ fn wrong_options_are_told() {
 }
 
 #[test]
-fn a_socket_that_cannot_be_made_is_told_and_the_others_are_removed() {
+fn failure_to_make_a_socket_removes_the_others() {
     let place = Place::new();
     let socket = place.path("s");
     let listen = format!("--listen=a={}", socket.display());
@@ -68,7 +68,7 @@ fn a_socket_that_cannot_be_made_is_told_and_the_others_are_removed() {
 }
 
 #[test]
-fn a_store_that_cannot_be_opened_is_told() {
+fn store_that_cannot_be_opened_is_refused_with_the_reason() {
     let place = Place::new();
     let socket = place.path("s");
     for (store, part) in [
@@ -127,7 +127,7 @@ fn what_a_killed_server_left_is_replaced() {
     }
 }
 
-/// What it says of itself, when it starts.
+/// The log at the start.
 #[test]
 fn it_says_what_it_keeps_and_that_it_stops_no_writes() {
     let place = Place::new();
@@ -201,7 +201,7 @@ fn a_socket_from_the_service_manager_is_served_and_left() {
     drop((machine, other));
     assert_eq!(server.stop().code(), Some(0));
     assert!(passed.exists() && !own.exists());
-    // Whoever passed it goes on listening for the next server.
+    // The service manager goes on listening for the next server.
     UnixStream::connect(&passed).unwrap();
 }
 
@@ -229,25 +229,25 @@ fn what_is_passed_must_be_a_listening_socket_with_an_initiator_s_name() {
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn service_manager_gets_ready_and_stopping() {
     let place = Place::new();
     let notify = place.path("notify");
     let manager = UnixDatagram::bind(&notify).unwrap();
     manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let told = || {
+    let message = || {
         let mut room = [0; 64];
         let length = manager.recv(&mut room).unwrap();
         String::from_utf8_lossy(&room[..length]).into_owned()
     };
     let server = place.serve("memory:").env("NOTIFY_SOCKET", &notify).listen("a", place.path("s")).start();
-    assert_eq!(told(), "READY=1");
+    assert_eq!(message(), "READY=1");
     assert_eq!(server.stop().code(), Some(0));
-    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(message(), "STOPPING=1");
 }
 
 /// The store goes away and comes back: nothing is said to be done meanwhile, and nothing is lost.
 #[test]
-fn a_store_that_fails_is_told_to_the_guest_until_it_is_back() {
+fn failing_store_refuses_commands_until_it_is_back() {
     for kind in ["dir:", "sqlite:"] {
         let place = Place::new();
         let (store, away) = (place.path("store"), place.path("away"));
@@ -274,7 +274,7 @@ fn a_store_that_fails_is_told_to_the_guest_until_it_is_back() {
     }
 }
 
-/// Who may not write to a disk may not reserve it.
+/// A client that may not write to a disk may not reserve it.
 #[test]
 fn a_disk_that_is_opened_read_only_is_not_reserved() {
     let place = Place::new();
@@ -309,7 +309,7 @@ fn with_few_descriptors_no_command_is_lost() {
 
 /// A slip in a path would have a disk kept by another name on this host than on others.
 #[test]
-fn options_that_lead_nowhere_are_told_at_the_start() {
+fn options_without_effect_are_logged_at_the_start() {
     let place = Place::new();
     let there = place.path("disk.img").display().to_string();
     let start = |arguments: [&str; 2]| {

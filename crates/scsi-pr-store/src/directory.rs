@@ -1,28 +1,29 @@
 //! `dir:PATH`: a directory, on one host or on a file system that hosts share (a cluster file system, NFSv4).
 //!
 //! ```text
-//! PATH/scsi-pr-store            what this is: format, and an identifier by chance
+//! PATH/scsi-pr-store            the marker: format, and a random identifier
 //! PATH/units/UNIT/VERSION       the record of a unit as of a version; the highest version counts
-//! PATH/locks/UNIT               those who want to change the unit queue here, by locks; never replaced, written or removed
-//! PATH/new/NAME                 what is being written; of no meaning to anybody else
+//! PATH/locks/UNIT               writers of the unit take turns by locks here; never replaced, written or removed
+//! PATH/new/NAME                 a file that is being written; other processes ignore it
 //! ```
 //!
-//! **A change** is a file that is written below `new`, fsynced, and given the name of the next version with link(2): the
-//! name is there already when somebody else was first. Then the directory is fsynced, and only then is the change
-//! acknowledged. So whoever changes a unit needs nobody's permission, and nobody's lease: what orders the contenders is a
-//! lock, but a host that slept through the loss of its lock finds the name taken.
+//! **A change** is a file that is written below `new`, fsynced, and given the name of the next version with link(2). If
+//! another writer was first, the name exists. Then the directory is fsynced, and only then is the change
+//! acknowledged. So a change needs no lease. A lock orders the writers, but a host that slept through the loss of its
+//! lock finds the name taken.
 //!
-//! **Old versions are removed** once there are [`KEPT`](versions::KEPT) newer ones. A name that is free because it was
-//! removed is told from one that never was by listing the directory *after* the link: the highest version never goes down,
-//! so if a name had been removed before it was linked, a version that is higher by [`KEPT`](versions::KEPT) is in the list.
-//! Then the outcome is called unknown, and the file that came too late is of no consequence, as it is not the highest.
+//! **Old versions are removed** once there are [`KEPT`](versions::KEPT) newer ones. A name may be free because it was
+//! removed. So the writer lists the directory *after* the link. The highest version never goes down: if a name was
+//! removed before it was linked, the list has a version that is higher by [`KEPT`](versions::KEPT). Then the outcome is
+//! unknown, and the late file has no effect, as it is not the highest.
 //! [`versions`] has the rules, and the tests of this crate check them in all orders of steps.
 //!
-//! **A reader** lists the directory and reads the highest version. One that it does not know yet may have been linked by a
-//! writer who has not come to fsync the directory, so the reader does that before it believes it.
+//! **A reader** lists the directory and reads the highest version. The writer of an unknown version may not have
+//! fsynced the directory yet, so the reader does that first.
 //!
-//! What is asked of the file system: link(2) makes a name or fails, atomically for all hosts; what was fsynced outlasts a
-//! power cut; a directory whose entries fit into one getdents64(2) is listed as it was at one time. Attributes that an NFS
+//! The file system must meet three conditions. link(2) makes a name or fails, atomically for all hosts. Data after
+//! fsync(2) survive a power cut. A directory whose entries fit into one getdents64(2) is listed as it was at one time.
+//! Attributes that an NFS
 //! client has cached are refreshed before a directory is listed (`AT_STATX_FORCE_SYNC`).
 
 mod root;
@@ -43,7 +44,7 @@ use crate::{StoreError, Swap, UnitId, Version};
 use root::{Root, Store, is_same, refresh};
 use versions::Verdict;
 
-/// How often to look again when the file that was the newest has been removed.
+/// The number of reads after which a reader gives up, if the newest file is removed each time.
 const LOOKS: u32 = 100;
 
 /// Keeps records as files of a directory.
@@ -52,14 +53,14 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Opens the store in the directory `path`, and makes it if `create` and nothing is there. `shared`: what the
-    /// administrator says of whether other hosts use it.
+    /// Opens the store in the directory `path`, and makes it if `create` and nothing is there. `shared`: whether other
+    /// hosts use it, if the administrator states that.
     pub(crate) fn open(path: &Path, create: bool, shared: Option<bool>) -> Result<Self, StoreError> {
         Ok(Self { store: Store::open(path, create, shared)? })
     }
 
-    /// Runs `look` on the unit's directory, again when what it found there was removed before it was read. `None` where there
-    /// is nothing yet.
+    /// Runs `look` on the unit's directory, and again if a file was removed before it was read. `None` if the unit has
+    /// no record.
     fn look<T>(
         &self,
         unit: &UnitId,
@@ -74,15 +75,15 @@ impl Directory {
                 Ok(found) => return Ok(found),
                 // The directory of the unit is not there.
                 Err(error) if error.kind() == ErrorKind::NotFound && root.has_no(unit) => return Ok(None),
-                // The file was the newest, and has been removed since: there are many newer ones.
+                // The newest file has been removed since: there are many newer ones.
                 Err(error) if looks < LOOKS && is_gone(&error) => {}
                 Err(error) => return Err(unchanged(attempted(), error)),
             }
         }
     }
 
-    /// Gives `file`, which is `new`, the name of version `version`. Whether it has it: an error of a network file system may
-    /// be that of an answer which was lost.
+    /// Gives `file`, which is `new`, the name of version `version`. Returns whether it has the name: a network file
+    /// system may fail because an answer was lost.
     fn link(root: &Root, new: &str, file: &File, directory: &OwnedFd, version: Version) -> Result<bool, Errno> {
         let linked = linkat(root.directory(), new, directory, versions::name(version), AtFlags::empty());
         let Err(error) = linked else { return Ok(true) };
@@ -94,12 +95,12 @@ impl Directory {
     }
 }
 
-/// Whether a file is not there (any more). A client of NFS is told so by another error if it had the file open.
+/// Whether a file does not exist (any more). NFS has another error for a file that was open.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::STALE.raw_os_error())
 }
 
-/// An error that kept something from being done. What is foreign there waits for somebody to act.
+/// An error before any change. A foreign file needs an administrator.
 fn unchanged(attempted: String, error: io::Error) -> StoreError {
     match error.kind() {
         ErrorKind::InvalidData => failed(StoreError::refused(attempted), error),
@@ -147,7 +148,7 @@ impl Records for Directory {
             root.make_unit(unit).map_err(unchanged)?;
         }
         let directory = match root.unit(unit) {
-            // Whoever expects a version has seen it: the next look says that it is gone.
+            // The caller has seen the version that it expects: its next read reports the loss.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Swap::Lost),
             directory => directory.map_err(unchanged)?,
         };
@@ -159,7 +160,7 @@ impl Records for Directory {
         let version = expected.next();
         let new = New::write(&root, record).map_err(unchanged)?;
         let linked = Self::link(&root, &new.name, &new.file, &directory, version).map_err(|errno| match errno {
-            // Said before anything is done, by every file system.
+            // Every file system returns these before any change.
             Errno::NOSPC | Errno::DQUOT | Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::NOENT | Errno::MLINK => {
                 unchanged(errno.into())
             }
@@ -168,7 +169,7 @@ impl Records for Directory {
         drop(new);
 
         let listed = versions::list(&directory).map_err(unknown)?;
-        // All that was listed is durable from here on.
+        // All listed versions are durable from here on.
         fsync(&directory).map_err(|errno| unknown(errno.into()))?;
         let newest = listed.iter().copied().max().unwrap_or_default();
         match versions::verdict(version, linked, newest) {
@@ -180,14 +181,14 @@ impl Records for Directory {
             }
             Verdict::Done => {}
         }
-        // What is acknowledged must be found by whoever looks at the path.
+        // An acknowledged change must be at the path.
         if !self.store.is_in_place(&root) || !root.unit(unit).is_ok_and(|found| is_same(&found, &directory)) {
             return Err(StoreError::outcome_unknown(attempted())
                 .because("the directory was moved, removed or replaced meanwhile")
                 .remedy("keep the directory where it is while it is in use"));
         }
         for outdated in listed.into_iter().filter(|old| versions::is_outdated(*old, newest)) {
-            // Somebody else may have removed it; and what cannot be removed now is next time.
+            // Another process may have removed it. The next change tries again to remove a file that is left.
             let _ = unlinkat(&directory, versions::name(outdated), AtFlags::empty());
         }
         Ok(Swap::Done(version))
@@ -199,8 +200,8 @@ impl Records for Directory {
         let root = self.store.root(&|| String::new()).ok()?;
         let (name, flags) = (format!("locks/{unit}"), OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC);
         let file = match openat(root.directory(), &name, flags, Mode::empty()) {
-            // A file that is never removed is not made for a unit that was only asked for: whoever makes the unit may
-            // have to try again.
+            // The file is never removed, so it is not created for a unit without a record. The first change may have to
+            // try again.
             Err(Errno::NOENT) if root.unit(unit).is_ok() => {
                 openat(root.directory(), &name, flags | OFlags::CREATE, Mode::from_raw_mode(0o666))
             }
@@ -218,7 +219,7 @@ impl Records for Directory {
     }
 }
 
-/// A file below `new`, whose name there goes away with this.
+/// A file below `new`. Its name there is removed when this is dropped.
 struct New<'a> {
     root: &'a Root,
     name: String,
@@ -226,7 +227,7 @@ struct New<'a> {
 }
 
 impl<'a> New<'a> {
-    /// A file with this content, which is durable.
+    /// A durable file with this content.
     fn write(root: &'a Root, content: &[u8]) -> io::Result<Self> {
         let name = format!("new/{}", unique()?);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -240,7 +241,7 @@ impl<'a> New<'a> {
 
 impl Drop for New<'_> {
     fn drop(&mut self) {
-        // What is left is removed when the store is opened, some day.
+        // A file that is left is removed when a process opens the store.
         let _ = unlinkat(self.root.directory(), &self.name, AtFlags::empty());
     }
 }

@@ -1,10 +1,10 @@
-//! [`StoreError`]: what a store could not do, and what that means for the change that was asked for.
+//! [`StoreError`]: the error of a store, and its meaning for the requested change.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 
-/// What went wrong with a store: what was attempted, on which path, why it failed, and what to do about it.
+/// The error of a store: the attempt, the path, the cause, and the remedy.
 #[derive(Debug)]
 pub struct StoreError {
     fault: Fault,
@@ -13,18 +13,18 @@ pub struct StoreError {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
-/// What a [`StoreError`] means to who asked for a change.
+/// The meaning of a [`StoreError`] for the requested change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// Nothing was changed. The store is full, read-only or out of reach, and may serve again later.
     Unavailable,
-    /// Nothing was changed, because others did all the time.
+    /// Nothing was changed, because other writers kept changing the unit.
     Contended,
-    /// Nothing was changed. What is there is not a store of ours, is damaged, or is of a newer version, and stays so until
-    /// somebody does something about it.
+    /// Nothing was changed. The files are not a store of this program, are damaged, or have a newer version. An
+    /// administrator must act.
     Refused,
-    /// The change may have been made or not: the store took it, and could not tell whether it will last. What the store
-    /// holds is the state before the change or the one after it.
+    /// The change may have been made or not: the store took it, and does not know whether it is durable. The store has
+    /// the state before the change or the one after it.
     OutcomeUnknown,
 }
 
@@ -60,21 +60,21 @@ impl StoreError {
         self
     }
 
-    /// Adds what an administrator can do about it.
+    /// Adds the action by which an administrator can remove the cause.
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<Cow<'static, str>>) -> Self {
         self.remedy = Some(remedy.into());
         self
     }
 
-    /// What this means to who asked for a change.
+    /// The meaning for the requested change.
     pub fn fault(&self) -> Fault {
         self.fault
     }
 }
 
 impl fmt::Display for StoreError {
-    /// Everything on one line, the cause included: it is meant for a log.
+    /// One line for a log, with the cause.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot {}", self.attempted)?;
         if let Some(source) = &self.source {
@@ -87,7 +87,7 @@ impl fmt::Display for StoreError {
     }
 }
 
-// No `source()`: the text has the cause already, and a reporter that walks the chain would print it twice.
+// No `source()`: the text includes the cause, and a reporter that walks the chain would print it twice.
 impl StdError for StoreError {}
 
 #[cfg(test)]

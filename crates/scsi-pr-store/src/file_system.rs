@@ -1,4 +1,4 @@
-//! What kind of file system a path is on: statfs(2) tells its type by a number.
+//! The type of the file system of a path: statfs(2) returns it as a number.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::statfs;
 
-/// Who can reach the files of a file system.
+/// The hosts that can reach the files of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// This host alone.
@@ -53,8 +53,10 @@ impl fmt::Display for FileSystem {
     }
 }
 
-/// `f_type` of statfs(2): the manual page, linux/magic.h, and the file systems' own headers for those that are not part of
-/// Linux. FUSE is any program's own file system, local or not, so its type tells nothing; 9P and virtiofs (which is FUSE)
+/// `f_type` of statfs(2): the manual page, linux/magic.h, and the file systems' own headers for those that are not part
+/// of
+/// Linux. FUSE is any program's own file system, local or not, so its type tells nothing; 9P and virtiofs (which is
+/// FUSE)
 /// show a directory of another machine, which that machine and other guests may use too.
 const TYPES: &[(u64, &str, Reach)] = &[
     (0xef53, "ext4", Reach::Host),
@@ -112,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_path_is_looked_at() {
-        // procfs has no place for files of ours, so its type is not listed.
+        // procfs can have no store, so its type is not listed.
         assert_eq!(FileSystem::of(Path::new("/proc")).expect("procfs").to_string(), "file system type 0x9fa0");
         assert!(FileSystem::of(Path::new("/proc/none")).is_err());
     }

@@ -1,4 +1,4 @@
-//! [`InitiatorName`]: who a virtual machine is, wherever it runs.
+//! [`InitiatorName`]: the identity of a virtual machine, wherever it runs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,8 +7,10 @@ use scsi_pr::{InitiatorPort, TransportId};
 
 /// The name of an initiator, which an administrator gives to a virtual machine.
 ///
-/// To the standard it is an iSCSI initiator port (SPC-4 7.6.4.6) with the ISID 0: NAME itself when it begins with `iqn.`,
-/// `eui.` or `naa.`, else `iqn.2026-11.scsi-pr:NAME`. Nothing of the host goes into it: a virtual machine that has moved is
+/// To the standard it is an iSCSI initiator port (SPC-4 7.6.4.6) with the ISID 0: NAME itself when it begins with
+/// `iqn.`,
+/// `eui.` or `naa.`, else `iqn.2026-11.scsi-pr:NAME`. Nothing of the host goes into it: a virtual machine that has
+/// moved is
 /// the same initiator, and two on one host are two.
 ///
 /// Names are compared byte for byte: `vm1` and `VM1` are two initiators.
@@ -17,7 +19,7 @@ pub struct InitiatorName {
     transport_id: TransportId,
 }
 
-/// What is put before a name that is no iSCSI name.
+/// The prefix of a name that is no iSCSI name.
 const PREFIX: &str = "iqn.2026-11.scsi-pr:";
 
 impl InitiatorName {

@@ -25,15 +25,20 @@ const DEFAULT_ROOM: usize = 10_000;
 
 /// Runs the commands of one initiator on the reservations in a store.
 ///
-/// The nexus is the initiator's name. The same name in another process or on another host is the same initiator, with the same
-/// registrations. QEMU sends CLEANUP so that the host which a virtual machine has left forgets its registration. Here that would
+/// The nexus is the initiator's name. The same name in another process or on another host is the same initiator, with
+/// the same
+/// registrations. QEMU sends CLEANUP so that the host which a virtual machine has left forgets its registration. Here
+/// that would
 /// unregister the virtual machine on its new host, so CLEANUP is GOOD and does nothing.
 ///
-/// Every command reads the store. A change is acknowledged once the store has kept it. PERSISTENT RESERVE IN writes nothing. The
+/// Every command reads the store. A change is acknowledged once the store has kept it. PERSISTENT RESERVE IN writes
+/// nothing. The
 /// manager never repeats a command: if the outcome of a change is unknown, it says so, and the next command finds out.
 ///
-/// **Unit attentions** are never reported, and each change drops those in the record. An initiator fetches unit attentions with
-/// TEST UNIT READY, reads and writes, and these do not come here. A unit attention would be the answer to a later PERSISTENT
+/// **Unit attentions** are never reported, and each change drops those in the record. An initiator fetches unit
+/// attentions with
+/// TEST UNIT READY, reads and writes, and these do not come here. A unit attention would be the answer to a later
+/// PERSISTENT
 /// RESERVE IN instead, which cluster software takes for a failed disk.
 ///
 /// | event | answer | reason |
@@ -47,15 +52,20 @@ const DEFAULT_ROOM: usize = 10_000;
 ///
 /// # Bounds
 ///
-/// **Commands.** An initiator may send any number of commands at the same time. On one unit, one of its reads and one of its
-/// changes are in the store at a time; the others wait, whichever connection they came by. So the time of a command depends on
-/// the number of other initiators that use the unit, not on the number of their commands. A command whose turn does not come
+/// **Commands.** An initiator may send any number of commands at the same time. On one unit, one of its reads and one
+/// of its
+/// changes are in the store at a time; the others wait, whichever connection they came by. So the time of a command
+/// depends on
+/// the number of other initiators that use the unit, not on the number of their commands. A command whose turn does not
+/// come
 /// within 20 s is BUSY.
 ///
-/// **Units.** A record stays in the store for good, and a client may make any number of files. So each initiator brings at most
+/// **Units.** A record stays in the store for good, and a client may make any number of files. So each initiator brings
+/// at most
 /// 256 units into the store. The next one is refused as if it had no room for registrants (05/55/04).
 ///
-/// **The log.** Failures of the store are logged once a minute, and refused descriptors once a minute for each initiator.
+/// **The log.** Failures of the store are logged once a minute, and refused descriptors once a minute for each
+/// initiator.
 ///
 /// PREEMPT AND ABORT is PREEMPT here: no reads and writes come this way that could be aborted.
 pub struct SharedReservations {
@@ -69,7 +79,7 @@ pub struct SharedReservations {
     reported_unstable: AtomicBool,
 }
 
-/// What the managers of all initiators of a store share.
+/// The objects that the managers of all initiators of a store share.
 struct AllInitiators {
     initiators: Initiators,
     failures: RateLimiter<()>,
@@ -82,14 +92,16 @@ impl SharedReservations {
         Self::with(store, units, &initiator, DEFAULT_ROOM, Arc::new(all))
     }
 
-    /// The same with room for `registrants` of a unit instead of 10,000. Existing registrants stay. Other users of the store may
+    /// The same with room for `registrants` of a unit instead of 10,000. Existing registrants stay. Other users of the
+    /// store may
     /// have other room.
     #[must_use]
     pub fn with_room_for(self, registrants: usize) -> Self {
         Self { room: registrants, ..self }
     }
 
-    /// The same store, as another initiator. The two take turns. A manager of the same initiator shares its turns and its bounds.
+    /// The same store, as another initiator. The two take turns. A manager of the same initiator shares its turns and
+    /// its bounds.
     #[must_use]
     pub fn for_initiator(&self, initiator: &InitiatorName) -> Self {
         Self::with(Arc::clone(&self.store), self.units.clone(), initiator, self.room, Arc::clone(&self.all))

@@ -1,9 +1,12 @@
 //! A model of the compare-and-swap loop over a directory, checked in all orders of its steps: with processes that end
 //! between any two of them, and power cuts that take what was not fsynced.
 //!
-//! The steps are those of the `dir:` store, which has the most of them; a store that replaces a record in one transaction has
-//! fewer to be interrupted between. A record is modelled as the list of the changes that were made, so that a change which
-//! was lost, undone or made twice can be seen. That the model can see it, is a test, too: each step that is left out is found.
+//! The steps are those of the `dir:` store, which has the most of them; a store that replaces a record in one
+//! transaction has
+//! fewer to be interrupted between. A record is modelled as the list of the changes that were made, so that a change
+//! which
+//! was lost, undone or made twice can be seen. That the model can see it, is a test, too: each step that is left out is
+//! found.
 
 use stateright::{Checker, Model, Property};
 
@@ -22,7 +25,7 @@ struct File {
     named: bool,
 }
 
-/// What one process has done of its command.
+/// The progress of one process with its command.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Step {
     /// Nothing, or nothing that counts: it begins.
@@ -55,7 +58,7 @@ enum Step {
     /// It has answered, that it made its change; or what the record is.
     Acknowledged,
     Answered(Record),
-    /// Its client was told that the outcome is unknown, or lost the connection.
+    /// Its client learned that the outcome is unknown, or lost the connection.
     Unknown,
     /// The next command of that client has read a version, and has fsynced the directory.
     Looked(Record),
@@ -71,7 +74,7 @@ struct State {
     power_cuts: u8,
 }
 
-/// What a store that is not quite right does.
+/// The behaviour of a faulty store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flaw {
     /// The new record is not fsynced before it gets its name.
@@ -86,7 +89,7 @@ enum Flaw {
     EarlyAcknowledgement,
     /// The directory is not listed after the link, so that a name which was removed is taken for one that never was.
     NoList,
-    /// Whoever does not know what became of a change makes it again.
+    /// A process repeats a change of unknown outcome.
     Replay,
     /// A change that was not first is acknowledged.
     LostIsDone,
@@ -228,7 +231,7 @@ impl Store {
             }
             Step::Looked(record) => match record.contains(&number) {
                 true => Step::Answered(record),
-                // What it did not find, it may ask for again.
+                // A reader that found nothing may read again.
                 false => Step::Begin,
             },
             Step::Acknowledged | Step::Answered(_) => return None,
@@ -327,7 +330,7 @@ impl Model for Store {
                     })
                 })
             }),
-            // What shows that there is something to check.
+            // The states that show that the checks are reached.
             Property::sometimes("all changes are made", |store: &Self, state: &State| {
                 state.processes[..usize::from(store.writers)].iter().all(|step| *step == Step::Acknowledged)
             }),

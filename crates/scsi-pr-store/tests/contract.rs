@@ -1,4 +1,4 @@
-//! What every store does alike.
+//! The behaviour that all stores share.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -72,7 +72,7 @@ fn an_update_that_changes_nothing_is_not_kept() {
     });
 }
 
-/// Whoever may read a file of a store may lock it, and so hold up changes for a while.
+/// A process that may read a file of a store may lock it, and so delay changes.
 #[test]
 fn a_store_that_is_made_is_its_owner_s_alone() {
     for (kind, mode) in [("sqlite", 0o600), ("dir", 0o700)] {

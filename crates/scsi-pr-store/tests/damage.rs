@@ -1,5 +1,5 @@
-//! Stores that are not ours, damaged, of a newer version, or gone: refused with their path and what to do, and left as
-//! they are.
+//! Stores of other programs, and damaged, newer or missing stores: the error has their path and the remedy, and they
+//! stay unchanged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,7 +35,7 @@ impl Place {
         open(&format!("{kind}:{}", self.path(name).display()))
     }
 
-    /// A store with one change of unit "a"; nobody has it open.
+    /// A store with one change of unit "a", which no process has open.
     fn with_store(kind: &str) -> Self {
         let place = Self::new();
         change(&*place.open(kind).expect("a store"), &unit("a")).expect("kept");
@@ -315,7 +315,7 @@ fn a_log_that_is_removed_is_noticed_and_nothing_is_lost() {
         let store = place.open("sqlite").expect("a store");
         change(&*store, &unit("a")).expect("kept");
         fs::remove_file(place.path(file)).expect("removed");
-        // Nobody else has the database open: what the log had is saved when it is closed.
+        // No other process has the database open, so closing it saves the content of the log.
         assert_eq!(changes(&*store, &unit("a")), 2, "{file}");
         change(&*store, &unit("a")).expect("kept");
         assert_eq!(changes(&*place.open("sqlite").expect("a store"), &unit("a")), 3, "{file}");
@@ -412,7 +412,7 @@ fn a_damaged_record_in_a_directory_is_refused_by_its_path() {
         refused(&store.load(&unit("a")).expect_err("damaged"), &path, "name.a");
         refused(&change(&*store, &unit("a")).expect_err("damaged"), &path, "name.a");
         drop(store);
-        // What orders the contenders comes first.
+        // The queue of writers comes first.
         let mut after = place.everything();
         after.retain(|path, _| before.contains_key(path));
         assert_eq!(after, before);
@@ -423,7 +423,7 @@ fn a_damaged_record_in_a_directory_is_refused_by_its_path() {
 fn a_file_that_is_no_version_is_refused_by_its_name() {
     let place = Place::with_store("dir");
     let store = place.open("dir").expect("a store");
-    // What an NFS client leaves is none of anybody's business.
+    // A file that an NFS client leaves behind is ignored.
     fs::write(place.path("store/units/name.a/.nfs0001"), b"").expect("written");
     change(&*store, &unit("a")).expect("kept");
     fs::write(place.path("store/units/name.a/2.bak"), b"").expect("written");

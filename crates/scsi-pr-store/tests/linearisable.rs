@@ -1,4 +1,5 @@
-//! Many managers at work on one unit at the same time give a history that one `Reservations` gives by itself, command after
+//! Many managers at work on one unit at the same time give a history that one `Reservations` gives by itself, command
+//! after
 //! command, in an order in which nothing comes before what was answered before it was asked.
 
 mod common;
@@ -79,7 +80,7 @@ struct Answered {
     initiator: usize,
     command: CommandBuf,
     completion: Completion,
-    /// The newest version of which anybody had been told when the command began.
+    /// The newest version in any answer when the command began.
     after: u64,
     judged_by: u64,
     changed: bool,
@@ -95,20 +96,20 @@ fn nexus(initiator: usize) -> Nexus {
 /// Runs the commands of each initiator in a thread.
 fn run(store: &Arc<dyn Store>, commands: &[Vec<CommandBuf>]) -> Vec<Answered> {
     let disk = Disk::new();
-    let told = AtomicU64::new(0);
+    let newest_answered = AtomicU64::new(0);
     thread::scope(|scope| {
         let threads: Vec<_> = (0..)
             .zip(commands)
             .map(|(initiator, commands)| {
-                let (disk, told) = (&disk, &told);
+                let (disk, newest_answered) = (&disk, &newest_answered);
                 scope.spawn(move || {
                     let manager = disk.manager(store, INITIATORS[initiator]);
                     let run = |command: &CommandBuf| {
-                        let after = told.load(Ordering::SeqCst);
+                        let after = newest_answered.load(Ordering::SeqCst);
                         let device = disk.image.as_file().as_fd();
                         let completion = manager.execute(device, command.command()).unwrap();
                         let (judged_by, changed) = JUDGED.get();
-                        told.fetch_max(judged_by + u64::from(changed), Ordering::SeqCst);
+                        newest_answered.fetch_max(judged_by + u64::from(changed), Ordering::SeqCst);
                         Answered { initiator, command: command.clone(), completion, after, judged_by, changed }
                     };
                     commands.iter().map(run).collect::<Vec<_>>()
@@ -224,7 +225,8 @@ fn what_is_not_linearisable_is_found() {
     };
     check(&history()).unwrap();
     let wrong: [fn(&mut Answered); 4] = [
-        // A read of what had been changed already when it began; two changes of one version; one that nobody made.
+        // A read of what had been changed already when it began; two changes of one version; a change without a
+        // command.
         |answered| answered.judged_by = if answered.changed { answered.judged_by } else { 0 },
         |answered| answered.judged_by = if answered.changed { 0 } else { answered.judged_by },
         |answered| answered.judged_by += u64::from(answered.changed),

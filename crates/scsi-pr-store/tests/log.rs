@@ -1,4 +1,4 @@
-//! What a manager says in the log: the reason and the remedy, and not with every command.
+//! The log lines of a manager: cause and remedy, and not with every command.
 
 mod common;
 
@@ -53,7 +53,7 @@ impl Subscriber for Messages {
 }
 
 #[test]
-fn a_store_that_fails_is_told_of_once_for_all_initiators() {
+fn failure_of_the_store_is_logged_once_for_all_initiators() {
     let (disk, place) = (Disk::new(), tempfile::tempdir().unwrap());
     let path = place.path().join("store");
     let manager = disk.manager(&open(&format!("dir:{}", path.display())).unwrap(), "one");
@@ -70,7 +70,7 @@ fn a_store_that_fails_is_told_of_once_for_all_initiators() {
 }
 
 #[test]
-fn a_descriptor_that_is_refused_is_told_of_once_for_each_initiator() {
+fn refused_descriptor_is_logged_once_for_each_initiator() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let manager = Disk::new().manager(&store, "one");
     let other = manager.for_initiator(&"two".parse().unwrap());

@@ -97,7 +97,7 @@ fn an_initiator_that_moves_stays_itself() {
         let release = reserve_out(RELEASE, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, keys(7, 0));
         assert_eq!(disk.run(&there, &release), GOOD);
         assert_eq!(disk.run(&other, &register(8)), GOOD);
-        // What it has registered with one disk, it has not with another.
+        // A registration is of one disk.
         assert_eq!(Disk::new().registered(&there), []);
     }
 }

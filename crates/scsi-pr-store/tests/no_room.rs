@@ -1,4 +1,5 @@
-//! What a manager answers while this process may open no more files. A test program of its own, because the limit is the
+//! The answers of a manager while this process may open no more files. A test program of its own, because the limit is
+//! the
 //! process's.
 
 mod common;
@@ -15,7 +16,7 @@ use scsi_pr_store::{MemoryStore, Store, Units};
 #[test]
 fn a_unit_that_cannot_be_looked_at_is_busy_and_not_another_one() {
     let mut disk = Disk::new();
-    // What is on no block device is known without sysfs.
+    // A file without a block device is identified without sysfs.
     if major(disk.image.as_file().metadata().unwrap().dev()) == 0 {
         return;
     }

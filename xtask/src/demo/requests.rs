@@ -1,4 +1,4 @@
-//! What the nodes of the demo ask, and what they are answered, in bytes and in words.
+//! The commands of the demo's nodes, and the answers, in bytes and as text.
 
 use std::fmt;
 
@@ -75,8 +75,8 @@ pub(super) fn preempt_and_abort(key: Key, victim: Key) -> Request {
     Request::out(&request, &format!("{} with {}", short(victim), short(key)))
 }
 
-/// What `request` was answered.
-pub(super) fn in_words(request: &Request, completion: &Completion) -> Result<String> {
+/// The answer to `request`, as text.
+pub(super) fn as_text(request: &Request, completion: &Completion) -> Result<String> {
     let data = match completion {
         Completion::CheckCondition(sense) => {
             return Ok(match sense.code() {
@@ -96,20 +96,20 @@ pub(super) fn in_words(request: &Request, completion: &Completion) -> Result<Str
         }
         ReserveInAction::ReadReservation => match Reservation::parse(data)?.value.held {
             Some(held) => format!("held by {}, {}", short(held.key), held.reservation_type),
-            None => "nobody holds it".to_owned(),
+            None => "not reserved".to_owned(),
         },
         ReserveInAction::ReadFullStatus => registrants(&FullStatus::parse(data)?.value)?.join("; "),
         other => bail!("{other} has no words"),
     })
 }
 
-/// Who is registered, in the order of the registrations.
+/// The registrants, in the order of their registrations.
 fn registrants(status: &FullStatus) -> Result<Vec<String>> {
     let descriptors = status.descriptors.iter();
     descriptors
         .map(|descriptor| {
             let id = descriptor.transport_id().context("read the name of a registrant")?;
-            let InitiatorPort::Iscsi { name, .. } = id.port() else { bail!("{id} is no name of ours") };
+            let InitiatorPort::Iscsi { name, .. } = id.port() else { bail!("{id} is not an initiator of the demo") };
             let name = name.rsplit(':').next().unwrap_or(name);
             let holder = if descriptor.held.is_some() { ", the holder" } else { "" };
             Ok(format!("{name} with {}{holder}", short(descriptor.key)))

@@ -13,7 +13,7 @@ use super::NODES;
 use crate::command;
 
 /// Far longer than it takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running server, which ends with the value.
 pub(super) struct Server {
@@ -39,7 +39,7 @@ impl Server {
         Ok(server)
     }
 
-    /// What a user would type.
+    /// The command line, as a user would type it.
     pub(super) fn command_line(&self) -> String {
         let line = command::line(&self.command);
         let program = self.command.get_program().to_string_lossy();
@@ -80,7 +80,7 @@ impl Server {
                 if let Some(status) = self.process.try_wait()? {
                     bail!("{} ended: {status}", command::line(&self.command));
                 }
-                if start.elapsed() > PATIENCE {
+                if start.elapsed() > START_TIMEOUT {
                     bail!("{} does not listen at {}", command::line(&self.command), socket.display());
                 }
                 sleep(Duration::from_millis(5));

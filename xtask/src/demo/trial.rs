@@ -1,4 +1,4 @@
-//! Whether the demo can be trusted: it passes for everybody, and it fails when something is not as it is told.
+//! The test of the demo: it passes for every user, and fails if an answer is not the expected one.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -48,16 +48,16 @@ impl Programs {
         demo
     }
 
-    /// Whoever runs it: it ends well, after its last step.
+    /// It succeeds for any user, after its last step.
     fn pass(&self, configure: impl FnOnce(&mut Command)) -> Result<()> {
         let mut demo = self.demo(&self.0.path().join("scsi-pr"));
         configure(&mut demo);
         let said = command::output(&mut demo)?;
-        ensure!(said.contains("Told in "), "the demo ended before its end:\n{said}");
+        ensure!(said.contains("Done in "), "the demo ended before its end:\n{said}");
         Ok(())
     }
 
-    /// With a server that keeps nothing, the story fails where it says that nothing is lost.
+    /// With a server that keeps nothing, the demo fails after the restart.
     fn fail_with_a_server_that_forgets(&self) -> Result<()> {
         let forgetful = self.0.path().join("forgetful");
         let script = format!(
@@ -69,9 +69,9 @@ impl Programs {
         fs::set_permissions(&forgetful, Permissions::from_mode(0o755))?;
         let output = self.demo(&forgetful).output().context("start the demo")?;
         let said = String::from_utf8_lossy(&output.stdout);
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        let noticed = said.contains("generation 0") && complaint.contains("node1 should have got: generation 2");
-        ensure!(noticed && !output.status.success(), "a server that forgets was not noticed:\n{said}{complaint}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let noticed = said.contains("generation 0") && errors.contains("node1 should have got: generation 2");
+        ensure!(noticed && !output.status.success(), "a server that forgets was not noticed:\n{said}{errors}");
         Ok(())
     }
 }

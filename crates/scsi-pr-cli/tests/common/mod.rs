@@ -24,7 +24,7 @@ use tempfile::TempDir;
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_scsi-pr");
 
 /// Far more than anything here takes on a machine that is busy with other things.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Waits until `condition` gives something.
 #[track_caller]
@@ -34,7 +34,7 @@ pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) 
         if let Some(value) = condition() {
             return value;
         }
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(start.elapsed() < TEST_TIMEOUT, "waited in vain: {what}");
         sleep(Duration::from_millis(2));
     }
 }
@@ -113,7 +113,7 @@ impl Start {
         self
     }
 
-    /// What is passed as standard input.
+    /// Sets the standard input.
     pub(crate) fn stdin(mut self, input: impl Into<Stdio>) -> Self {
         self.command.stdin(input);
         self
@@ -169,7 +169,7 @@ impl Server {
         }
     }
 
-    /// What it logged.
+    /// Its log.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.start.log).unwrap_or_default()
     }
@@ -229,7 +229,8 @@ pub(crate) struct Machine {
 impl Machine {
     /// That has this disk and comes to this socket.
     pub(crate) fn with(disk: File, socket: &Path) -> Self {
-        let config = Config { attempts: 6000, pause: Duration::from_millis(10), turn: PATIENCE, ..Config::default() };
+        let config =
+            Config { attempts: 6000, pause: Duration::from_millis(10), turn: TEST_TIMEOUT, ..Config::default() };
         Self { client: HelperClient::new(socket).with_config(config), disk }
     }
 

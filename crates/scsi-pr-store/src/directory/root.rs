@@ -1,4 +1,4 @@
-//! The directory of a store: making it, telling ours from others, and whether it is still the same.
+//! The directory of a store: creating it, recognizing it, and checking that it is still the same.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
@@ -19,32 +19,32 @@ use crate::lock::lock;
 use crate::unique::unique;
 use crate::{StoreError, UnitId};
 
-/// The file that says what a directory is.
+/// The file that marks a directory as a store.
 const MARKER: &str = "scsi-pr-store";
 
-/// What the marker begins with, before the number of the format.
+/// The beginning of the marker, before the number of the format.
 const TITLE: &str = "scsi-pr reservations, directory format ";
 
-/// The format of our directories.
+/// The format of the directory.
 const FORMAT: u32 = 1;
 
-/// What a store has besides its marker.
+/// The directories of a store.
 const PARTS: [&str; 3] = ["units", "locks", "new"];
 
-/// How old a file below `new` is when nobody is writing it any more.
+/// The age at which a file below `new` has no writer any more.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A store of the file tree.
 pub(super) struct Store {
     path: PathBuf,
-    /// The text that tells this store from others that may come to its place.
+    /// The text that distinguishes this store from others that may replace it.
     id: String,
-    /// The marker that this text was last read from: device and inode.
+    /// The marker from which this text was last read: device and inode.
     marker: Mutex<(u64, u64)>,
     shared: bool,
 }
 
-/// The directory of a store as it was found at its path.
+/// The directory that was at the path of a store.
 pub(super) struct Root {
     directory: OwnedFd,
 }
@@ -54,7 +54,7 @@ fn open_directory(at: impl AsFd, path: impl rustix::path::Arg) -> io::Result<Own
     Ok(openat(at, path, flags, Mode::empty())?)
 }
 
-/// What the file system says of a file now, not what this host remembers.
+/// The status of a file from the file system itself, not from the cache of this host.
 pub(super) fn refresh(file: impl AsFd) -> io::Result<Statx> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
     Ok(statx(file, "", flags, StatxFlags::BASIC_STATS)?)
@@ -92,7 +92,7 @@ impl Root {
         })
     }
 
-    /// Makes the directory of a unit. It is durable before anything comes into it, whoever made it.
+    /// Makes the directory of a unit. It is durable before any file comes into it, whichever process made it.
     pub(super) fn make_unit(&self, unit: &UnitId) -> io::Result<()> {
         let units = self.units()?;
         match mkdirat(&units, unit.as_str(), Mode::from_raw_mode(0o777)) {
@@ -107,7 +107,7 @@ impl Root {
         Ok((status.st_dev, status.st_ino))
     }
 
-    /// What the marker says.
+    /// The text of the marker.
     fn read_marker(&self) -> io::Result<String> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut text = Vec::new();
@@ -115,7 +115,7 @@ impl Root {
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// Whether there is nothing but what may have been left by somebody who began to make a store.
+    /// Whether there is nothing, or only parts that an interrupted creation of a store left behind.
     fn is_blank(&self, path: &Path) -> io::Result<bool> {
         for entry in fs::read_dir(path)? {
             let name = entry?.file_name();
@@ -133,7 +133,7 @@ impl Root {
         Ok(true)
     }
 
-    /// Makes a store of a blank directory. It is one once the marker is there.
+    /// Creates a store in a blank directory. It is complete once the marker is there.
     fn make(&self) -> io::Result<()> {
         for part in PARTS {
             match mkdirat(&self.directory, part, Mode::from_raw_mode(0o777)) {
@@ -141,11 +141,11 @@ impl Root {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        // Where the marker is, they are too, whatever happens.
+        // The marker must never be durable without them.
         fsync(&self.directory)?;
         let marker = New::write(self, format!("{TITLE}{FORMAT}\nid {}\n", unique()?).as_bytes())?;
         match linkat(&self.directory, &marker.name, &self.directory, MARKER, AtFlags::empty()) {
-            // Somebody else was first.
+            // Another process was first.
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => {
                 Err(io::Error::new(ErrorKind::Unsupported, "the file system has no hard links"))
@@ -169,7 +169,7 @@ fn identify(text: &str) -> Result<&str, Invalid> {
     whole.then_some(id).ok_or(Invalid::Damaged)
 }
 
-/// What is wrong with a marker.
+/// The fault of a marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Invalid {
     Foreign,
@@ -198,7 +198,7 @@ impl Store {
         let attempted = || format!("open the store in {}", path.display());
         let unavailable = |error: io::Error| super::unchanged(attempted(), error);
         if create {
-            // Whoever may read a file of it may lock it, and so hold up those who queue.
+            // A process that may read a file of the store may lock it, and so delay changes.
             match fs::DirBuilder::new().mode(0o700).create(path) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(unavailable(error)),
                 _ => {}
@@ -208,7 +208,7 @@ impl Store {
         let root = Root { directory: open_directory(CWD, &path).map_err(unavailable)? };
         let marker = match root.marker() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                // Unless somebody has just made it.
+                // Unless another process has just created it.
                 if !root.is_blank(&path).map_err(unavailable)? && root.marker().is_err() {
                     return Err(StoreError::refused(attempted())
                         .because(format!("something is there, and no {MARKER}"))
@@ -232,7 +232,7 @@ impl Store {
                 .because("upper and lower case are the same there, but not in the names of units")
                 .remedy("name a directory on a file system that tells them apart"));
         }
-        // Who made it may have died before its entries were durable.
+        // Its creator may have died before the entries were durable.
         fsync(&root.directory).map_err(|errno| unavailable(errno.into()))?;
         if let Some(parent) = path.parent() {
             File::open(parent).and_then(|parent| parent.sync_all()).map_err(unavailable)?;
@@ -255,14 +255,14 @@ impl Store {
         self.shared
     }
 
-    /// The directory at the path, which must be the store that was opened.
+    /// The directory at the path. It must be the store that was opened.
     pub(super) fn root(&self, attempted: &dyn Fn() -> String) -> Result<Root, StoreError> {
         let unavailable = |error: io::Error| super::unchanged(attempted(), error);
         let root = Root { directory: open_directory(CWD, &self.path).map_err(unavailable)? };
         let found = root.marker().map_err(unavailable)?;
         let mut known = lock(&self.marker);
         if *known != found {
-            // Mounted anew, it has another device number.
+            // A new mount has another device number.
             let text = root.read_marker().map_err(unavailable)?;
             let id = identify(&text).map_err(|invalid| invalid.explain(StoreError::refused(attempted())))?;
             if id != self.id {
@@ -276,13 +276,13 @@ impl Store {
         Ok(root)
     }
 
-    /// Whether `root` is what the path leads to.
+    /// Whether the path still leads to `root`.
     pub(super) fn is_in_place(&self, root: &Root) -> bool {
         open_directory(CWD, &self.path).is_ok_and(|found| is_same(&found, &root.directory))
             && root.marker().is_ok_and(|marker| marker == *lock(&self.marker))
     }
 
-    /// Removes what nobody will complete. That it fails is no harm.
+    /// Removes files that no process will complete. A failure does no harm.
     fn remove_abandoned(&self, root: &Root) {
         let Ok(entries) = fs::read_dir(self.path.join("new")) else { return };
         for entry in entries.flatten() {

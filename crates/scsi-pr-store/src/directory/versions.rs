@@ -9,25 +9,26 @@ use rustix::fs::{RawDir, SeekFrom, seek};
 use super::root::refresh;
 use crate::Version;
 
-/// How many versions are kept. A writer that stands still between its link(2) and the listing that follows, for so long
-/// that others make this many changes, cannot tell whether it was in time.
+/// The number of versions that the store keeps. If others make this many changes between a writer's link(2) and its
+/// listing, the writer cannot know whether it was in time.
 pub(super) const KEPT: u64 = 32;
 
-/// What a writer knows after it has tried to make a version and has then listed the directory.
+/// The knowledge of a writer that has tried to make a version, and has then listed the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The version is its own.
+    /// The writer made the version.
     Done,
-    /// The version is somebody else's.
+    /// Another writer made the version.
     Lost,
-    /// One of these.
+    /// Either.
     Unknown,
 }
 
-/// Whose `version` is, given whether the writer could link it and which version was the `newest` after that.
+/// The writer of `version`, from whether this writer could link it, and from the `newest` version after that.
 ///
-/// A version is removed only once there is one that is newer by [`KEPT`], and the newest is never removed. So as long as
-/// there is none that is newer by so much, the name of `version` has never been removed: who could link it was the first to.
+/// A version is removed only once there is one that is newer by [`KEPT`], and the newest is never removed. As long as
+/// no version is newer by so much, the name of `version` has never been removed. So the writer that could link it was
+/// the first.
 pub(super) fn verdict(version: Version, linked: bool, newest: Version) -> Verdict {
     match linked {
         _ if is_outdated(version, newest) => Verdict::Unknown,

@@ -1,4 +1,4 @@
-//! A connection to a database that is there: how it is set up, and what SQLite's errors mean.
+//! A connection to an existing database: its settings, and the meaning of SQLite's errors.
 
 use std::path::Path;
 use std::thread;
@@ -11,7 +11,7 @@ use super::CHECKPOINT;
 use crate::StoreError;
 use crate::contention::pause;
 
-/// What the tables are made by. `sqlite_schema` keeps the text as it is.
+/// The statements that create the tables. `sqlite_schema` keeps their text unchanged.
 pub(super) const SCHEMA: [&str; 2] = [
     "CREATE TABLE store (id TEXT NOT NULL) STRICT",
     // The record comes last, so that the version is found without reading it.
@@ -19,10 +19,10 @@ pub(super) const SCHEMA: [&str; 2] = [
      record BLOB NOT NULL) STRICT",
 ];
 
-/// How often a lock of another process is tried for; with the pauses between, some 10 s.
+/// The number of attempts to get a lock of another process. With the pauses between, they take some 10 s.
 const ATTEMPTS: i32 = 10_000;
 
-/// Opens what is at `path`, which must be there.
+/// Opens the database at `path`, which must exist.
 pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
@@ -30,7 +30,7 @@ pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
         | OpenFlags::SQLITE_OPEN_EXRESCODE;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_handler(Some(|attempt: i32| {
-        // SQLite's own pauses grow to a tenth of a second, and who has waited longest would wait longest again.
+        // SQLite's own pauses grow to a tenth of a second, so that the longest waiter would wait longest again.
         thread::sleep(pause(attempt.unsigned_abs() + 1) + Duration::from_micros(10));
         attempt < ATTEMPTS
     }))?;
@@ -58,8 +58,8 @@ pub(super) fn read_failed(attempted: String, error: Error) -> StoreError {
     explain(store_error, error)
 }
 
-/// A change that failed. Only what SQLite says before the last byte of a change is in the log is sure not to have changed
-/// anything; what fails then or later, as fdatasync(2) does, may come to light when the log is read after a crash.
+/// A change that failed. Only an error before the last byte of a change is in the log is certain to have changed
+/// nothing. After a later error, as of fdatasync(2), a reader of the log may find the change after a crash.
 pub(super) fn write_failed(attempted: String, error: Error) -> StoreError {
     let store_error = match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::refused(attempted),
@@ -79,7 +79,7 @@ pub(super) fn write_failed(attempted: String, error: Error) -> StoreError {
     explain(store_error, error)
 }
 
-/// Whether others kept SQLite from beginning.
+/// Whether locks of other processes kept SQLite from beginning.
 fn is_busy(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed)
 }

@@ -12,7 +12,7 @@ use super::file::{self, Files, Paths};
 use crate::StoreError;
 use crate::lock::lock;
 
-/// How many connections read. A read is a matter of microseconds: more of them would not make it faster.
+/// The number of connections that read. A read takes microseconds, so more connections would not make it faster.
 const READERS: usize = 8;
 
 pub(super) struct Database {
@@ -28,19 +28,20 @@ pub(super) struct Database {
 #[derive(Default)]
 struct Readers {
     idle: Vec<Connection>,
-    /// With those that are in use.
+    /// The number of connections, with those in use.
     open: usize,
 }
 
 impl Database {
-    /// Opens what is at `path`, which must be ours, and the one with the identifier `id` if there is one given.
+    /// Opens the database at `path`. It must be a database of this program, and have the identifier `id` if that is
+    /// given.
     pub(super) fn open(path: &Path, id: Option<&str>) -> Result<Self, StoreError> {
         let attempted = || format!("open the SQLite store {}", path.display());
         let paths = Paths::of(path);
         let unavailable = |error| StoreError::unavailable(attempted()).because(error);
         let examined = file::examine(path)?;
-        // Whoever made the database may have died before its name was durable. It comes first: a log without a database
-        // would be taken for the rest of one that was removed.
+        // Its creator may have died before the name was durable. This comes before the log: a log without a database
+        // would look like the rest of a removed one.
         file::sync_directory(path).map_err(unavailable)?;
         let writer = connection::open(path).map_err(|error| read_failed(attempted(), error))?;
         if writer.is_readonly("main").map_err(|error| read_failed(attempted(), error))? {
@@ -58,7 +59,7 @@ impl Database {
                 .because("another database came to its place")
                 .remedy("put back the one that was there, or restart to go on with the other one"));
         }
-        // That has opened the log. Its name becomes durable too, whoever made it.
+        // SQLite has opened the log by now. Its name becomes durable too, whichever process made it.
         file::sync_directory(path).map_err(unavailable)?;
         let files = Files::at(&paths).map_err(unavailable)?;
         if files.main != examined {
@@ -74,12 +75,12 @@ impl Database {
         &self.id
     }
 
-    /// Whether the files that are open are those at the path.
+    /// Whether the open files are those at the path.
     pub(super) fn is_in_place(&self) -> bool {
         Files::at(&self.paths).is_ok_and(|files| files == self.files)
     }
 
-    /// Reads all of it, and says what is damaged.
+    /// Reads the whole database, and reports damage.
     pub(super) fn check_whole(&self) -> Result<(), StoreError> {
         let attempted = || format!("check the SQLite store {}", self.paths.main.display());
         // The quick check would not compare the names of units with their index.

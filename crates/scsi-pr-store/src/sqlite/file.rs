@@ -1,4 +1,4 @@
-//! The files of a database: making it whole or not at all, telling ours from others without SQLite, and whether they are
+//! The files of a database: creating it atomically, recognizing it without SQLite, and checking that the files are
 //! still the same.
 
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ const APPLICATION: u32 = u32::from_be_bytes(*b"scPR");
 /// `PRAGMA user_version`: the format of our databases.
 const FORMAT: u32 = 1;
 
-/// A file, whatever it is called.
+/// A file, under any name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Inode {
     device: u64,
@@ -36,7 +36,7 @@ impl Inode {
     }
 }
 
-/// The files of a database that is open: none of them is ever replaced while it is.
+/// The files of an open database. None may be replaced while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Files {
     pub(super) main: Inode,
@@ -51,7 +51,7 @@ impl Files {
     }
 }
 
-/// Where the files of a database are.
+/// The paths of the files of a database.
 #[derive(Clone, Debug)]
 pub(super) struct Paths {
     pub(super) main: PathBuf,
@@ -71,7 +71,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Where `path` leads to: SQLite puts its other files beside the database itself, not beside a link to it.
+/// The target of `path`: SQLite puts its other files beside the database itself, not beside a link to it.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
     let resolved = match path.canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => {
@@ -95,12 +95,12 @@ pub(super) fn directory(path: &Path) -> &Path {
     }
 }
 
-/// What was put into a directory outlasts a power cut from now on.
+/// Makes the entries of a directory durable.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(directory(path))?.sync_all()
 }
 
-/// The file by whose locks processes queue, for everyone who may write the database.
+/// Opens the file by whose locks processes take turns. All users that may write the database may lock it.
 pub(super) fn open_queue(path: &Path) -> io::Result<File> {
     let mode = fs::metadata(path)?.permissions().mode() & 0o777;
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
@@ -109,9 +109,9 @@ pub(super) fn open_queue(path: &Path) -> io::Result<File> {
     options.open(beside(path, "-queue"))
 }
 
-/// Makes a database at `path` if nothing is there.
+/// Creates a database at `path` if nothing is there.
 ///
-/// It is made under another name and takes its place whole: who finds an empty or half-made file there has found damage.
+/// It is created under another name and then renamed. So an empty or incomplete file at `path` is damage.
 pub(super) fn create_unless_there(path: &Path) -> Result<(), StoreError> {
     let attempted = || format!("make the SQLite store {}", path.display());
     let unavailable = |error: io::Error| StoreError::unavailable(attempted()).because(error);
@@ -133,7 +133,7 @@ pub(super) fn create_unless_there(path: &Path) -> Result<(), StoreError> {
             .because(error)
             .remedy("see whether there is room, and let this process write the directory that it is in")
     });
-    // Where the file has moved to its place, there is nothing to remove.
+    // After the rename, there is nothing to remove.
     let _ = fs::remove_file(&new);
     made
 }
@@ -155,7 +155,7 @@ fn make(new: &Path, path: &Path) -> Result<(), Box<dyn std::error::Error + Send 
     file.sync_all()?;
     check_header(&file, || format!("make the SQLite store {}", new.display()))?;
     match renameat_with(CWD, new, CWD, path, RenameFlags::NOREPLACE) {
-        // Somebody else was first.
+        // Another process was first.
         Err(Errno::EXIST) => {}
         // The file system has no such rename.
         Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(new, path) {
@@ -168,7 +168,7 @@ fn make(new: &Path, path: &Path) -> Result<(), Box<dyn std::error::Error + Send 
     Ok(())
 }
 
-/// Has changes appended to a log, by everyone who opens the database from now on. Whether that was kept, the header says.
+/// Makes all users of the database append changes to a log. The header says whether that took effect.
 fn set_log(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| {
         let mode: String = row.get(0)?;
@@ -179,11 +179,12 @@ fn set_log(connection: &Connection) -> rusqlite::Result<()> {
 /// Every database that this process has opened.
 ///
 /// SQLite's locks are POSIX locks, and the kernel drops those of a process on a file when the process closes *any*
-/// descriptor of that file (fcntl(2)). So what was once opened here stays open. It also keeps the number of the inode from
-/// being given to another file.
+/// descriptor of that file (fcntl(2)). So this process keeps such a file open. That also keeps the inode number from
+/// being reused.
 static OPENED: Mutex<Option<HashMap<Inode, Vec<File>>>> = Mutex::new(None);
 
-/// Looks into the file at `path` before SQLite does, which would complete or undo what a foreign program left half-done.
+/// Examines the file at `path` before SQLite does. SQLite would complete or undo an interrupted change of another
+/// program.
 pub(super) fn examine(path: &Path) -> Result<Inode, StoreError> {
     let attempted = || format!("open the SQLite store {}", path.display());
     let unavailable = |error: io::Error| {
@@ -199,7 +200,7 @@ pub(super) fn examine(path: &Path) -> Result<Inode, StoreError> {
         // Each name has a log of its own.
         return Err(StoreError::refused(attempted())
             .because("the file has another name (a hard link)")
-            .remedy("remove all names but one: whoever uses another one does not see the same changes"));
+            .remedy("remove all names but one: users of another name do not see the same changes"));
     }
     let inode = Inode::of(&metadata);
     let mut opened = lock(&OPENED);
@@ -217,8 +218,8 @@ pub(super) fn examine(path: &Path) -> Result<Inode, StoreError> {
     Ok(inode)
 }
 
-/// The database file format, <https://www.sqlite.org/fileformat2.html>, 1.3. None of this is ever changed after a database
-/// was made, so that it is right whatever the log has.
+/// The database file format, <https://www.sqlite.org/fileformat2.html>, 1.3. None of this changes after a database was
+/// created, so it is right whatever the log has.
 fn check_header(file: &File, attempted: impl Fn() -> String) -> Result<(), StoreError> {
     let mut header = [0; 100];
     match file.read_exact_at(&mut header, 0) {
@@ -248,7 +249,7 @@ fn check_header(file: &File, attempted: impl Fn() -> String) -> Result<(), Store
     // The versions to write and to read it.
     if header[18..20] != [2, 2] {
         return Err(StoreError::refused(attempted())
-            .because("somebody has set another journal mode than WAL")
+            .because("it has another journal mode than WAL")
             .remedy("set it back: sqlite3 DATABASE 'PRAGMA journal_mode = WAL'"));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What the tests of this crate share.
+//! Helpers for the tests of this crate.
 #![allow(dead_code, reason = "each test uses a part")]
 
 use std::os::fd::AsFd;
@@ -65,7 +65,7 @@ impl Disk {
         manager.execute(self.image.as_file().as_fd(), command.command()).unwrap()
     }
 
-    /// The keys that are registered, as this initiator is told.
+    /// The registered keys, as this initiator reads them.
     pub(crate) fn registered(&self, manager: &SharedReservations) -> Vec<Key> {
         match self.run(manager, &reserve_in(READ_KEYS, 8192)) {
             Completion::Good(data) => Keys::parse(&data).unwrap().value.keys,

@@ -9,7 +9,7 @@ pub(crate) fn nexus(address: u64) -> Nexus {
     Nexus::new(TransportId::new(InitiatorPort::Sas { address }).expect("a valid address"), 1)
 }
 
-/// Registers `nexus` anew. Whatever was there, PRGENERATION counts it.
+/// Registers `nexus` anew. PRGENERATION counts it in any case.
 pub(crate) fn register(reservations: &mut Reservations, nexus: &Nexus) -> bool {
     let command = ReserveOut::RegisterAndIgnoreExistingKey {
         service_action_key: Key(u64::from(reservations.generation().0) + 1),

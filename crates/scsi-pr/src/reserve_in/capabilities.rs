@@ -119,7 +119,7 @@ struct Layout {
     type_mask: U16,
 }
 
-/// What LENGTH is: [`Layout`] and two reserved bytes.
+/// The value of LENGTH: `Layout` and two reserved bytes.
 const LENGTH: u16 = 8;
 
 const RLR_C: u8 = 0x80;
