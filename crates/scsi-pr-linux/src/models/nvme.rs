@@ -15,13 +15,13 @@ pub(crate) const CONFLICT: u16 = 0x083;
 /// "Do not retry", as targets say it with errors.
 pub(crate) const DNR: u16 = 0x4000;
 
-/// Whose rules a namespace follows.
+/// The rules of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rules {
     /// The specification's.
     Standard,
-    /// Those of nvmet, Linux 6.13 to 7.2, where they differ: a reservation of all registrants has one holder, the first;
-    /// who holds the reservation preempts nobody, and is told that it did.
+    /// Those of nvmet, Linux 6.13 to 7.2, where they differ: a reservation of all registrants has one holder, the first. A
+    /// Preempt by the holder has no effect and succeeds.
     Nvmet,
 }
 

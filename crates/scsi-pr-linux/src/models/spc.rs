@@ -1,9 +1,9 @@
-//! A SCSI logical unit after the rules of SPC-4 5.12 and 6.16, as plain as they are.
+//! A SCSI logical unit by the rules of SPC-4 5.12 and 6.16.
 
 use proptest::prelude::*;
 use scsi_pr::{Completion, Held, Key, Reservation, ReserveOut, ScopeType, SenseCode, Status, Type};
 
-/// A nexus. Three are enough for a stranger to be hit by mistake; with the fourth, one host has three paths beside another.
+/// A nexus. With four, one host can have three paths beside another host's one.
 pub(crate) type Nexus = usize;
 pub(crate) const NEXUSES: usize = 4;
 
@@ -33,14 +33,14 @@ impl Taken {
 }
 
 impl Unit {
-    /// What READ KEYS shows, in no particular order: sorted.
+    /// The keys of READ KEYS, sorted: their order has no meaning.
     pub(crate) fn sorted_keys(&self) -> Vec<Key> {
         let mut keys: Vec<_> = self.keys.iter().flatten().copied().collect();
         keys.sort_unstable();
         keys
     }
 
-    /// What READ RESERVATION shows.
+    /// The data of READ RESERVATION.
     pub(crate) fn shown(&self) -> Reservation {
         let held = self.reservation.map(|Taken { reservation_type, holder }| {
             let key = holder.map_or(Key::ZERO, |holder| self.keys[holder].expect("holders are registered"));
@@ -199,8 +199,8 @@ pub(crate) fn commands() -> impl Strategy<Value = ReserveOut> {
 
 /// A command of one nexus.
 ///
-/// With random keys most commands are conflicts. So mostly the sender names the key that it has, and a preemption a key
-/// that somebody has: `aim` says for each whether.
+/// With random keys most commands are conflicts. So mostly the sender names the key that it has, and a preemption the key of
+/// a registrant.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) nexus: Nexus,

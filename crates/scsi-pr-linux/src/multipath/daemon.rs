@@ -237,7 +237,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(60);
 
-    /// What a conversation brings when the peer, having read the question, sends these bytes and closes.
+    /// The result of a conversation whose peer reads the question, sends these bytes and closes.
     fn answered_with(reply: &[u8]) -> Result<String, Unanswered> {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         thread::scope(|scope| {
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn an_answer_is_a_length_and_a_text() {
         assert_eq!(answered_with(&framed(b"ok\n\0")).unwrap(), "ok\n");
-        // What follows the first NUL is not looked at, and a missing NUL is forgiven.
+        // Bytes after the first NUL are ignored, and a missing NUL is accepted.
         assert_eq!(answered_with(&framed(b"ok\n\0\xff")).unwrap(), "ok\n");
         assert_eq!(answered_with(&framed(b"ok")).unwrap(), "ok");
         let long = "x".repeat(100_000);

@@ -14,8 +14,8 @@ pub(super) enum AllowedKeys {
 }
 
 impl AllowedKeys {
-    /// What `configuration`, the answer to `show config local`, allows the map of `wwid`: what its own section in
-    /// `multipaths` says, else what `defaults` say.
+    /// The keys that `configuration`, the answer to `show config local`, allows the map of `wwid`. Its own section in
+    /// `multipaths` goes before `defaults`.
     pub(super) fn of(configuration: &str, wwid: &str) -> Self {
         let mut sections: Vec<&str> = Vec::new();
         let (mut defaults, mut own) = (Self::None, None);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_forms() {
+    fn a_key_is_read_in_each_of_its_forms() {
         for (value, expected) in [
             ("0x1", AllowedKeys::Only(Key(1))),
             ("\"0x0000000000123abc\"", AllowedKeys::Only(Key(0x12_3abc))),
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_words_elsewhere_say_nothing() {
+    fn the_keyword_in_other_sections_is_ignored() {
         for text in [
             "",
             "fail\n",
@@ -117,7 +117,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read(
+        fn any_text_is_read_without_a_panic(
             lines in prop::collection::vec(
                 prop::sample::select(&[
                     "defaults {", "multipaths {", "multipath {", "{", "}", "wwid \"36001\"", "wwid",

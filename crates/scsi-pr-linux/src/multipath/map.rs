@@ -104,7 +104,7 @@ impl fmt::Display for Map {
 
 /// Whether the device of this directory may carry a command. A SCSI device must be `running` (Linux
 /// `Documentation/ABI/testing/sysfs-block`, `drivers/scsi/scsi_sysfs.c`): in its other states a command fails at once or
-/// waits for a transport that is away. What has no state is taken to work.
+/// waits for a transport that is away. A device without a state counts as usable.
 pub(super) fn is_usable(slave: &Path) -> io::Result<bool> {
     match read_attribute(&slave.join("device/state")) {
         // The second is an NVMe controller's.
@@ -115,7 +115,7 @@ pub(super) fn is_usable(slave: &Path) -> io::Result<bool> {
     }
 }
 
-/// An attribute of one word, which sysfs gives whole to whoever asks for more.
+/// An attribute of one word, which sysfs returns whole to a reader with more room.
 fn read_attribute(path: &Path) -> io::Result<Vec<u8>> {
     let mut room = [0; 64];
     let length = File::open(path)?.read(&mut room)?;

@@ -109,7 +109,7 @@ pub(super) mod tests {
     use std::cell::RefCell;
     use std::os::unix::fs::symlink;
 
-    /// Answers what it is told to, one after the other; the last again and again.
+    /// Gives these answers one after the other, and the last one again and again.
     struct Scripted(RefCell<Vec<Completion>>);
 
     impl Path for Scripted {
@@ -125,7 +125,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn unit_attentions_are_heard_and_the_command_sent_again() {
+    fn a_command_is_sent_again_after_unit_attentions() {
         let attention = || Completion::check(SenseCode::REGISTRATIONS_PREEMPTED);
         let good = || Completion::Good(vec![1]);
         let read = ReserveIn::new(ReserveInAction::ReadKeys, 8).encode();
@@ -161,7 +161,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_a_path_that_works_and_is_the_maps_still_is_opened() {
+    fn only_a_usable_path_that_the_map_still_has_is_opened() {
         let Some((device, number)) = crate::device::tests::block_device() else { return };
         let name = crate::device::Device::of(device.as_fd()).unwrap().name().unwrap().to_owned();
         let map = |usable| Map {

@@ -26,11 +26,11 @@ use crate::sg_io::Reached;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Release {
     pub(super) completion: Completion,
-    /// What the log has to say besides the completion.
+    /// For the log, besides the completion.
     pub(super) remark: Option<Remark>,
 }
 
-/// What an administrator has to know about a [`Release`].
+/// A remark on a [`Release`] for the administrator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Remark {
     /// The holder's path is dead: another path took the reservation over, and the registrations were made again.

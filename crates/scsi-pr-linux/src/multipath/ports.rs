@@ -71,7 +71,7 @@ impl HostPorts {
         Self { paths: paths.into_iter().collect(), fibre_channel: Vec::new() }
     }
 
-    /// Whose the port is.
+    /// The owner of the port.
     pub(super) fn owner(&self, port: &TransportId) -> Owner {
         let Some(name) = PortName::of(&port.port()) else { return Owner::Unknown };
         if self.fibre_channel.contains(&name) || self.paths.iter().any(|(_, names)| names.contains(&name)) {

@@ -15,7 +15,7 @@ use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 use super::translate::{LibraryTransportId, Request};
 use super::version::{self, OLDEST_INTERFACE};
 
-/// What the library is called on every distribution.
+/// The library's name on every distribution.
 const NAME: &str = "libmpathpersist.so.0";
 
 /// `libmpathpersist_init`, `libmpathpersist_exit`: 0 is success.
@@ -33,8 +33,8 @@ struct ParameterList {
     flags: u8,
     reserved: u8,
     obsolete_after: u16,
-    /// Where the library lays out the TransportIDs. What precedes it is the parameter list to the byte, and is sent from
-    /// here.
+    /// Where the library lays out the TransportIDs. The fields before it are the parameter list to the byte, and are
+    /// sent from here.
     private_buffer: [u8; 8192],
     transport_ids_length: u32,
     transport_ids: [*mut LibraryTransportId; Request::MOST_TRANSPORT_IDS],

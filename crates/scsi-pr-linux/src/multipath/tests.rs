@@ -1,244 +1,19 @@
-use super::daemon::Unanswered;
-use super::map::MapPath;
-use super::ports::{HostPorts, PortName};
+mod diagnoses;
+mod fake;
+
 use super::translate::tests::id;
 use super::*;
 use crate::log::Log;
 use crate::policy::tests::{keys, reserve_in, reserve_out};
 use crate::sg_io::Reached;
+use fake::*;
 use proptest::prelude::*;
-use scsi_pr::{Cdb, FullStatus, FullStatusDescriptor, InitiatorPort, ReserveIn, ReserveInAction, TransportId, Type};
+use scsi_pr::{Cdb, InitiatorPort};
 use std::fs::File;
-use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
 
 const fn shareable<T: Send + Sync>() {}
 const _: () = shareable::<Multipath>();
-
-/// A machine of which every part does what it is told to, and writes down what it is asked.
-#[derive(Clone)]
-struct Fake {
-    /// Which paths are usable: when the command comes, and after the library has failed.
-    paths: [Vec<bool>; 2],
-    /// What a path answers to PERSISTENT RESERVE IN and OUT; `None`: no path can be opened.
-    answers: Option<[(Completion, Reached); 2]>,
-    /// The answer to READ FULL STATUS.
-    full_status: Completion,
-    library: Result<i32, Unavailable>,
-    /// What the library returns when it is called again, if that is something else.
-    library_again: Option<i32>,
-    /// `None`: multipathd is down.
-    configuration: Option<&'static str>,
-    registers_paths: Option<bool>,
-    /// When multipathd notices that a path is dead; `None`: not in time.
-    noticed: Option<Notice>,
-    forgets: bool,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl Default for Fake {
-    fn default() -> Self {
-        Self {
-            paths: [vec![true, true], vec![true, true]],
-            answers: Some([(Completion::Good(vec![0; 8]), Reached::Unit), (GOOD, Reached::Unit)]),
-            full_status: full_status(&[]),
-            library: Ok(0),
-            library_again: None,
-            configuration: Some(FILE),
-            registers_paths: Some(true),
-            noticed: Some(Notice::BeforeFailing),
-            forgets: true,
-            asked: Arc::default(),
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Notice {
-    BeforeFailing,
-    OnceDeviceMapperHasFailedIt,
-}
-
-const FILE: &str = "defaults {\n\treservation_key \"file\"\n}\n";
-const ONLY_1: &str = "defaults {\n\treservation_key 0x1\n}\n";
-const UNSET: &str = "defaults {\n}\n";
-
-impl Fake {
-    fn note(&self, what: impl Into<String>) {
-        self.asked.lock().unwrap().push(what.into());
-    }
-
-    /// What was asked of the library and of multipathd, in order.
-    fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut *self.asked.lock().unwrap())
-    }
-
-    /// The answer to `command`, and what was logged.
-    fn run(&self, command: Command<'_>) -> (Completion, Vec<String>) {
-        let manager = Multipath::on(Box::new(self.clone()));
-        let log = Log::at(tracing::Level::WARN);
-        let null = File::open("/dev/null").unwrap();
-        let completion = log.during(|| manager.execute(null.as_fd(), command).unwrap());
-        (completion, log.events().into_iter().map(|event| event.message).collect())
-    }
-
-    /// As [`Fake::run`], when there is one line in the log.
-    fn told(&self, command: Command<'_>) -> (Completion, String) {
-        let (completion, lines) = self.run(command);
-        let [line] = &lines[..] else { panic!("{command}: {completion}: {lines:?}") };
-        (completion, line.clone())
-    }
-
-    /// As [`Fake::run`], when there is nothing in the log.
-    fn quiet(&self, command: Command<'_>) -> Completion {
-        let (completion, lines) = self.run(command);
-        assert!(lines.is_empty(), "{lines:?}");
-        completion
-    }
-}
-
-fn down() -> Unanswered {
-    Unanswered::NotListening(Vec::new(), io::ErrorKind::ConnectionRefused.into())
-}
-
-impl Host for Fake {
-    fn map(&self, _: BorrowedFd<'_>) -> io::Result<Result<Map, Device>> {
-        let failed = self.asked.lock().unwrap().iter().any(|what| what.starts_with("library"));
-        let path = |(index, usable): (u32, &bool)| MapPath {
-            name: format!("sd{index}"),
-            number: Number { major: 8, minor: 16 * index },
-            usable: *usable,
-        };
-        Ok(Ok(Map {
-            number: Number { major: 252, minor: 0 },
-            kernel_name: "dm-0".to_owned(),
-            alias: "mpatha".to_owned(),
-            wwid: "3600140".to_owned(),
-            paths: (0..).zip(&self.paths[usize::from(failed)]).map(path).collect(),
-        }))
-    }
-
-    fn paths(&self, map: &Map) -> Vec<Box<dyn Path>> {
-        let usable = map.paths.iter().filter(|path| path.usable);
-        let path = |_: &MapPath| Some(Box::new(FakePath(self.clone(), self.answers.clone()?)) as Box<dyn Path>);
-        usable.filter_map(path).collect()
-    }
-
-    fn ports(&self, map: &Map) -> HostPorts {
-        HostPorts::new(map.paths.iter().map(|path| (path.name.clone(), vec![PortName::FibreChannel(HOST_PORT)])))
-    }
-
-    fn library(&self) -> Result<Box<dyn Library>, Unavailable> {
-        let code = self.library.clone()?;
-        Ok(Box::new(FakeLibrary(self.clone(), code)))
-    }
-
-    fn configuration(&self) -> Result<String, Unanswered> {
-        self.configuration.map(str::to_owned).ok_or_else(down)
-    }
-
-    fn registers_paths(&self, _: &Map) -> Result<bool, Unanswered> {
-        self.registers_paths.ok_or_else(down)
-    }
-
-    fn working_paths(&self) -> Result<Vec<String>, Unanswered> {
-        let failed = self.asked.lock().unwrap().iter().any(|what| what.starts_with("fail path"));
-        let noticed = self.noticed.iter().filter(|how| **how == Notice::BeforeFailing || failed).count();
-        if noticed > 0 { Ok(Vec::new()) } else { Ok((0..8).map(|index| format!("sd{index}")).collect()) }
-    }
-
-    fn fail_path(&self, _: &Map, path: &MapPath) -> io::Result<()> {
-        self.note(format!("fail path {}", path.name));
-        Ok(())
-    }
-
-    fn forget_holder(&self, _: &Map) -> Result<(), Unanswered> {
-        self.note("forget holder");
-        if self.forgets { Ok(()) } else { Err(down()) }
-    }
-
-    fn forget(&self, _: &Map) -> Result<(), Unanswered> {
-        self.note("forget");
-        if self.forgets { Ok(()) } else { Err(down()) }
-    }
-}
-
-struct FakePath(Fake, [(Completion, Reached); 2]);
-
-// The notes are behind a lock; a path is used by one thread.
-impl Path for FakePath {
-    fn name(&self) -> &str {
-        "sda"
-    }
-
-    fn send(&self, command: Command<'_>) -> (Completion, Reached) {
-        let [to_in, to_out] = self.1.clone();
-        if matches!(ReserveIn::parse(command), Ok(ask) if ask.action() == ReserveInAction::ReadFullStatus) {
-            return (self.0.full_status.clone(), Reached::Unit);
-        }
-        match command.opcode() {
-            Opcode::ReserveIn => to_in,
-            _ => {
-                self.0.note(format!("path: {command}"));
-                to_out
-            }
-        }
-    }
-}
-
-struct FakeLibrary(Fake, i32);
-
-impl Library for FakeLibrary {
-    fn reserve_out(&self, _: BorrowedFd<'_>, request: &Request) -> i32 {
-        let again = self.0.asked.lock().unwrap().iter().any(|what| what.starts_with("library"));
-        self.0.note(format!("library: {}", request.action));
-        self.0.library_again.filter(|_| again).unwrap_or(self.1)
-    }
-}
-
-/// A parameter list with keys, as the tests name them.
-const REGISTER: [u8; 24] = list(0, 1);
-
-const fn list(key: u8, service_action_key: u8) -> [u8; 24] {
-    let mut list = [0; 24];
-    (list[7], list[15]) = (key, service_action_key);
-    list
-}
-
-/// An OUT of type 5, Write Exclusive - Registrants Only.
-fn out(service_action: u8, list: &[u8]) -> Command<'_> {
-    let mut cdb = *reserve_out(service_action, list).cdb().bytes();
-    cdb[2] = Type::WriteExclusiveRegistrantsOnly.code();
-    Command::new(Cdb::new(cdb).unwrap(), list).unwrap()
-}
-
-/// What READ RESERVATION returns.
-fn reserved_by(key: u64) -> Completion {
-    let held = scsi_pr::Held { key: Key(key), reservation_type: Type::WriteExclusiveRegistrantsOnly };
-    Completion::Good(scsi_pr::Reservation { held: Some(held), ..Default::default() }.encode())
-}
-
-/// The initiator ports of this host and of another one.
-const HOST_PORT: u64 = 0x2100_0000_0000_0001;
-const OTHER_PORT: u64 = 0x2100_0000_0000_0002;
-
-/// What READ FULL STATUS returns of these registrations: initiator port, key, and whether it holds the reservation.
-fn full_status(registrations: &[(u64, u64, bool)]) -> Completion {
-    let descriptors = registrations.iter().map(|(port_name, key, holds)| {
-        let port = TransportId::new(InitiatorPort::FibreChannel { port_name: *port_name }).unwrap();
-        let mut descriptor = FullStatusDescriptor::new(Key(*key), &port, 1);
-        descriptor.held = holds.then_some(Type::WriteExclusiveRegistrantsOnly);
-        descriptor
-    });
-    Completion::Good(FullStatus { descriptors: descriptors.collect(), ..FullStatus::default() }.encode())
-}
-
-const REGISTERED: &str = "library: REGISTER";
-
-fn check(code: SenseCode) -> Completion {
-    Completion::check(code)
-}
 
 #[test]
 fn changes_go_through_the_library() {
@@ -262,7 +37,7 @@ fn changes_go_through_the_library() {
 }
 
 #[test]
-fn who_is_not_registered_changes_no_key() {
+fn a_register_by_an_unregistered_host_is_a_conflict() {
     let conflict = Completion::Status(Status::RESERVATION_CONFLICT);
     let refusing = (conflict.clone(), Reached::Unit);
     let fake = Fake { answers: Some([(GOOD, Reached::Unit), refusing]), ..Fake::default() };
@@ -273,7 +48,7 @@ fn who_is_not_registered_changes_no_key() {
 }
 
 #[test]
-fn who_unregisters_gives_up_his_reservation_first() {
+fn a_host_that_unregisters_releases_its_reservation_first() {
     // A path is dead, or none is yet.
     for paths in [vec![true, false], vec![true, true]] {
         let ours = Some([(reserved_by(1), Reached::Unit), (GOOD, Reached::Unit)]);
@@ -293,7 +68,7 @@ fn who_unregisters_gives_up_his_reservation_first() {
 }
 
 #[test]
-fn a_registration_that_a_dying_path_has_left_half_done_is_completed() {
+fn a_registration_left_half_done_by_a_dying_path_is_completed() {
     let conflict = Completion::Status(Status::RESERVATION_CONFLICT);
     let calls = |fake: &Fake| -> Vec<String> {
         fake.asked().into_iter().filter(|what| what.starts_with("library: ")).collect()
@@ -307,9 +82,9 @@ fn a_registration_that_a_dying_path_has_left_half_done_is_completed() {
         assert_eq!(asked[1], "library: REGISTER AND IGNORE EXISTING KEY");
         // It is not done if it is not.
         let dead = Fake { library_again: Some(-1), ..dying.clone() };
-        assert_eq!(dead.told(out(action, &list)).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+        assert_eq!(dead.logged_once(out(action, &list)).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
         assert_eq!(calls(&dead).len(), 2);
-        // What the unit has said is the answer, and so is what the library does not allow.
+        // The unit's answer is the answer, and so is the library's refusal of a key.
         for code in [translate::RESERVATION_CONFLICT, translate::NOT_READY, translate::SYNTAX_ERROR] {
             let refused = Fake { library: Ok(code), ..dying.clone() };
             refused.run(out(action, &list));
@@ -328,7 +103,7 @@ fn a_registration_that_a_dying_path_has_left_half_done_is_completed() {
     ] {
         let fake = Fake { answers: Some(answers), ..dying.clone() };
         for action in [0, 6] {
-            assert_eq!(fake.told(out(action, &REGISTER)).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+            assert_eq!(fake.logged_once(out(action, &REGISTER)).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
             assert_eq!(calls(&fake).len(), 1);
         }
     }
@@ -336,7 +111,7 @@ fn a_registration_that_a_dying_path_has_left_half_done_is_completed() {
 
 /// The library sends most commands by one path, which may be the one that lacks its registration.
 #[test]
-fn what_is_refused_for_want_of_a_registration_is_done_once_there_is_one() {
+fn a_command_refused_to_an_unregistered_path_is_repeated_once_it_is_registered() {
     for (code, again) in [(translate::RESERVATION_CONFLICT, true), (translate::NOT_READY, true), (15, false)] {
         // Every path takes a registration, so one had none.
         let fake = Fake { library: Ok(code), ..Fake::default() };
@@ -362,7 +137,7 @@ fn no_return_value_but_0_is_good() {
         for (action, list) in [(0, list(0, 1)), (0, list(1, 0)), (1, list(1, 0)), (3, list(1, 0)), (4, list(1, 2))] {
             let (completion, lines) = fake.run(out(action, &list));
             assert_eq!(completion == GOOD, code == 0, "{code}");
-            // What the unit did not say, the log does.
+            // A failure that is not the unit's answer is logged.
             let unit_said = matches!(code, 0 | 2..=8 | 11);
             assert_eq!(lines.len(), usize::from(!unit_said), "{code}: {lines:?}");
             if let [line] = &lines[..] {
@@ -374,7 +149,7 @@ fn no_return_value_but_0_is_good() {
 }
 
 #[test]
-fn what_the_library_does_not_know_is_not_asked_of_it() {
+fn an_action_unknown_to_the_library_is_refused() {
     let fake = Fake::default();
     let to_move = [&[0; 23][..], &[24], &[0; 24]].concat();
     assert_eq!(fake.quiet(out(7, &to_move)), check(SenseCode::INVALID_FIELD_IN_CDB));
@@ -387,7 +162,7 @@ fn what_the_library_does_not_know_is_not_asked_of_it() {
 /// Reference: defects 1, 2 and 9 of the multipath code of QEMU's helper, which aborts at the first, answers GOOD to the
 /// second, and has the library send a list cut short in the third.
 #[test]
-fn transport_ids_are_handed_over_whole_or_not_at_all() {
+fn transport_ids_reach_the_library_whole_or_are_refused() {
     let with_ids = |length: u32, ids: &[u8]| {
         let mut list = REGISTER.to_vec();
         list[20] = 0x08;
@@ -419,7 +194,7 @@ fn transport_ids_are_handed_over_whole_or_not_at_all() {
     assert_eq!(one_path.asked(), [REGISTERED]);
     // With more than one path, the library may forget them.
     let fake = Fake::default();
-    let (completion, line) = fake.told(out(0, &list));
+    let (completion, line) = fake.logged_once(out(0, &list));
     assert_eq!(completion, refused);
     assert!(line.contains("SPEC_I_PT") && line.contains("this has 2"), "{line}");
     assert!(fake.asked().is_empty());
@@ -433,137 +208,6 @@ fn a_parameter_list_of_a_wrong_length_is_refused() {
         assert_eq!(fake.quiet(out(0, &list)), check(SenseCode::PARAMETER_LIST_LENGTH_ERROR));
         assert!(fake.asked().is_empty());
     }
-}
-
-#[test]
-fn a_missing_reservation_key_is_told_before_anything_is_registered() {
-    let fake = Fake { configuration: Some(UNSET), ..Fake::default() };
-    for action in [0, 6] {
-        let (completion, line) = fake.told(out(action, &REGISTER));
-        assert_eq!(completion, check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST));
-        assert!(line.contains("mpatha") && line.contains("`reservation_key file`"), "{line}");
-        assert!(line.contains("REGISTER"), "{line}");
-        assert!(fake.asked().is_empty());
-    }
-    // Who only unregisters needs none.
-    assert_eq!(fake.quiet(out(0, &list(1, 0))), GOOD);
-    assert_eq!(fake.quiet(out(6, &list(0, 0))), GOOD);
-}
-
-#[test]
-fn a_key_that_is_not_the_configured_one_is_told() {
-    let fake = Fake { configuration: Some(ONLY_1), ..Fake::default() };
-    assert_eq!(fake.quiet(out(0, &list(0, 1))), GOOD);
-    // The library would let the second through, and multipathd would register another key on later paths.
-    for list in [list(0, 2), list(1, 2)] {
-        fake.asked();
-        let (completion, line) = fake.told(out(0, &list));
-        assert_eq!(completion, check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST));
-        assert!(line.contains("0x0000000000000001 alone"), "{line}");
-        assert!(fake.asked().is_empty());
-    }
-    // With a key that cannot be registered, the unit would refuse.
-    let fake = Fake { library: Ok(1), ..fake };
-    let (completion, line) = fake.told(out(3, &list(2, 0)));
-    assert_eq!(completion, Completion::Status(Status::RESERVATION_CONFLICT));
-    assert!(line.contains("0x0000000000000001 alone"), "{line}");
-    let fake = Fake { configuration: Some(FILE), ..fake };
-    assert!(fake.told(out(3, &list(2, 0))).1.contains("multipathd getprkey"));
-    let fake = Fake { configuration: Some(UNSET), ..fake };
-    assert!(fake.told(out(3, &list(2, 0))).1.contains("no reservation_key"));
-}
-
-#[test]
-fn a_multipathd_that_is_down_is_told() {
-    let fake = Fake { configuration: None, ..Fake::default() };
-    let (completion, line) = fake.told(out(0, &REGISTER));
-    assert_eq!(completion, check(SenseCode::LUN_COMMUNICATION_FAILURE));
-    assert!(line.contains("mpatha") && line.contains("systemctl start multipathd"), "{line}");
-    assert!(fake.asked().is_empty());
-    // It is needed to register, not for what follows.
-    assert_eq!(fake.quiet(out(1, &list(1, 0))), GOOD);
-    // If the library fails without it, that is why.
-    let fake = Fake { library: Ok(13), ..fake };
-    let (completion, line) = fake.told(out(1, &list(1, 0)));
-    assert_eq!(completion, check(SenseCode::LUN_COMMUNICATION_FAILURE));
-    assert!(line.contains("multipathd does not listen"), "{line}");
-}
-
-#[test]
-fn a_multipathd_that_will_not_register_later_paths_is_told() {
-    for (registers_paths, part) in
-        [(Some(false), "later ones: check"), (None, "later ones (multipathd does not listen")]
-    {
-        let fake = Fake { registers_paths, ..Fake::default() };
-        let (completion, line) = fake.told(out(0, &REGISTER));
-        assert_eq!(completion, GOOD);
-        assert!(line.contains(part), "{line}");
-        assert_eq!(fake.quiet(out(0, &list(1, 0))), GOOD);
-    }
-}
-
-#[test]
-fn a_map_without_a_path_that_works_is_not_ready() {
-    for paths in [vec![], vec![false], vec![false, false]] {
-        let fake = Fake { paths: [paths.clone(), paths], ..Fake::default() };
-        for action in [0, 1, 2, 3, 4, 5, 6] {
-            let (completion, line) = fake.told(out(action, &list(1, 1)));
-            assert_eq!(completion, check(SenseCode::NOT_READY));
-            assert!(line.contains("none of its paths works"), "{line}");
-        }
-        assert_eq!(fake.told(reserve_in(0)).0, check(SenseCode::NOT_READY));
-        assert!(fake.asked().is_empty());
-        assert_eq!(fake.told(Command::cleanup()).0, check(SenseCode::NOT_READY));
-        assert_eq!(fake.asked(), ["forget"]);
-    }
-    // Nor one that lost its last while the library was at it.
-    let fake = Fake { paths: [vec![true], vec![false]], library: Ok(13), ..Fake::default() };
-    assert_eq!(fake.told(out(3, &list(1, 0))).0, check(SenseCode::NOT_READY));
-}
-
-#[test]
-fn paths_that_cannot_be_opened_are_told() {
-    let fake = Fake { answers: None, ..Fake::default() };
-    for command in [reserve_in(0), out(2, &list(1, 0))] {
-        let (completion, line) = fake.told(command);
-        assert_eq!(completion, check(SenseCode::LUN_COMMUNICATION_FAILURE));
-        assert!(line.contains("/dev"), "{line}");
-    }
-}
-
-#[test]
-fn a_host_without_the_library_says_what_to_install() {
-    for (library, expected, part) in [
-        (
-            Unavailable::NotInstalled("no file".to_owned()),
-            SenseCode::INVALID_OPCODE,
-            "install multipath-tools 0.9.4 or later (package multipath-tools",
-        ),
-        (Unavailable::OldInterface(9), SenseCode::INVALID_OPCODE, "LIBMULTIPATH_9), and 0.9.4"),
-        (Unavailable::NotStarted(1), SenseCode::LUN_COMMUNICATION_FAILURE, "multipath -t"),
-    ] {
-        let fake = Fake { library: Err(library), ..Fake::default() };
-        let (completion, line) = fake.told(out(0, &REGISTER));
-        assert_eq!(completion, check(expected));
-        assert!(line.contains("mpatha") && line.contains(part), "{line}");
-        // What is read, and given up, needs none.
-        assert_eq!(fake.quiet(reserve_in(0)), Completion::Good(vec![0; 8]));
-        assert_eq!(fake.quiet(out(2, &list(1, 0))), GOOD);
-    }
-}
-
-#[test]
-fn the_library_is_opened_once_and_the_log_told_once() {
-    let fake = Fake { library: Err(Unavailable::OldInterface(9)), ..Fake::default() };
-    let manager = Multipath::on(Box::new(fake));
-    let log = Log::at(tracing::Level::WARN);
-    let null = File::open("/dev/null").unwrap();
-    log.during(|| {
-        for _ in 0..3 {
-            manager.execute(null.as_fd(), out(0, &REGISTER)).unwrap();
-        }
-    });
-    assert_eq!(log.events().len(), 1);
 }
 
 /// The library of 0.13 and later would preempt its own key, which another host may have as well.
@@ -589,7 +233,7 @@ fn a_release_goes_by_the_paths_and_multipathd_forgets_the_holder() {
 }
 
 #[test]
-fn a_preempt_of_ones_own_key_has_the_other_paths_registered_again() {
+fn a_preempt_of_the_own_key_registers_the_other_paths_again() {
     let conflict = (Completion::Status(Status::RESERVATION_CONFLICT), Reached::Unit);
     let fake = Fake { answers: Some([(GOOD, Reached::Unit), conflict]), ..Fake::default() };
     for (action, list, again) in
@@ -608,19 +252,6 @@ fn a_preempt_of_ones_own_key_has_the_other_paths_registered_again() {
 }
 
 #[test]
-fn paths_that_stay_without_registration_are_told() {
-    let dead = (check(SenseCode::LUN_NOT_RESPONDING), Reached::Path);
-    let fake = Fake { answers: Some([(GOOD, Reached::Unit), dead]), ..Fake::default() };
-    let (completion, line) = fake.told(out(4, &list(1, 1)));
-    assert_eq!(completion, GOOD);
-    assert!(line.contains("another host preempted them"), "{line}");
-    let fake = Fake { answers: None, ..fake };
-    let (completion, line) = fake.told(out(4, &list(1, 1)));
-    assert_eq!(completion, GOOD);
-    assert!(line.contains("sd0, sd1 could not be registered"), "{line}");
-}
-
-#[test]
 fn multipathd_notices_each_dead_path_before_the_command_ends() {
     let paths = vec![true, false];
     for (action, list) in [(0, list(0, 1)), (6, list(0, 1)), (4, list(1, 1))] {
@@ -631,7 +262,7 @@ fn multipathd_notices_each_dead_path_before_the_command_ends() {
             assert_eq!(failed, noticed == Notice::OnceDeviceMapperHasFailedIt);
         }
         let fake = Fake { paths: [paths.clone(), paths.clone()], noticed: None, ..Fake::default() };
-        let (completion, line) = fake.told(out(action, &list));
+        let (completion, line) = fake.logged_once(out(action, &list));
         assert_eq!(completion, GOOD);
         let command = "mpathpersist --out --register-ignore --param-sark=0x0000000000000001";
         assert!(line.contains("sd1 are dead") && line.contains(command), "{line}");
@@ -674,7 +305,7 @@ fn a_shared_key_is_never_preempted() {
 }
 
 #[test]
-fn a_refused_reserve_is_tried_by_every_path() {
+fn a_refused_reserve_is_sent_by_every_path() {
     let fake = Fake { library: Ok(translate::RESERVATION_CONFLICT), ..Fake::default() };
     assert_eq!(fake.quiet(out(1, &list(1, 0))), GOOD);
     let conflict = Completion::Status(Status::RESERVATION_CONFLICT);
@@ -690,7 +321,7 @@ fn a_refused_reserve_is_tried_by_every_path() {
 }
 
 #[test]
-fn what_is_read_comes_by_a_path_that_works() {
+fn a_reserve_in_is_answered_by_a_working_path() {
     let fake = Fake::default();
     assert_eq!(fake.quiet(reserve_in(3)), Completion::Good(vec![0; 8]));
     let dead = check(SenseCode::LUN_NOT_RESPONDING);
@@ -701,24 +332,24 @@ fn what_is_read_comes_by_a_path_that_works() {
 }
 
 #[test]
-fn cleanup_has_multipathd_forget_first_and_then_unregisters() {
+fn cleanup_makes_multipathd_forget_before_it_unregisters() {
     let fake = Fake::default();
     assert_eq!(fake.quiet(Command::cleanup()), GOOD);
     assert_eq!(fake.asked(), ["forget", "library: REGISTER AND IGNORE EXISTING KEY"]);
-    // What multipathd has not forgotten it would register again.
+    // multipathd would register again a key that it has not forgotten.
     let silent = Fake { forgets: false, ..fake.clone() };
-    let (completion, line) = silent.told(Command::cleanup());
+    let (completion, line) = silent.logged_once(Command::cleanup());
     assert_eq!(completion, check(SenseCode::LUN_COMMUNICATION_FAILURE));
     assert!(line.contains("CLEANUP") && line.contains("systemctl start multipathd"), "{line}");
     assert_eq!(silent.asked(), ["forget"]);
     let failing = Fake { library: Ok(15), ..fake };
-    assert_eq!(failing.told(Command::cleanup()).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
+    assert_eq!(failing.logged_once(Command::cleanup()).0, check(SenseCode::LUN_COMMUNICATION_FAILURE));
 }
 
 /// Reference: defects 3, 4, 5 and 11 of the multipath code of QEMU's helper: what a descriptor is ends no process, is
 /// looked up anew for each command, by the device number of block devices alone, and once.
 #[test]
-fn what_is_no_map_gets_an_answer() {
+fn a_device_that_is_no_map_gets_an_answer() {
     let manager = Multipath::new();
     let answers = |device: BorrowedFd<'_>| {
         [reserve_in(0), out(0, &REGISTER), Command::cleanup()].map(|command| manager.execute(device, command).unwrap())
@@ -734,8 +365,7 @@ fn what_is_no_map_gets_an_answer() {
 }
 
 proptest! {
-    /// Whatever a guest sends and whatever fails: there is an answer, and it is GOOD only if the library or the unit said
-    /// so.
+    /// Every command has an answer, and it is GOOD only if the library's or the unit's is.
     #[test]
     fn every_command_has_an_answer(
         action in 0..0x20_u8,

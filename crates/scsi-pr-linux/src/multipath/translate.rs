@@ -4,7 +4,7 @@ use scsi_pr::{Completion, Key, ReserveOut, ReserveOutAction, ScopeType, SenseCod
 
 /// A PERSISTENT RESERVE OUT that libmpathpersist can run.
 ///
-/// What it cannot be told without loss is no `Request`.
+/// A command that the library would send otherwise than it came is no `Request`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) action: ReserveOutAction,
@@ -78,7 +78,7 @@ impl Request {
     /// `MPATH_MX_TIDS`: the most TransportIDs that the library has room for.
     pub(super) const MOST_TRANSPORT_IDS: usize = 32;
 
-    /// What the library is to be asked for.
+    /// The request for the library.
     ///
     /// # Errors
     ///
@@ -150,10 +150,10 @@ impl Request {
 
     /// The answer that the library's return value stands for.
     ///
-    /// Only 0 is GOOD. What the library calls a syntax error is a key that multipath.conf does not allow. Since no other
-    /// key can be registered, a command that must come with the registered key gets what the unit would say to it,
-    /// RESERVATION CONFLICT; one that would register another key is refused for good. With NO SENSE and all that is not a
-    /// unit's answer nobody knows what was done.
+    /// Only 0 is GOOD. A syntax error of the library is a key that multipath.conf does not allow. No other key can be
+    /// registered: a command that must come with the registered key gets the unit's answer to another key, RESERVATION
+    /// CONFLICT; one that would register another key is refused for good. With NO SENSE, and all values that are no
+    /// answer of a unit, the effect of the command is unknown.
     pub(super) fn completion(&self, code: i32) -> Completion {
         Completion::check(match code {
             SUCCESS => return Completion::Good(Vec::new()),
@@ -180,12 +180,12 @@ pub(super) const NOT_READY: i32 = 2;
 /// `MPATH_PR_RESERV_CONFLICT`.
 pub(super) const RESERVATION_CONFLICT: i32 = 11;
 
-/// Whether this return value is what the unit said, so that the guest is told all there is to tell.
+/// Whether this return value is the unit's own answer, which needs no line in the log.
 pub(super) fn is_of_the_unit(code: i32) -> bool {
     matches!(code, SUCCESS | 2..=8 | RESERVATION_CONFLICT)
 }
 
-/// What the library calls its return values (`mpath_persist.h`), for the log.
+/// The library's names of its return values (`mpath_persist.h`), for the log.
 pub(super) fn meaning(code: i32) -> &'static str {
     match code {
         SUCCESS => "success",

@@ -1,3 +1,5 @@
+mod shared_key;
+
 use super::super::ports::PortName;
 use super::*;
 use crate::models::spc::{Taken, Unit};
@@ -51,7 +53,7 @@ fn name(path: usize) -> String {
     format!("sd{path}")
 }
 
-/// What sysfs shows for a map of so many paths.
+/// The ports that sysfs shows for a map of so many paths.
 fn ports(paths: usize) -> HostPorts {
     HostPorts::new((0..paths).map(|path| (name(path), vec![PortName::Iscsi("iqn.2026-11.example:a".to_owned())])))
 }
@@ -192,8 +194,8 @@ impl Fixture {
         self.world.borrow().unit.clone()
     }
 
-    /// What is the other host's is as it was.
-    fn foreign_is_whole(&self) -> bool {
+    /// The other host has its registration.
+    fn other_host_is_registered(&self) -> bool {
         self.key(FOREIGN) == Some(THEIRS)
     }
 }
@@ -218,7 +220,7 @@ fn the_holder_releases_whichever_path_it_is() {
             let fixture = Fixture::new(paths).held_by(holder, RO);
             assert_eq!(fixture.release(OURS, RO), done(GOOD));
             assert_eq!(fixture.reservation(), None);
-            assert!(fixture.foreign_is_whole());
+            assert!(fixture.other_host_is_registered());
         }
     }
 }
@@ -232,14 +234,14 @@ fn the_reservation_of_another_host_is_not_touched() {
         for released in [RO, AR, kind] {
             assert_eq!(fixture.release(OURS, released), done(GOOD));
             assert_eq!(fixture.reservation(), before);
-            assert!(fixture.foreign_is_whole());
+            assert!(fixture.other_host_is_registered());
         }
     }
 }
 
 #[test]
-fn who_is_not_registered_gets_a_conflict() {
-    // Another host may have chosen the same key; that does not make its reservation ours.
+fn a_release_by_an_unregistered_host_is_a_conflict() {
+    // The reservation of another host with the same key is not this host's.
     for (held, key) in [(false, THEIRS), (true, THEIRS), (true, OURS)] {
         let mut fixture = Fixture::new(2);
         (0..2).for_each(|path| fixture.set_key(path, None));
@@ -274,7 +276,7 @@ fn another_type_is_refused_and_changes_nothing() {
         let before = fixture.reservation();
         assert_eq!(fixture.release(OURS, kind), refused());
         assert_eq!(fixture.reservation(), before);
-        assert!(fixture.foreign_is_whole());
+        assert!(fixture.other_host_is_registered());
     }
 }
 
@@ -292,13 +294,13 @@ fn of_all_registrants_any_releases() {
 }
 
 #[test]
-fn a_dead_holder_is_taken_over_and_nobody_else_loses_a_key() {
+fn a_dead_holder_is_taken_over_and_other_hosts_keep_their_keys() {
     for aptpl in [false, true] {
         let fixture = Fixture::new(3).held_by(1, RO).offline(1);
         fixture.world.borrow_mut().aptpl = aptpl;
         assert_eq!(fixture.release(OURS, RO), re_registered(GOOD, complete(1, &[])));
         assert_eq!(fixture.reservation(), None);
-        assert!(fixture.foreign_is_whole());
+        assert!(fixture.other_host_is_registered());
         assert_eq!(fixture.our_keys(), [Some(OURS), None, Some(OURS)]);
         assert_eq!(fixture.world.borrow().aptpl, aptpl, "registering again must not change it");
     }
@@ -314,12 +316,12 @@ fn a_path_that_dies_meanwhile_is_counted() {
 }
 
 #[test]
-fn what_a_dead_path_holds_is_given_up_before_unregistering() {
+fn a_dead_paths_reservation_is_released_before_unregistering() {
     let give_up = |fixture: &Fixture| release_before_unregistering(&fixture.paths, &fixture.ports, OURS).completion;
     let fixture = Fixture::new(3).held_by(1, RO).offline(1);
     assert_eq!(give_up(&fixture), GOOD);
     assert_eq!(fixture.reservation(), None);
-    assert!(fixture.foreign_is_whole() && fixture.key(1).is_none());
+    assert!(fixture.other_host_is_registered() && fixture.key(1).is_none());
     for fixture in [Fixture::new(2), Fixture::new(2).held_by(FOREIGN, RO), Fixture::new(2).held_by(0, AR)] {
         let before = fixture.world.borrow().unit.clone();
         assert_eq!(give_up(&fixture), GOOD);
@@ -331,7 +333,7 @@ fn what_a_dead_path_holds_is_given_up_before_unregistering() {
 
 /// The other host preempts this one between any two commands of a release: it must not be found registered afterwards.
 #[test]
-fn who_is_preempted_meanwhile_does_not_register_again() {
+fn a_host_preempted_during_a_release_does_not_register_again() {
     for at in 0.. {
         let fixture = Fixture::new(3).held_by(1, RO).offline(1);
         fixture.world.borrow_mut().preempted_at = Some((at, OURS));
@@ -341,7 +343,7 @@ fn who_is_preempted_meanwhile_does_not_register_again() {
             assert!(at > 7, "a release takes more commands than {at}");
             break;
         }
-        // The last command found the registration still there, and nobody asks after it.
+        // The last command found the registration; no command follows it.
         let registered = world.unit.keys[..FOREIGN].iter().flatten().count();
         assert_eq!(registered, 0, "before command {at}: {release:?}");
         assert_eq!(world.unit.keys[FOREIGN], Some(THEIRS));
@@ -413,110 +415,6 @@ fn a_path_with_another_key_is_reported() {
     assert_eq!(fixture.key(1), Some(Key(0xbbb)));
 }
 
-/// Hosts that share one multipath.conf have one key. The other host holds the reservation, and keeps it and its key.
-#[test]
-fn a_release_with_a_shared_key_by_a_host_that_does_not_hold_changes_nothing() {
-    for kind in Type::ALL.into_iter().filter(|kind| !kind.is_all_registrants()) {
-        for dead in [None, Some(0), Some(2)] {
-            for given in Type::ALL {
-                let mut fixture = Fixture::new(3);
-                fixture.set_key(FOREIGN, Some(OURS));
-                fixture = fixture.held_by(FOREIGN, kind);
-                if let Some(path) = dead {
-                    fixture = fixture.offline(path);
-                }
-                let before = fixture.unit();
-                assert_eq!(fixture.release(OURS, given), done(GOOD), "{kind}, {given}, {dead:?}");
-                let give_up = release_before_unregistering(&fixture.paths, &fixture.ports, OURS);
-                assert_eq!(give_up, done(GOOD), "{kind}, {dead:?}");
-                assert_eq!(fixture.unit(), before, "{kind}, {given}, {dead:?}");
-            }
-        }
-    }
-}
-
-#[test]
-fn a_release_with_a_shared_key_by_the_holder_leaves_the_other_host_its_registration() {
-    for kind in Type::ALL {
-        for dead in [None, Some(0)] {
-            let mut fixture = Fixture::new(3);
-            fixture.set_key(FOREIGN, Some(OURS));
-            fixture = fixture.held_by(1, kind);
-            if let Some(path) = dead {
-                fixture = fixture.offline(path);
-            }
-            assert_eq!(fixture.release(OURS, kind), done(GOOD), "{kind}");
-            assert_eq!((fixture.reservation(), fixture.key(FOREIGN)), (None, Some(OURS)), "{kind}");
-        }
-    }
-}
-
-#[test]
-fn a_dead_holder_whose_key_another_host_has_is_not_taken_over() {
-    for kind in Type::ALL.into_iter().filter(|kind| !kind.is_all_registrants()) {
-        let fixture = Fixture::new(3).held_by(1, kind).offline(1);
-        fixture.set_key(FOREIGN, Some(OURS));
-        let before = fixture.unit();
-        let failed = Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE);
-        let expected = Release { completion: failed, remark: Some(Remark::SharedKey) };
-        assert_eq!(fixture.release(OURS, kind), expected, "{kind}");
-        assert_eq!(release_before_unregistering(&fixture.paths, &fixture.ports, OURS), expected, "{kind}");
-        assert_eq!(fixture.unit(), before, "{kind}");
-    }
-}
-
-#[test]
-fn a_holder_that_cannot_be_known_keeps_the_reservation_and_the_units_answer_stays() {
-    let unknown = |fixture: &Fixture, part: &str| {
-        let before = fixture.unit();
-        let release = fixture.release(OURS, RO);
-        let Some(Remark::HolderUnknown(why)) = release.remark else { panic!("{release:?}") };
-        assert!(why.contains(part), "{why}");
-        assert_eq!(release.completion, GOOD);
-        assert_eq!(fixture.unit(), before);
-    };
-    for holder in [1, FOREIGN] {
-        for (answer, part) in [
-            (FullStatusAnswer::Refused, "the unit answers READ FULL STATUS with"),
-            (FullStatusAnswer::WithoutHolder, "shows no holder"),
-            (FullStatusAnswer::Cut, "READ FULL STATUS returns"),
-        ] {
-            let fixture = Fixture::new(3).offline(1);
-            fixture.set_key(FOREIGN, Some(OURS));
-            let fixture = fixture.held_by(holder, RO);
-            fixture.world.borrow_mut().full_status = answer;
-            unknown(&fixture, part);
-        }
-        // Sysfs shows no port of one path.
-        let mut fixture = Fixture::new(3).offline(1);
-        fixture.set_key(FOREIGN, Some(OURS));
-        fixture.ports = HostPorts::new((0..3).map(|path| (name(path), Vec::new())));
-        unknown(&fixture.held_by(holder, RO), "whose initiator port");
-    }
-}
-
-/// A host that was cloned has the iSCSI name of this one: more registrations have it than this host has paths.
-#[test]
-fn a_cloned_iscsi_name_is_not_taken_for_this_host() {
-    let mut fixture = Fixture::new(3).held_by(2, RO);
-    // The third nexus is the clone's.
-    fixture.paths.pop();
-    fixture.ports = ports(2);
-    let before = fixture.unit();
-    let release = fixture.release(OURS, RO);
-    assert!(matches!(release.remark, Some(Remark::HolderUnknown(_))), "{release:?}");
-    assert_eq!((release.completion, fixture.unit()), (GOOD, before));
-    // A path that the unit refuses does not account for the clone's registration either.
-    let mut fixture = Fixture::new(3).held_by(2, RO);
-    fixture.paths.pop();
-    fixture.ports = ports(2);
-    fixture.set_key(1, None);
-    let before = fixture.unit();
-    let release = fixture.release(OURS, RO);
-    assert!(matches!(release.remark, Some(Remark::HolderUnknown(_))), "{release:?}");
-    assert_eq!((release.completion, fixture.unit()), (GOOD, before));
-}
-
 #[test]
 fn a_host_that_is_not_registered_stays_so() {
     let fixture = Fixture::new(2);
@@ -545,7 +443,7 @@ fn the_answer_of_a_path_that_works_goes_before_that_of_one_that_does_not() {
 
 /// The other host preempts this one between any two commands.
 #[test]
-fn who_is_preempted_while_registering_again_does_not_stay_so() {
+fn a_host_preempted_while_registering_again_ends_unregistered() {
     for at in 0.. {
         let fixture = Fixture::new(3);
         (1..3).for_each(|path| fixture.set_key(path, None));
@@ -561,8 +459,8 @@ fn who_is_preempted_while_registering_again_does_not_stay_so() {
 }
 
 proptest! {
-    /// Whatever is reserved and whichever paths are dead: nobody else loses anything, and GOOD means that this key holds
-    /// no such reservation any more.
+    /// With any reservation and any dead paths, the other host loses nothing, and GOOD means that this key holds no such
+    /// reservation any more.
     #[test]
     fn a_release_touches_nothing_of_others(
         paths in 1..=FOREIGN,
@@ -598,8 +496,8 @@ proptest! {
         if before.reservation.is_some_and(|taken| taken.holder == Some(FOREIGN)) {
             prop_assert_eq!(after.reservation, before.reservation);
         }
-        let is_told = matches!(release.remark, Some(Remark::HolderUnknown(_)));
-        if release.completion == GOOD && key == OURS && foreign_key == THEIRS && !is_told {
+        let is_logged = matches!(release.remark, Some(Remark::HolderUnknown(_)));
+        if release.completion == GOOD && key == OURS && foreign_key == THEIRS && !is_logged {
             prop_assert_ne!(after.shown().held, Some(Held { key, reservation_type: kind }));
         }
         if release.completion != GOOD && !matches!(release.remark, Some(Remark::Reregistered(_))) {

@@ -69,7 +69,7 @@ fn request(out: &ReserveOut) -> Request {
 }
 
 #[test]
-fn what_the_library_does_not_know_is_refused() {
+fn an_action_unknown_to_the_library_is_no_request() {
     let refused = Err(SenseCode::INVALID_FIELD_IN_CDB);
     let to_move = ReserveOut::parse(
         scsi_pr::CommandBuf::new(
@@ -211,7 +211,7 @@ fn a_key_that_is_not_allowed_is_refused_or_in_conflict() {
 }
 
 #[test]
-fn who_preempts_itself() {
+fn a_preempt_of_the_own_key_or_of_all_preempts_the_sender_itself() {
     let scope_type = Type::WriteExclusiveRegistrantsOnly.into();
     for (key, victim, expected) in [(1, 1, true), (1, 0, true), (0, 0, true), (1, 2, false)] {
         let (key, service_action_key) = (Key(key), Key(victim));
