@@ -1,6 +1,6 @@
 //! `-d`: the helper in the background, and a launcher in the foreground that waits until it serves.
 //!
-//! The C helper forks and its parent exits at once, so that whoever started it learns of no failure after that. A Rust
+//! The C helper forks and its parent exits at once, so its caller learns of no later failure. A Rust
 //! program does not fork safely, and need not: the launcher starts the same binary again with the same arguments, shares
 //! a socket with it as its standard input, and ends when the helper says that it serves, or does not.
 
@@ -100,7 +100,7 @@ impl Launcher {
         Ok((Self { socket, null }, listener))
     }
 
-    /// Leaves the session and the directory of whoever started the launcher.
+    /// Leaves the session and the working directory of the launcher.
     pub(crate) fn leave(&self) -> Result<()> {
         nix::unistd::setsid().map_err(failed)?;
         env::set_current_dir("/").map_err(failed)

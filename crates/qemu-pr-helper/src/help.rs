@@ -1,4 +1,4 @@
-//! What `-h` and `-V` print.
+//! The texts of `-h` and `-V`.
 
 use scsi_pr_helper::Limits;
 

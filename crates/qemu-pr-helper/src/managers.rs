@@ -1,4 +1,4 @@
-//! Which managers run the commands of a client.
+//! The managers that run the commands of a client.
 
 use std::sync::Arc;
 

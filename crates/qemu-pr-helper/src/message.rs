@@ -4,10 +4,10 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::OnceLock;
 
-use scsi_pr_daemon::Failure;
+use scsi_pr_daemon::StartError;
 pub(crate) use scsi_pr_daemon::reason;
 
-/// What a function that can end the program returns.
+/// The result of a function that can end the program.
 pub(crate) type Result<T> = std::result::Result<T, Message>;
 
 /// A line for stderr in QEMU's form, `<program>: <text>`. As an error it ends the program with exit code 1.
@@ -39,16 +39,15 @@ impl Message {
         self
     }
 
-    /// Writes it to stderr. Nobody may be reading there any more (libvirt closes its end once the helper runs), and
-    /// that is no reason to fail.
+    /// Writes it to standard error. A standard error without a reader is no reason to fail.
     pub(crate) fn print(&self) {
         let _ = io::stderr().lock().write_all(self.to_string().as_bytes());
     }
 }
 
-impl From<Failure> for Message {
-    fn from(failure: Failure) -> Self {
-        Self::new(failure.to_string())
+impl From<StartError> for Message {
+    fn from(error: StartError) -> Self {
+        Self::new(error.to_string())
     }
 }
 
@@ -74,7 +73,7 @@ pub(crate) fn invoked_as() -> &'static str {
     })
 }
 
-/// What messages begin with: the last part of [`invoked_as`], as in QEMU.
+/// The beginning of messages: the last part of [`invoked_as`], as in QEMU.
 pub(crate) fn program_name() -> &'static str {
     invoked_as().rsplit('/').next().unwrap_or_default()
 }

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn ended_monitor_is_told_from_one_that_drops_a_message() {
+    fn ended_monitor_differs_from_one_that_drops_a_message() {
         let (dropping, monitor) = channel();
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| dropping.start(&task()));

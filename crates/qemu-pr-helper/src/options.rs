@@ -137,7 +137,7 @@ pub(crate) const LONG_OPTIONS: [(&str, Name); 14] = [
     ("group", Name::Group),
     ("verbose", Name::Verbose),
     ("quiet", Name::Quiet),
-    // Ours. An abbreviation means one of the C helper's where that is possible.
+    // The C helper does not have those below. An abbreviation means one of the C helper's where that is possible.
     ("manager", Name::Manager),
     ("sandbox", Name::Sandbox),
     ("max-connections", Name::MaxConnections),
@@ -285,17 +285,17 @@ fn next(parser: &mut Parser) -> Result<Option<(Name, OsString)>> {
 /// The number of long options that the C helper has too.
 const C_OPTIONS: usize = 10;
 
-/// The long options that `written` may stand for: itself, else those of the C helper that begin with it, else ours.
+/// The long options that `written` may stand for: itself, else those of the C helper that begin with it, else the others.
 fn candidates(written: &str) -> Vec<(&'static str, Name)> {
     if let Some(exact) = LONG_OPTIONS.iter().find(|(name, _)| *name == written) {
         return vec![*exact];
     }
-    let (of_c, ours) = LONG_OPTIONS.split_at(C_OPTIONS);
+    let (of_c, others) = LONG_OPTIONS.split_at(C_OPTIONS);
     let begins = |options: &[(&'static str, Name)]| -> Vec<_> {
         options.iter().filter(|(name, _)| name.starts_with(written)).copied().collect()
     };
     let of_c = begins(of_c);
-    if of_c.is_empty() { begins(ours) } else { of_c }
+    if of_c.is_empty() { begins(others) } else { of_c }
 }
 
 /// The message of getopt_long(3), and a pointer to --help.
@@ -461,10 +461,10 @@ mod tests {
             let (full, name) = LONG_OPTIONS[index];
             let written = &full[..length.min(full.len())];
             let sharing = |options: &[(&str, Name)]| options.iter().filter(|(other, _)| other.starts_with(written)).count();
-            let (of_c, ours) = LONG_OPTIONS.split_at(C_OPTIONS);
+            let (of_c, others) = LONG_OPTIONS.split_at(C_OPTIONS);
             let found = candidates(written);
             let is_hidden = index >= C_OPTIONS && sharing(of_c) > 0;
-            let expected = if sharing(of_c) > 0 { sharing(of_c) } else { sharing(ours) };
+            let expected = if sharing(of_c) > 0 { sharing(of_c) } else { sharing(others) };
             prop_assert_eq!(found.len(), if written == full { 1 } else { expected });
             prop_assert!(found.contains(&(full, name)) || is_hidden);
         }

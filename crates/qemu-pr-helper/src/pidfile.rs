@@ -1,4 +1,4 @@
-//! The pid file: who runs, and that nobody else does.
+//! The pid file: the id of the running helper, and a lock against a second one.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -33,8 +33,8 @@ impl PidFile {
             };
             fcntl(&file, FcntlArg::F_OFD_SETLK(&whole))
                 .map_err(|error| Message::new(format!("Cannot lock pid file: {}", reason(error))))?;
-            // Somebody may have removed or replaced the file since it was opened: a lock on what is not at the path
-            // keeps nobody away.
+            // Another process may have replaced the file since it was opened. A lock on a file that is not at the path
+            // excludes no other helper.
             let opened = file.metadata().map_err(not_made)?;
             if std::fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (opened.dev(), opened.ino())) {
                 return Ok(Self(file));

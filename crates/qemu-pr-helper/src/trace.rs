@@ -31,7 +31,7 @@ pub(crate) const EVENTS: [&str; 12] = [
     "pr_manager_run",
 ];
 
-/// What `-T help` prints.
+/// The text of `-T help`.
 pub(crate) fn list() -> String {
     EVENTS.iter().map(|event| format!("{event}\n")).collect()
 }

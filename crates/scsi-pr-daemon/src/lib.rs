@@ -21,38 +21,91 @@ pub mod sandbox;
 pub mod signals;
 pub mod socket;
 
-use std::fmt;
 use std::io;
+use std::path::PathBuf;
 
 pub use fifo_mutex::{FifoMutex, FifoMutexGuard};
 pub use rate_limit::{RateLimiter, RepeatLimiter, Suppressed};
 
-/// Why a daemon cannot start: what was attempted, on what, and why it failed, in words. What a user can do may follow on
-/// a line of its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure(String);
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// A daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Those of pthread_sigmask(3) and signalfd(2).
+    #[error("Failed to prepare for signals: {}", reason_of(.0))]
+    Signals(#[source] io::Error),
+    /// A Unix socket's path has at most 108 bytes.
+    #[error("UNIX socket path '{}' is too long\nPath must be less than 108 bytes", .0.display())]
+    PathTooLong(PathBuf),
+    /// Those of bind(2).
+    #[error("Failed to bind socket to {}: {}", path.display(), reason_of(source))]
+    Bind {
+        /// The path of the socket.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The path is in use.
+    #[error("Failed to bind socket to {}: {occupant}", path.display())]
+    Occupied {
+        /// The path of the socket.
+        path: PathBuf,
+        /// The user of the path.
+        occupant: Occupant,
+    },
+    /// The daemon cannot find out whether a program listens on the socket at the path.
+    #[error("Failed to bind socket to {}: cannot find out whether a program listens there: {}", path.display(), reason_of(source))]
+    Probe {
+        /// The path of the socket.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Those of unlink(2), on the socket of an earlier instance.
+    #[error("Failed to unlink socket {}: {}", path.display(), reason_of(source))]
+    Unlink {
+        /// The path of the socket.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Those of listen(2), chown(2) and chmod(2).
+    #[error("Failed to listen on socket {}: {}", path.display(), reason_of(source))]
+    Listen {
+        /// The path of the socket.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
 }
 
-impl std::error::Error for Failure {}
+/// The user of a socket's path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Occupant {
+    /// A program listens there.
+    #[error("another program listens there; stop it or use another path")]
+    Listener,
+    /// A program has a datagram socket there.
+    #[error("another program uses a socket there; stop it or use another path")]
+    Socket,
+    /// A file that is not a socket.
+    #[error("there is a file that is not a socket; remove it or use another path")]
+    File,
+}
 
-/// The text of strerror(3), without the number that the standard library adds.
-pub fn reason(error: impl Into<io::Error>) -> String {
-    let mut text = error.into().to_string();
+fn reason_of(error: &io::Error) -> String {
+    let mut text = error.to_string();
     if let Some(end) = text.rfind(" (os error ") {
         text.truncate(end);
     }
     text
 }
 
-/// Compiles the examples of README.md.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct ReadmeExamples;
+/// The text of strerror(3), without the number that the standard library adds.
+pub fn reason(error: impl Into<io::Error>) -> String {
+    reason_of(&error.into())
+}
 
 #[cfg(test)]
 mod tests {

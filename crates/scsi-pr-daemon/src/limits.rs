@@ -2,23 +2,22 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What every daemon has open besides what is counted, and more: standard streams, what it inherited, files of the log, of
-/// a store and of sysfs.
+/// More than the other descriptors of a daemon: standard streams, inherited descriptors, files of the log, of a store and of
+/// sysfs.
 const OTHERS: u64 = 32;
 
-/// Raises the limit on open files to what is allowed, and says how many clients may be connected then, of whom each takes
-/// `each` descriptors at the most (its connection, the device of its command …) while the daemon itself keeps `own` open. A
-/// descriptor that does not fit is lost, and with it the connection on which it came, while a client that is not accepted
-/// just waits.
+/// Raises the limit on open files to the hard limit. Gives the number of clients for which there is room then: each takes at
+/// most `each` descriptors (its connection, the device of its command), and the daemon itself keeps `own` open.
+///
+/// More clients would make the daemon lose the descriptors that they pass.
 pub fn raise(each: u64, own: u64) -> usize {
     let limit = getrlimit(Resource::Nofile);
-    // Raising the soft limit up to the hard one is allowed to everybody. Where a sandbox forbids it, the old limit is
-    // enough to serve.
+    // Every process may raise the soft limit to the hard one. Where a sandbox forbids it, the old limit is enough.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     clients_within(if raised.is_ok() { limit.maximum } else { limit.current }, each, own)
 }
 
-/// How many clients there is room for within this many descriptors, `None` for any number: one at least.
+/// The number of clients, at least one, for which `descriptors` are enough; `None` is no limit.
 fn clients_within(descriptors: Option<u64>, each: u64, own: u64) -> usize {
     let clients = descriptors.map(|descriptors| descriptors.saturating_sub(OTHERS + own) / each.max(1));
     clients.map_or(usize::MAX, |clients| usize::try_from(clients).unwrap_or(usize::MAX).max(1))

@@ -1,4 +1,4 @@
-//! Tells a service manager how far a daemon is (sd_notify(3)).
+//! The state of a daemon for its service manager (sd_notify(3)).
 
 use std::env;
 use std::ffi::OsStr;
@@ -11,24 +11,24 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 pub struct ServiceManager(Option<UnixDatagram>);
 
 impl ServiceManager {
-    /// The one that `NOTIFY_SOCKET` names. Connected now, while this process may still reach it.
+    /// The one that `NOTIFY_SOCKET` names. Connects now, before this process gives up its privileges.
     pub fn from_environment() -> Self {
         Self(env::var_os("NOTIFY_SOCKET").and_then(|name| connect(&name)))
     }
 
-    /// READY=1: clients are served.
+    /// READY=1: the daemon serves clients.
     pub fn ready(&self) {
-        self.tell("READY=1");
+        self.send("READY=1");
     }
 
-    /// STOPPING=1: only what is running is still served.
+    /// STOPPING=1: the daemon completes running commands, and then ends.
     pub fn stopping(&self) {
-        self.tell("STOPPING=1");
+        self.send("STOPPING=1");
     }
 
-    fn tell(&self, state: &str) {
+    fn send(&self, state: &str) {
         if let Some(socket) = &self.0 {
-            // A manager that does not listen is served no worse.
+            // The daemon serves without a manager that listens.
             let _ = socket.send(state.as_bytes());
         }
     }
@@ -41,7 +41,7 @@ fn connect(name: &OsStr) -> Option<UnixDatagram> {
     };
     let socket = UnixDatagram::unbound().ok()?;
     socket.connect_addr(&address.ok()?).ok()?;
-    // Nor is a manager that does not read waited for.
+    // A manager that does not read must not delay the daemon.
     socket.set_nonblocking(true).ok()?;
     Some(socket)
 }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_that_is_not_there_changes_nothing() {
+    fn missing_manager_changes_nothing() {
         ServiceManager(connect(OsStr::new("/nonexistent/notify"))).ready();
         ServiceManager(connect(OsStr::new(""))).ready();
         ServiceManager(None).stopping();

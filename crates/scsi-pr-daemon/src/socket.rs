@@ -1,5 +1,5 @@
-//! The socket's life in the file system: a live one is never taken from anybody, one that is left over is replaced, and
-//! at the end only our own is removed.
+//! The file of a listening socket. A start replaces the socket of an instance that has ended, and never that of a running
+//! one. At the end, a process removes only its own.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,14 +12,14 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Gid;
 
-use crate::{Failure, reason};
+use crate::{Occupant, StartError};
 
-/// Who may connect: whoever may write to the socket's file (unix(7)).
+/// The permissions of the socket's file: a client needs write permission to connect (unix(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Its mode is 0777 less the umask.
     Umask,
-    /// Its mode is exactly this, from the moment at which anybody can connect.
+    /// Its mode is exactly this before a client can connect.
     Exactly {
         /// The permission bits.
         mode: u32,
@@ -28,29 +28,26 @@ pub enum Access {
     },
 }
 
-/// Listens at `path`, for whom `access` lets in.
+/// Listens at `path`.
 ///
 /// # Errors
 ///
-/// That the path cannot be bound; that something is there which is not a left-over socket, and so was left alone; that
-/// the file cannot be given its group.
-pub fn listen(path: &Path, access: Access) -> Result<(OwnedFd, SocketFile), Failure> {
-    let address = SocketAddrUnix::new(path).map_err(|_| {
-        Failure(format!("UNIX socket path '{}' is too long\nPath must be less than 108 bytes", path.display()))
-    })?;
-    let not_bound = |error: Errno| Failure(format!("Failed to bind socket to {}: {}", path.display(), reason(error)));
+/// [`StartError`]: the path cannot be bound, or is in use, or the file cannot get its group.
+pub fn listen(path: &Path, access: Access) -> Result<(OwnedFd, SocketFile), StartError> {
+    let address = SocketAddrUnix::new(path).map_err(|_| StartError::PathTooLong(path.to_owned()))?;
+    let not_bound = |error: Errno| StartError::Bind { path: path.to_owned(), source: error.into() };
     let socket = stream_socket(SocketFlags::empty()).map_err(not_bound)?;
     let (directory, name) = match (path.parent(), path.file_name()) {
         (Some(directory), Some(name)) => (open_directory(directory).map_err(not_bound)?, name.to_owned()),
         // It ends in `/` or `..`.
         _ => return Err(not_unlinked(path, Errno::ISDIR)),
     };
-    // Another helper that starts now would take our socket for a left-over one between bind and listen.
+    // Between bind and listen, another helper that starts would take this socket for that of an ended one.
     let _lock = lock(&directory);
-    make_way(path, &address)?;
+    remove_stale(path, &address)?;
     rustix::net::bind(&socket, &address).map_err(not_bound)?;
     let listening = SocketFile::in_directory(directory, name).and_then(|file| {
-        // Nobody can connect before it listens.
+        // No client can connect before it listens.
         file.admit(access)?;
         // The kernel takes less if net.core.somaxconn says so.
         rustix::net::listen(&socket, i32::MAX)?;
@@ -60,7 +57,7 @@ pub fn listen(path: &Path, access: Access) -> Result<(OwnedFd, SocketFile), Fail
         Ok(file) => Ok((socket, file)),
         Err(error) => {
             let _ = rustix::fs::unlink(path);
-            Err(Failure(format!("Failed to listen on socket {}: {}", path.display(), reason(error))))
+            Err(StartError::Listen { path: path.to_owned(), source: error.into() })
         }
     }
 }
@@ -69,41 +66,41 @@ fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn not_unlinked(path: &Path, error: Errno) -> Failure {
-    Failure(format!("Failed to unlink socket {}: {}", path.display(), reason(error)))
+fn not_unlinked(path: &Path, error: Errno) -> StartError {
+    StartError::Unlink { path: path.to_owned(), source: error.into() }
 }
 
 fn stream_socket(flags: SocketFlags) -> rustix::io::Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags | SocketFlags::CLOEXEC, None)
 }
 
-/// Removes the socket that an instance left at `path`. Anything else that is there is an error: a socket on which
-/// somebody may still listen, and every file that is none.
-fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<(), Failure> {
-    let occupied = |why: &str| Failure(format!("Failed to bind socket to {}: {why}", path.display()));
+/// Removes the socket of an ended instance at `path`. Any other file there is an error, and a socket on which a program may
+/// listen.
+fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), StartError> {
+    let occupied = |occupant| Err(StartError::Occupied { path: path.to_owned(), occupant });
+    let not_probed = |error: Errno| StartError::Probe { path: path.to_owned(), source: error.into() };
     match rustix::fs::lstat(path).map(|file| FileType::from_raw_mode(file.st_mode)) {
         Ok(FileType::Socket) => {}
         Ok(FileType::Directory) => return Err(not_unlinked(path, Errno::ISDIR)),
-        Ok(_) => return Err(occupied("there is a file that is not a socket; remove it or use another path")),
-        // What is wrong with the path, if anything, bind will say.
+        Ok(_) => return occupied(Occupant::File),
+        // bind(2) says what is wrong with the path.
         Err(_) => return Ok(()),
     }
-    let probe = stream_socket(SocketFlags::NONBLOCK)
-        .map_err(|error| occupied(&format!("cannot find out who listens there: {}", reason(error))))?;
+    let probe = stream_socket(SocketFlags::NONBLOCK).map_err(not_probed)?;
     match rustix::net::connect(&probe, address) {
         Err(Errno::CONNREFUSED) => match rustix::fs::unlink(path) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(not_unlinked(path, error)),
         },
         Err(Errno::NOENT) => Ok(()),
-        // AGAIN: so many are waiting to be accepted that there is no room for another.
-        Ok(()) | Err(Errno::AGAIN) => Err(occupied("another program listens there; stop it or use another path")),
-        Err(Errno::PROTOTYPE) => Err(occupied("another program uses a socket there; stop it or use another path")),
-        Err(error) => Err(occupied(&format!("cannot find out who listens there: {}", reason(error)))),
+        // AGAIN: the backlog of its listener is full.
+        Ok(()) | Err(Errno::AGAIN) => occupied(Occupant::Listener),
+        Err(Errno::PROTOTYPE) => occupied(Occupant::Socket),
+        Err(error) => Err(not_probed(error)),
     }
 }
 
-/// The file of a socket that we bound.
+/// The file of a socket that this process bound.
 #[derive(Debug)]
 pub struct SocketFile {
     /// Opened with O_PATH, so that no path has to be followed again: by then it may lead elsewhere.
@@ -124,7 +121,7 @@ impl SocketFile {
     /// Gives the file its group and its mode.
     fn admit(&self, access: Access) -> rustix::io::Result<()> {
         let Access::Exactly { mode, group } = access else { return Ok(()) };
-        // What O_PATH opened has its mode changed by way of /proc alone.
+        // The mode of a file that was opened with O_PATH is changed by way of /proc.
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         if let Some(group) = group {
             rustix::fs::chownat(&self.file, "", None, Some(Gid::from_raw(group)), AtFlags::EMPTY_PATH)?;
@@ -132,7 +129,7 @@ impl SocketFile {
         rustix::fs::chmod(path, Mode::from_raw_mode(mode))
     }
 
-    /// The file that another process has in these parts.
+    /// The file that another process has taken apart by [`parts`](Self::parts).
     pub fn from_parts(directory: OwnedFd, name: OsString, file: OwnedFd) -> Self {
         Self { directory, name, file }
     }
@@ -142,13 +139,13 @@ impl SocketFile {
         (self.directory.as_fd(), &self.name, self.file.as_fd())
     }
 
-    /// Removes it from its directory, unless something else has its name by now.
+    /// Removes it from its directory, unless another file has its name by now.
     ///
     /// # Errors
     ///
     /// Those of unlink(2), but for `ENOENT`: it is gone then.
     pub fn remove(&self) -> rustix::io::Result<()> {
-        // Another helper may just be looking at our file.
+        // Another helper may look at this file now.
         let _lock = lock(&self.directory);
         let ours = rustix::fs::fstat(&self.file)?;
         match rustix::fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -164,12 +161,10 @@ impl SocketFile {
     }
 }
 
-/// Keeps other helpers from starting or ending in `directory` for as long as the value lives: a flock(2) on the directory
-/// itself, which leaves nothing behind.
+/// Keeps other helpers from starting or ending in `directory` while the value lives, by flock(2) on the directory.
 ///
-/// Helpers hold it for microseconds. Others may lock a directory too, for their own reasons and for long, and some file
-/// systems and permissions do not let it be locked: a helper that then could not start would be worse than one that
-/// starts unlocked.
+/// Helpers hold it for microseconds. Other programs may lock a directory for long, and some file systems have no locks: the
+/// helper then starts without the lock, after 2 s.
 fn lock(directory: impl AsFd) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(directory, ".", flags, Mode::empty()).ok()?;
@@ -196,14 +191,14 @@ mod tests {
         }
     }
 
-    /// What `path` holds, to see that it was left alone.
+    /// The identity of the file at `path`, to see that it stays.
     fn identity(path: &Path) -> (u64, u64) {
         let file = std::fs::symlink_metadata(path).unwrap();
         (file.dev(), file.ino())
     }
 
     #[test]
-    fn a_free_path_is_bound_and_left_clean() {
+    fn free_path_is_bound_and_cleaned_up() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         let (listener, file) = listen(&path, Access::Umask).unwrap();
@@ -238,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_left_over_socket_is_replaced() {
+    fn socket_of_an_ended_program_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
@@ -250,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_live_socket_is_left_alone() {
+    fn socket_of_a_running_program_stays() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         let listener = stream_socket(SocketFlags::empty()).unwrap();
@@ -269,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_is_left_alone() {
+    fn file_that_is_no_socket_stays() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
         std::fs::write(&file, "precious").unwrap();
@@ -289,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_cannot_be_bound_are_told() {
+    fn path_that_cannot_be_bound_is_an_error_with_its_reason() {
         let expected = "Failed to bind socket to /nonexistent/s: No such file or directory";
         assert!(refusal(Path::new("/nonexistent/s")).ends_with(expected));
         let long = format!("/tmp/{}", "a".repeat(104));
@@ -310,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_removed_from_the_directory_that_it_was_made_in() {
+    fn file_is_removed_from_the_directory_in_which_it_was_made() {
         let directory = tempfile::tempdir().unwrap();
         let (before, after) = (directory.path().join("before"), directory.path().join("after"));
         std::fs::create_dir(&before).unwrap();
@@ -323,12 +318,12 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_socket_is_removed() {
+    fn only_the_own_socket_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         let (listener, file) = listen(&path, Access::Umask).unwrap();
         drop(listener);
-        // The other one may not get the number of ours, which is still held.
+        // The other file cannot have the inode number of the first, which is still open.
         let (_listener, other) = listen(&path, Access::Umask).unwrap();
         file.remove().unwrap();
         assert!(path.exists());
@@ -338,9 +333,9 @@ mod tests {
         assert!(path.exists());
     }
 
-    /// Many start on one path at once, again and again: exactly one gets it, and it keeps it.
+    /// Exactly one of many starts on one path succeeds, and keeps the path.
     #[test]
-    fn of_many_that_start_at_once_one_wins() {
+    fn of_many_starts_at_once_one_wins() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         for _ in 0..50 {
@@ -354,7 +349,7 @@ mod tests {
                 let attempts: Vec<_> = (0..4).map(|_| scope.spawn(attempt)).collect();
                 attempts.into_iter().filter_map(|attempt| attempt.join().unwrap().ok()).collect()
             });
-            let (listener, file) = won.pop().expect("one of them gets it");
+            let (listener, file) = won.pop().expect("one of them succeeds");
             assert!(won.is_empty());
             let listener = UnixListener::from(listener);
             listener.set_nonblocking(true).unwrap();
@@ -366,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_locked_directory_is_waited_for() {
+    fn start_waits_for_a_locked_directory() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         let lock = lock(open_directory(directory.path()).unwrap()).unwrap();

@@ -146,7 +146,7 @@ fn worker_that_takes_nothing_in_time_gets_nothing_later() {
         let asked = monitor.asked();
         asked.answer(0);
         assert_eq!(answered.join().unwrap(), BUSY_STATUS);
-        // It awakes now, and finds nobody.
+        // It awakes now, and has no client any more.
         let served = serve_one(asked.socket, Arc::new(Answering(|| panic!("it was given a command"))));
         assert!(matches!(served, scsi_pr_helper::Served::Nothing));
         assert_eq!(run(&pool, &device), BUSY_STATUS);
@@ -175,7 +175,7 @@ fn device_of_a_worker_that_hangs_is_busy_until_it_ends() {
         }
         go_on.send(()).unwrap();
         hanging.join().unwrap();
-        // What it logs is told, and its end seen, without another command.
+        // Its end is seen without another command.
         while !pool.unfinished().is_empty() {
             thread::yield_now();
         }

@@ -190,12 +190,12 @@ fn regular_file_keeps_its_offset() {
 }
 
 #[test]
-fn null_device_that_stands_for_a_closed_stream_is_told_from_one_that_is_asked_for() {
+fn null_device_that_is_open_for_both_counts_as_closed() {
     let open = |options: &mut std::fs::OpenOptions| options.open("/dev/null").unwrap();
     let closed = open(File::options().read(true).write(true));
     assert!(Stream::of_file(closed).is_none());
-    let asked_for = open(File::options().write(true));
-    assert!(matches!(Stream::of_file(asked_for), Some(Stream::Polled(Descriptor::File(_)))));
+    let redirected = open(File::options().write(true));
+    assert!(matches!(Stream::of_file(redirected), Some(Stream::Polled(Descriptor::File(_)))));
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub use counters::{Counters, Counts};
 /// | `pr_manager_execute` | TRACE | a command came | `fd=7 cmd=0x5f service action=0x01` |
 /// | `pr_manager_run` | TRACE | it is handed to the manager inside | the same |
 /// | `pr_helper_completed` | TRACE | it was answered | the same, and device, status, duration |
-/// | `pr_helper_reserve_out` | INFO | a PERSISTENT RESERVE OUT was answered | what was done to which device by whom |
+/// | `pr_helper_reserve_out` | INFO | a PERSISTENT RESERVE OUT was answered | command, device, client, outcome |
 ///
 /// The first three are SDT probes as well (`.note.stapsdt`: bpftrace, SystemTap, perf), provider `qemu` as in QEMU's own
 /// binaries, with the arguments `fd`, `cmd`, `sa`; that of `pr_helper_completed` has the SCSI status as a fourth, -1 when
@@ -56,7 +56,7 @@ impl<M> Observed<M> {
     }
 
     /// Logs a PERSISTENT RESERVE OUT and its outcome.
-    fn log(&self, device: BorrowedFd<'_>, command: Command<'_>, result: &Result<Completion, Error>, took: Took) {
+    fn log(&self, device: BorrowedFd<'_>, command: Command<'_>, result: &Result<Completion, Error>, took: Elapsed) {
         let is_good = matches!(result, Ok(Completion::Good(_)));
         let Some(suppressed) = self.counters.lines.check(self.client.pid, is_good) else { return };
         let device = Described(device).to_string();
@@ -114,7 +114,7 @@ impl<M: PrManager> PrManager for Observed<M> {
 
         self.counters.end(&result);
         sys::pr_helper_completed(&call, status(&result));
-        let took = Took(started.map(|started| started.elapsed()));
+        let took = Elapsed(started.map(|started| started.elapsed()));
         event!(
             name: "pr_helper_completed",
             target: TARGET,
@@ -185,7 +185,7 @@ impl Refusal {
     }
 }
 
-/// What a command is to QEMU's events.
+/// The arguments of QEMU's events about a command.
 struct Call {
     fd: i32,
     cmd: u8,
@@ -241,11 +241,11 @@ impl fmt::Display for Described<'_> {
     }
 }
 
-/// How long it took, if that was measured.
+/// The duration, if it was measured.
 #[derive(Clone, Copy)]
-struct Took(Option<Duration>);
+struct Elapsed(Option<Duration>);
 
-impl fmt::Display for Took {
+impl fmt::Display for Elapsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |took| write!(f, ", after {} us", took.as_micros()))
     }

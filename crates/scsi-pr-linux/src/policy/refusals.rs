@@ -29,7 +29,7 @@ impl Refusals {
     }
 
     /// CHECK CONDITION 05/20/00, INVALID COMMAND OPERATION CODE: the answer of a disk without persistent reservations.
-    /// Cluster software gives up at once then. It would try again after BUSY, or after a complaint about this one command
+    /// Cluster software gives up at once then. It would try again after BUSY, or after a status about this one command
     /// (INVALID FIELD).
     ///
     /// `device` describes the device for the log, and `why` is the reason.

@@ -65,7 +65,7 @@ impl AuditLimiter {
     }
 }
 
-/// What [`Counters`] said at one moment. The first three count commands that came, the others those that ended.
+/// The values of [`Counters`] at one moment. The first three count commands that came, the others those that ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {

@@ -24,7 +24,7 @@ fn observed<M: PrManager>(inner: M) -> Observed<M> {
 }
 
 #[test]
-fn qemus_events_come_before_the_command_is_run_and_ours_after() {
+fn events_of_qemu_come_before_the_command_and_completion_after() {
     let null = File::open("/dev/null").unwrap();
     let call = format!("fd={} cmd=0x5e service action=0x03", null.as_raw_fd());
     let log = Log::at(Level::TRACE);
@@ -53,10 +53,10 @@ fn qemus_events_come_before_the_command_is_run_and_ours_after() {
 }
 
 #[test]
-fn every_change_is_told_with_its_author() {
+fn change_is_logged_with_its_client() {
     let (device, _) = std::io::pipe().unwrap();
     let list = keys(0, 0x123);
-    let told = |answer: Completion| {
+    let line_of = |answer: Completion| {
         let log = Log::at(Level::INFO);
         log.during(|| observed(Recorder::answering(answer)).execute(device.as_fd(), reserve_out(0, &list)).unwrap());
         let events: Vec<_> = log.events().into_iter().filter(|event| event.level == Level::INFO).collect();
@@ -73,13 +73,13 @@ fn every_change_is_told_with_its_author() {
             "PERSISTENT RESERVE OUT, REGISTER, key 0x0000000000000000, service action key 0x0000000000000123, \
              on a pipe by process 123 of user 107: {answer}, after "
         );
-        let line = told(answer);
+        let line = line_of(answer);
         assert!(line.starts_with(&start), "{line}");
     }
 }
 
 #[test]
-fn a_command_without_an_answer_is_told_too() {
+fn command_without_an_answer_is_logged_too() {
     let (device, _) = std::io::pipe().unwrap();
     let log = Log::at(Level::INFO);
     let result = log.during(|| observed(Unreachable).execute(device.as_fd(), reserve_out(3, &[0; 24])));
@@ -89,7 +89,7 @@ fn a_command_without_an_answer_is_told_too() {
 }
 
 #[test]
-fn reading_and_cleaning_up_fill_no_log() {
+fn reading_and_cleaning_up_are_not_logged() {
     let null = File::open("/dev/null").unwrap();
     let log = Log::at(Level::DEBUG);
     log.during(|| {
