@@ -9,20 +9,16 @@ mod server;
 pub(crate) mod trial;
 
 use std::fs::File;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use scsi_pr::{Completion, PrManager};
-use scsi_pr_helper::HelperClient;
 
 use crate::cargo;
 use crate::output::say;
 use crate::workspace::Workspace;
 use requests::{
-    KEY_1, KEY_2, Request, as_text, preempt_and_abort, read_full_status, read_keys, read_reservation, register,
-    release, reserve,
+    KEY_1, KEY_2, Request, preempt_and_abort, read_full_status, read_keys, read_reservation, register, release, reserve,
 };
 use server::Server;
 
@@ -57,7 +53,7 @@ fn play(program: &Path, directory: &Path) -> Result<()> {
     say(&format!("  $ {}\n", server.command_line()));
     say("Each socket is one virtual machine. The commands have the bytes that QEMU sends for a guest.");
     let mut demo =
-        Demo { disk: File::options().read(true).write(true).open(disk)?, clients: server.clients(), steps: 0 };
+        Demo { disk: File::options().read(true).write(true).open(disk)?, sockets: server.sockets(), steps: 0 };
     before_the_failure(&mut demo)?;
 
     demo.step(
@@ -109,7 +105,7 @@ fn after_the_failure(demo: &mut Demo) -> Result<()> {
 
 struct Demo {
     disk: File,
-    clients: [HelperClient; 2],
+    sockets: [PathBuf; 2],
     steps: u32,
 }
 
@@ -121,8 +117,7 @@ impl Demo {
 
     /// Node `number` sends `request`, and must get this answer.
     fn ask(&self, number: usize, request: &Request, expected: &str) -> Result<()> {
-        let completion: Completion = self.clients[number - 1].execute(self.disk.as_fd(), request.command())?;
-        let answer = as_text(request, &completion)?;
+        let answer = request.run(&self.sockets[number - 1], &self.disk)?;
         say(&format!("     {}  {:<44} {answer}", NODES[number - 1], request.to_string()));
         if answer == expected { Ok(()) } else { bail!("{} should have got: {expected}", NODES[number - 1]) }
     }

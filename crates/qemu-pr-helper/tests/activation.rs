@@ -3,37 +3,46 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use common::{HELPER, Running, directory, handshake, outcome, processes_with, wait_for};
-use rustix::process::{Pid, Signal, kill_process};
+use common::{
+    HELPER, Helper, Launcher, Process, connect, directory, helper, helper_at, require_root, wait_until_unused,
+};
+use rustix::process::Signal;
 
 /// The helper with `descriptor` as its descriptor 3, and these variables; `$$` is its process id.
-fn activated(descriptor: impl Into<OwnedFd>, variables: &str, arguments: &str) -> Command {
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", &format!("export {variables}; exec {HELPER} {arguments} 3<&0 </dev/null")]);
-    command.stdin(descriptor.into());
-    command
+fn activated<S: AsRef<OsStr>>(
+    descriptor: impl Into<OwnedFd>,
+    variables: &str,
+    arguments: impl IntoIterator<Item = S>,
+) -> Launcher {
+    let mut launcher = helper(arguments);
+    launcher.activated_with(descriptor, variables);
+    launcher
 }
+
+const NO_ARGUMENTS: [&str; 0] = [];
 
 const TO_THE_HELPER: &str = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=x";
 
-fn refused(command: &mut Command, text: &str) {
-    assert_eq!(outcome(command), (Some(1), String::new(), format!("qemu-pr-helper: {text}\n")));
+#[track_caller]
+fn refused(launcher: &mut Launcher, text: &str) {
+    assert_eq!(launcher.outcome(), (Some(1), String::new(), format!("qemu-pr-helper: {text}\n")));
 }
 
 #[test]
 fn the_passed_socket_is_served_and_left() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
     let listener = UnixListener::bind(&socket).unwrap();
-    let running = Running::start(&mut activated(listener, TO_THE_HELPER, ""), &socket);
-    handshake(&socket);
+    let running = Helper::start(&mut activated(listener, TO_THE_HELPER, NO_ARGUMENTS), &socket);
+    connect(&socket);
     assert_eq!(running.monitor(), None);
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
     assert!(socket.exists());
@@ -41,22 +50,24 @@ fn the_passed_socket_is_served_and_left() {
 
 #[test]
 fn it_is_served_in_the_background_too() {
+    require_root!();
     let directory = directory();
     let (socket, pid_file) = (directory.path().join("s"), directory.path().join("pid"));
     let listener = UnixListener::bind(&socket).unwrap();
-    let mut command = activated(listener, TO_THE_HELPER, &format!("-d -f {}", pid_file.display()));
-    assert_eq!(outcome(&mut command), (Some(0), String::new(), String::new()));
-    handshake(&socket);
+    let mut command = activated(listener, TO_THE_HELPER, ["-d".as_ref(), "-f".as_ref(), pid_file.as_os_str()]);
+    assert_eq!(command.outcome(), (Some(0), String::new(), String::new()));
+    connect(&socket);
     let pid = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
     assert!(!String::from_utf8_lossy(&environment).contains("LISTEN_"));
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
-    wait_for("the helper to end", || processes_with(&pid_file).is_empty().then_some(()));
+    Process::new(pid).signal(Signal::TERM);
+    wait_until_unused(&pid_file);
     assert!(socket.exists());
 }
 
 #[test]
 fn variables_for_somebody_else_are_ignored() {
+    require_root!();
     let directory = directory();
     let (passed, own) = (directory.path().join("passed"), directory.path().join("own"));
     for variables in
@@ -64,7 +75,7 @@ fn variables_for_somebody_else_are_ignored() {
     {
         let _ = fs::remove_file(&passed);
         let listener = UnixListener::bind(&passed).unwrap();
-        let running = Running::start(&mut activated(listener, variables, &format!("-k {}", own.display())), &own);
+        let running = Helper::start(&mut activated(listener, variables, ["-k".as_ref(), own.as_os_str()]), &own);
         assert_eq!(running.end_by(Signal::TERM).code(), Some(0), "{variables}");
         assert!(!own.exists() && passed.exists());
     }
@@ -72,6 +83,7 @@ fn variables_for_somebody_else_are_ignored() {
 
 #[test]
 fn what_cannot_be_served_is_refused() {
+    require_root!();
     let directory = directory();
     let listener = || {
         let path = directory.path().join("s");
@@ -82,40 +94,41 @@ fn what_cannot_be_served_is_refused() {
     let failed = |why: &str| format!("Failed to use socket activation: {why}");
 
     let text = "Unix socket can't be set when using socket activation";
-    refused(&mut activated(listener(), TO_THE_HELPER, "-k /run/x"), text);
-    refused(&mut activated(listener(), TO_THE_HELPER, "-d -k /run/x"), text);
+    refused(&mut activated(listener(), TO_THE_HELPER, ["-k", "/run/x"]), text);
+    refused(&mut activated(listener(), TO_THE_HELPER, ["-d", "-k", "/run/x"]), text);
 
     let two = "LISTEN_PID=$$ LISTEN_FDS=2";
     let text = "Socket activation failed: invalid file descriptor fd = 4: Bad file descriptor";
-    refused(&mut activated(listener(), two, ""), text);
+    refused(&mut activated(listener(), two, NO_ARGUMENTS), text);
     let many = format!("{HELPER} does not support socket activation with LISTEN_FDS > 1");
-    refused(&mut activated(listener(), two, "4<&0"), &many);
+    refused(activated(listener(), two, NO_ARGUMENTS).redirect("4<&3"), &many);
     // The C helper aborts.
     for count in ["-1", "4294967296"] {
-        refused(&mut activated(listener(), &format!("LISTEN_PID=$$ LISTEN_FDS={count}"), ""), &many);
+        refused(&mut activated(listener(), &format!("LISTEN_PID=$$ LISTEN_FDS={count}"), NO_ARGUMENTS), &many);
     }
 
     let text = failed("Unable to query remote socket address: Socket operation on non-socket");
-    refused(&mut activated(file(), TO_THE_HELPER, ""), &text);
+    refused(&mut activated(file(), TO_THE_HELPER, NO_ARGUMENTS), &text);
 
     // These the C helper takes, and never serves a command on them.
     let text = failed("fd 3 is not a listening Unix socket, so no client could pass a device over it");
-    refused(&mut activated(TcpListener::bind("127.0.0.1:0").unwrap(), TO_THE_HELPER, ""), &text);
-    refused(&mut activated(UnixDatagram::unbound().unwrap(), TO_THE_HELPER, ""), &text);
+    refused(&mut activated(TcpListener::bind("127.0.0.1:0").unwrap(), TO_THE_HELPER, NO_ARGUMENTS), &text);
+    refused(&mut activated(UnixDatagram::unbound().unwrap(), TO_THE_HELPER, NO_ARGUMENTS), &text);
     let (connected, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
-    refused(&mut activated(connected, TO_THE_HELPER, ""), &text);
+    refused(&mut activated(connected, TO_THE_HELPER, NO_ARGUMENTS), &text);
 }
 
 #[test]
 fn a_closed_descriptor_is_told() {
-    let mut command = Command::new("/bin/sh");
-    let script = format!("export LISTEN_PID=$$ LISTEN_FDS=1; exec {HELPER} 3<&-");
-    command.args(["-c", &script]).stdin(Stdio::null());
-    refused(&mut command, "Socket activation failed: invalid file descriptor fd = 3: Bad file descriptor");
+    require_root!();
+    let mut launcher = helper(NO_ARGUMENTS);
+    launcher.shell("export LISTEN_PID=$$ LISTEN_FDS=1").redirect("3<&-");
+    refused(&mut launcher, "Socket activation failed: invalid file descriptor fd = 3: Bad file descriptor");
 }
 
 #[test]
 fn the_service_manager_is_told() {
+    require_root!();
     let directory = directory();
     let (socket, notify) = (directory.path().join("s"), directory.path().join("notify"));
     let manager = UnixDatagram::bind(&notify).unwrap();
@@ -125,13 +138,12 @@ fn the_service_manager_is_told() {
         let length = manager.recv(&mut room).unwrap();
         String::from_utf8_lossy(&room[..length]).into_owned()
     };
-    let mut command = common::helper(["-k".as_ref(), socket.as_os_str()]);
-    let process = command.env("NOTIFY_SOCKET", &notify).spawn().unwrap();
-    let running = Running { process, socket: socket.clone() };
+    let mut command = helper_at(&socket);
+    let mut running = command.env("NOTIFY_SOCKET", &notify).spawn();
     assert_eq!(told(), "READY=1");
     // No waiting: it serves already.
-    handshake(Path::new(&socket));
+    connect(Path::new(&socket));
     running.signal(Signal::TERM);
     assert_eq!(told(), "STOPPING=1");
-    assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
+    assert_eq!(running.wait().code(), Some(0));
 }

@@ -3,13 +3,11 @@
 
 mod common;
 
-use std::io::{Read, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{HELPER, Running, directory, handshake};
+use common::{HELPER, Helper, Launcher, Output, Process, connect, directory, require_root, wait_until_removed};
 use rustix::process::Signal;
 
 /// A journal in a directory that the helper of [`command`] sees as the system's.
@@ -20,24 +18,24 @@ fn journal(directory: &Path) -> UnixDatagram {
     socket
 }
 
-fn command(directory: &Path, arguments: &str) -> Command {
-    let mut command = Command::new("unshare");
+fn command(directory: &Path, arguments: &str) -> Launcher {
+    let mut command = Launcher::new("unshare");
     let script = format!(
         "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind {journal} /run/systemd/journal \
          && exec {HELPER} -k {socket} {arguments}",
         journal = directory.join("journal").display(),
         socket = directory.join("s").display(),
     );
-    command.args(["--mount", "--propagation=private", "sh", "-c", &script]).stdin(Stdio::null());
+    command.args(["--mount", "--propagation=private", "sh", "-c", &script]);
     command
 }
 
 /// Breaks the protocol, which is a line of the log.
 fn break_protocol(socket: &Path) {
-    let mut client = handshake(socket);
-    client.write_all(&[0; 20]).unwrap();
+    let mut client = connect(socket);
+    client.send(&[0; 20], &[]).unwrap();
     // The helper closes the connection after it has logged.
-    let _ = client.read_to_end(&mut Vec::new());
+    assert!(client.is_closed());
 }
 
 fn received(journal: &UnixDatagram) -> String {
@@ -48,11 +46,12 @@ fn received(journal: &UnixDatagram) -> String {
 
 #[test]
 fn lines_go_to_the_journal_once_standard_error_is_closed() {
+    require_root!();
     let directory = directory();
     let journal = journal(directory.path());
     let socket = directory.path().join("s");
     let (reader, writer) = std::io::pipe().unwrap();
-    let running = Running::start(command(directory.path(), "").stderr(writer), &socket);
+    let running = Helper::start(command(directory.path(), "").stderr(Output::To(writer.into())), &socket);
     // As libvirt does it once the socket is there.
     drop(reader);
     break_protocol(&socket);
@@ -65,16 +64,17 @@ fn lines_go_to_the_journal_once_standard_error_is_closed() {
 
 #[test]
 fn helper_in_the_background_logs_to_the_journal() {
+    require_root!();
     let directory = directory();
     let journal = journal(directory.path());
     let socket = directory.path().join("s");
     let pid_file = directory.path().join("pid");
     let arguments = format!("-d -f {}", pid_file.display());
-    let status = command(directory.path(), &arguments).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
-    assert!(status.success());
-    let pid: i32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+    let mut command = command(directory.path(), &arguments);
+    assert_eq!(command.outcome().0, Some(0));
+    let pid = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
     break_protocol(&socket);
     assert!(received(&journal).contains("MESSAGE=No file descriptor in request"));
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
-    common::wait_for("the socket to be removed", || (!socket.exists()).then_some(()));
+    Process::new(pid).signal(Signal::TERM);
+    wait_until_removed(&socket);
 }

@@ -13,10 +13,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{HELPER, ended, threads, wait_for};
+use common::{HELPER, Process, ended, eventually, require_root, skip};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use scsi_pr::{Completion, Key, PrManager, ReserveOut, SenseCode, Type};
 use scsi_pr_helper::{HelperClient, descriptor};
 
@@ -81,16 +81,11 @@ impl Monitor {
     }
 
     /// The live process that has these words.
-    fn process_of(&self, words: [&str; 3]) -> u32 {
-        let line = format!("qemu-pr-helper-worker\0{}\0", words.join("\0"));
-        wait_for("the worker", || {
-            let entries = fs::read_dir("/proc").unwrap();
-            let mut numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-            numbers.find(|pid: &u32| {
-                let is_ours = fs::read_to_string(format!("/proc/{pid}/stat"))
-                    .is_ok_and(|stat| stat.contains(&format!(" {} ", self.process.id())));
-                is_ours && fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found == line.as_bytes())
-            })
+    fn process_of(&self, words: [&str; 3]) -> Process {
+        let line = ["qemu-pr-helper-worker", words[0], words[1], words[2]].map(|word| word.as_bytes().to_vec());
+        eventually("the worker", || {
+            let children = Process::new(self.process.id()).children();
+            children.into_iter().find(|child| child.command_line() == line)
         })
     }
 
@@ -122,6 +117,7 @@ impl Worker {
 
 #[test]
 fn one_worker_for_a_device_and_sixty_four_in_all() {
+    require_root!();
     let monitor = Monitor::start(None);
     let mut workers: Vec<_> = (0..64).map(|minor| monitor.ask(&format!("block 7:{minor} "))).collect();
     workers.iter_mut().for_each(Worker::is_started);
@@ -141,11 +137,12 @@ fn one_worker_for_a_device_and_sixty_four_in_all() {
 
 #[test]
 fn a_worker_has_what_its_commands_take_and_nothing_else() {
+    require_root!();
     let monitor = Monitor::start(None);
     let mut worker = monitor.ask("block 7:1 ");
     worker.is_started();
-    let pid = monitor.process_of(["block", "7:1", ""]);
-    let threads = threads(pid);
+    let process = monitor.process_of(["block", "7:1", ""]);
+    let threads = process.threads();
     let [thread] = &threads[..] else { panic!("the worker has {} threads", threads.len()) };
     // CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SYS_RAWIO and CAP_SYS_ADMIN.
     for set in ["CapPrm", "CapEff", "CapBnd"] {
@@ -155,21 +152,22 @@ fn a_worker_has_what_its_commands_take_and_nothing_else() {
     assert_eq!(thread["Uid"], "0\t0\t0\t0");
     // Nothing ends it in the middle of a command.
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::PIPE] {
-        kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
+        process.signal(signal);
     }
-    let file = |number: u32| fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap().display().to_string();
+    let file = |number: u32| process.descriptors()[&number].display().to_string();
     let (input, log) = (file(0), file(2));
     assert!(input.starts_with("socket:[") && log.starts_with("pipe:["), "{input} {log}");
     assert_eq!(file(1), "/dev/null");
-    let mut others: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
-        .unwrap()
-        .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
+    let mut others: Vec<_> = process
+        .descriptors()
+        .into_values()
+        .map(|path| path.display().to_string())
         .filter(|open| ![&input, &log, "/dev/null"].contains(&open.as_str()))
         .collect();
     // One that sends datagrams to the journal.
     assert!(others.pop().is_none_or(|socket| socket.starts_with("socket:[")) && others.is_empty(), "{others:?}");
-    assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
-    assert_eq!(fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
+    assert_eq!(process.working_directory().as_deref(), Some(Path::new("/")));
+    assert_eq!(fs::read(process.path("environ")).unwrap(), b"");
     assert_eq!(worker.end(), "");
     monitor.end();
 }
@@ -178,12 +176,12 @@ fn a_worker_has_what_its_commands_take_and_nothing_else() {
 /// for use.
 #[test]
 fn a_worker_changes_nothing_by_a_descriptor_that_may_not_write() {
+    require_root!();
     let release = ReserveOut::Release { key: Key(1), reservation_type: Type::WriteExclusive }.encode().unwrap();
     let monitor = Monitor::start(None);
     for (flags, looked_at) in [(OFlags::RDWR, true), (OFlags::RDONLY, false), (OFlags::PATH, false)] {
         let Ok(device) = rustix::fs::open("/dev/loop0", flags | OFlags::CLOEXEC, Mode::empty()) else {
-            eprintln!("skipped: needs /dev/loop0");
-            return;
+            skip!("needs /dev/loop0");
         };
         let Worker { answer, stream, mut log } = monitor.ask("multipath 7:0 ");
         assert_eq!(answer, 0);
@@ -198,13 +196,13 @@ fn a_worker_changes_nothing_by_a_descriptor_that_may_not_write() {
 
 #[test]
 fn who_dies_is_told_and_a_map_is_seen_after() {
+    require_root!();
     let monitor = Monitor::start(None);
     // No machine has this map.
     for (uuid, seen_after) in [("", false), ("mpath-no such map", true)] {
         let mut worker = monitor.ask(&format!("multipath 252:1048560 {uuid}"));
         worker.is_started();
-        let pid = monitor.process_of(["multipath", "252:1048560", uuid]);
-        kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), Signal::KILL).unwrap();
+        monitor.process_of(["multipath", "252:1048560", uuid]).signal(Signal::KILL);
         let said = worker.end();
         let lines: Vec<_> = said.lines().collect();
         assert_eq!(lines[0], "the process ended before it was done (signal: 9 (SIGKILL))");
@@ -216,6 +214,7 @@ fn who_dies_is_told_and_a_map_is_seen_after() {
 
 #[test]
 fn workers_are_left_to_finish_when_the_helper_is_gone() {
+    require_root!();
     let directory = common::directory();
     let _listener = std::os::unix::net::UnixListener::bind(directory.path().join("s")).unwrap();
     let monitor = Monitor::start(Some(directory.path()));
@@ -223,7 +222,7 @@ fn workers_are_left_to_finish_when_the_helper_is_gone() {
     worker.is_started();
     let Monitor { mut process, link } = monitor;
     drop(link);
-    wait_for("the socket to be removed", || (!directory.path().join("s").exists()).then_some(()));
+    eventually("the socket to be removed", || (!directory.path().join("s").exists()).then_some(()));
     assert!(process.try_wait().unwrap().is_none());
     worker.end();
     assert!(ended(&mut process).success());
@@ -231,6 +230,7 @@ fn workers_are_left_to_finish_when_the_helper_is_gone() {
 
 #[test]
 fn what_is_not_understood_starts_nothing() {
+    require_root!();
     let monitor = Monitor::start(None);
     for words in ["", " ", "block", "block 7:1", "recover 7:1 mpath-x", "Block 7:1 ", "block\0 7:1 ", "\u{fffd} 7:1 x"]
     {
@@ -247,6 +247,7 @@ fn what_is_not_understood_starts_nothing() {
 
 #[test]
 fn a_helper_that_says_what_none_says_is_left() {
+    require_root!();
     for message in [&b"X"[..], b"D", b"S", b"N", b"L", b"W"] {
         let mut monitor = Monitor::start(None);
         rustix::net::send(&monitor.link, message, SendFlags::empty()).unwrap();
@@ -268,6 +269,7 @@ fn a_helper_that_says_what_none_says_is_left() {
 
 #[test]
 fn a_socket_is_never_named_twice() {
+    require_root!();
     let directory = common::directory();
     for name in ["s", "t"] {
         fs::write(directory.path().join(name), "").unwrap();

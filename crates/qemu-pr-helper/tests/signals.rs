@@ -4,47 +4,49 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{Running, directory, ended, handshake, helper, processes_with, wait_for};
-use rustix::process::{Pid, Signal, kill_process};
+use common::{
+    Helper, Output, connect, directory, helper, helper_at, require_root, wait_until_removed, wait_until_unused,
+};
+use rustix::process::Signal;
 
 /// SIGTERM at any moment of the start ends the helper and leaves nothing. Before its first instruction it is killed by
 /// the signal, from then on it exits with 0.
 #[test]
 fn an_early_sigterm_is_never_lost() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
-    // Spread over the start, which takes a few milliseconds, and denser where it is.
+    // Spread over the start, which takes a few milliseconds.
     for attempt in 0..200u64 {
-        let mut process = helper(["-k".as_ref(), socket.as_os_str()]).spawn().unwrap();
-        sleep(Duration::from_micros(attempt * 37 % 4000));
-        kill_process(Pid::from_child(&process), Signal::TERM).unwrap();
-        let status = ended(&mut process);
+        let mut process = helper_at(&socket).spawn();
+        sleep(Duration::from_micros(attempt * 37 % 6000));
+        process.signal(Signal::TERM);
+        let status = process.wait();
         assert!(status.code() == Some(0) || status.signal() == Some(15), "{status}");
-        wait_for("the socket to be removed", || (!socket.exists()).then_some(()));
+        wait_until_removed(&socket);
     }
-    wait_for("every monitor to end", || processes_with(&socket).is_empty().then_some(()));
+    wait_until_unused(&socket);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
 #[test]
 fn usr1_and_pipe_change_nothing_and_others_kill() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
     for (signal, kills) in [(Signal::USR1, false), (Signal::PIPE, false), (Signal::USR2, true), (Signal::QUIT, true)] {
-        let mut running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
+        let mut running = Helper::start(&mut helper_at(&socket), &socket);
         running.signal(signal);
         if kills {
-            let status = ended(&mut running.process);
+            let status = running.wait();
             assert_eq!(status.signal(), Some(signal.as_raw()));
         } else {
             // The first client that is served after it.
-            handshake(&socket);
+            connect(&socket);
             assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
         }
     }
@@ -53,21 +55,21 @@ fn usr1_and_pipe_change_nothing_and_others_kill() {
 /// libvirt closes its end of the pipe that is the helper's stderr.
 #[test]
 fn a_dead_stderr_is_survived() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
     let mut command = helper(["-vvv", "-T", "*", "-k"]);
-    let mut running = Running::start(command.arg(&socket).stdout(Stdio::piped()).stderr(Stdio::piped()), &socket);
-    drop((running.process.stdout.take(), running.process.stderr.take()));
+    let mut running = Helper::start(command.arg(&socket).stdout(Output::Pipe).stderr(Output::Pipe), &socket);
+    let child = running.child();
+    drop((child.stdout.take(), child.stderr.take()));
     for _ in 0..3 {
         // Not a command: the helper complains and closes.
-        let mut client = handshake(&socket);
-        client.write_all(&[0; 4]).unwrap();
-        client.write_all(&[0; 16]).unwrap();
-        let mut rest = Vec::new();
-        let _ = client.read_to_end(&mut rest);
-        assert_eq!(rest, []);
+        let mut client = connect(&socket);
+        client.send(&[0; 4], &[]).unwrap();
+        client.send(&[0; 16], &[]).unwrap();
+        assert!(client.is_closed());
     }
-    handshake(&socket);
+    connect(&socket);
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
     assert!(!socket.exists());
 }

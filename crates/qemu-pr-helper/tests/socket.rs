@@ -4,13 +4,14 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use common::{HELPER, Running, directory, ended, handshake, helper, outcome, processes_with, wait_for};
+use common::{
+    HELPER, Helper, Launcher, Process, connect, directory, eventually, helper, helper_at, require_root, skip,
+    wait_until_removed, wait_until_unused,
+};
 use rustix::process::Signal;
 
 fn inode(path: &Path) -> u64 {
@@ -19,25 +20,25 @@ fn inode(path: &Path) -> u64 {
 
 #[test]
 fn it_listens_and_leaves_nothing_behind() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
-        let _idle = handshake(&socket);
+        let running = Helper::start(&mut helper_at(&socket), &socket);
+        let _idle = connect(&socket);
         assert_eq!(running.end_by(signal).code(), Some(0), "{signal:?}");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "{signal:?}");
-        wait_for("the monitor to end", || processes_with(&socket).is_empty().then_some(()));
+        wait_until_unused(&socket);
     }
 }
 
 #[test]
 fn the_mode_is_0777_less_the_umask() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
     for (umask, mode) in [("000", 0o777), ("022", 0o755), ("077", 0o700), ("117", 0o660)] {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", &format!("umask {umask} && exec {HELPER} -k {}", socket.display())]);
-        let running = Running::start(&mut command, &socket);
+        let running = Helper::start(helper_at(&socket).shell(&format!("umask {umask}")), &socket);
         assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o7777, mode);
         assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
     }
@@ -45,32 +46,33 @@ fn the_mode_is_0777_less_the_umask() {
 
 #[test]
 fn a_live_instance_is_not_robbed() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
-    let running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
+    let running = Helper::start(&mut helper_at(&socket), &socket);
     let before = inode(&socket);
-    let (code, out, err) = outcome(&mut helper(["-k".as_ref(), socket.as_os_str()]));
+    let (code, out, err) = helper_at(&socket).outcome();
     let text = "another program listens there; stop it or use another path";
     let expected = format!("qemu-pr-helper: Failed to bind socket to {}: {text}\n", socket.display());
     assert_eq!((code, out.as_str(), err), (Some(1), "", expected));
     assert_eq!(inode(&socket), before);
-    handshake(&socket);
+    connect(&socket);
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
 }
 
 #[test]
 fn of_many_that_start_at_once_one_serves() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
     drop(UnixListener::bind(&socket).unwrap());
-    let mut starting: Vec<_> =
-        (0..8).map(|_| helper(["-k".as_ref(), socket.as_os_str()]).stderr(Stdio::null()).spawn().unwrap()).collect();
-    wait_for("all but one to give up", || {
-        let running = starting.iter_mut().filter_map(|process| process.try_wait().unwrap().is_none().then_some(()));
+    let mut starting: Vec<_> = (0..8).map(|_| helper_at(&socket).spawn()).collect();
+    eventually("all but one to give up", || {
+        let running = starting.iter_mut().filter_map(|process| process.try_wait().is_none().then_some(()));
         (running.count() == 1).then_some(())
     });
-    handshake(&socket);
-    let mut last = starting.into_iter().find_map(|mut process| match process.try_wait().unwrap() {
+    connect(&socket);
+    let mut last = starting.into_iter().find_map(|mut process| match process.try_wait() {
         None => Some(process),
         Some(status) => {
             assert_eq!(status.code(), Some(1));
@@ -78,26 +80,27 @@ fn of_many_that_start_at_once_one_serves() {
         }
     });
     let last = last.as_mut().expect("one serves");
-    rustix::process::kill_process(rustix::process::Pid::from_child(last), Signal::TERM).unwrap();
-    assert_eq!(ended(last).code(), Some(0));
+    assert_eq!(last.stop().code(), Some(0));
     assert!(!socket.exists());
 }
 
 #[test]
 fn what_a_dead_instance_left_is_replaced() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
     drop(UnixListener::bind(&socket).unwrap());
-    let running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
+    let running = Helper::start(&mut helper_at(&socket), &socket);
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
     assert!(!socket.exists());
 }
 
 #[test]
 fn another_s_socket_is_not_removed() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
-    let running = Running::start(&mut helper(["-k".as_ref(), socket.as_os_str()]), &socket);
+    let running = Helper::start(&mut helper_at(&socket), &socket);
     // As the C helper does when it starts on the same path.
     fs::remove_file(&socket).unwrap();
     let _other = UnixListener::bind(&socket).unwrap();
@@ -108,6 +111,7 @@ fn another_s_socket_is_not_removed() {
 
 #[test]
 fn it_is_removed_whoever_owns_the_directory() {
+    require_root!();
     const NOBODY: u32 = 65534;
     // The directory's owner and mode; the user who owns the socket in the end, as libvirt's does; the helper's.
     for (owner, mode, socket_owner, user) in [
@@ -122,7 +126,7 @@ fn it_is_removed_whoever_owns_the_directory() {
         chown(directory.path(), Some(owner), None).unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
         let arguments = ["-u".as_ref(), user.as_ref(), "-k".as_ref(), socket.as_os_str()];
-        let running = Running::start(&mut helper(arguments), &socket);
+        let running = Helper::start(&mut helper(arguments), &socket);
         chown(&socket, Some(socket_owner), None).unwrap();
         assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
         assert!(!socket.exists(), "{owner} {mode:o} {user}");
@@ -131,21 +135,23 @@ fn it_is_removed_whoever_owns_the_directory() {
 
 #[test]
 fn it_is_removed_when_the_helper_is_killed() {
+    require_root!();
     for user in ["root", "nobody"] {
         let directory = directory();
         let socket = directory.path().join("s");
         let arguments = ["-u".as_ref(), user.as_ref(), "-k".as_ref(), socket.as_os_str()];
-        let running = Running::start(&mut helper(arguments), &socket);
+        let running = Helper::start(&mut helper(arguments), &socket);
         let monitor = running.monitor().expect("there is a monitor");
         assert_eq!(running.end_by(Signal::KILL).code(), None);
-        wait_for("the socket to be removed", || (!socket.exists()).then_some(()));
-        wait_for("the monitor to end", || processes_with(&socket).is_empty().then_some(()));
+        wait_until_removed(&socket);
+        wait_until_unused(&socket);
         let _ = monitor;
     }
 }
 
 #[test]
 fn killed_monitor_ends_nothing() {
+    require_root!();
     for sandbox in ["on", "off"] {
         killed_monitor(sandbox);
     }
@@ -154,12 +160,11 @@ fn killed_monitor_ends_nothing() {
 fn killed_monitor(sandbox: &str) {
     let directory = directory();
     let socket = directory.path().join("s");
-    let running = Running::start(helper([format!("--sandbox={sandbox}")]).arg("-k").arg(&socket), &socket);
+    let running = Helper::start(helper([format!("--sandbox={sandbox}")]).arg("-k").arg(&socket), &socket);
     let monitor = running.monitor().expect("there is a monitor");
-    let monitor = rustix::process::Pid::from_raw(monitor.try_into().unwrap()).unwrap();
-    rustix::process::kill_process(monitor, Signal::KILL).unwrap();
-    wait_for("the monitor to end", || (processes_with(&socket).len() == 1).then_some(()));
-    handshake(&socket);
+    monitor.signal(Signal::KILL);
+    eventually("the monitor ends", || (Process::with_argument(&socket).len() == 1).then_some(()));
+    connect(&socket);
     assert_eq!(running.end_by(Signal::TERM).code(), Some(0));
     // The sandbox permits removing the file to the monitor alone.
     assert_eq!(socket.exists(), sandbox == "on");
@@ -167,40 +172,37 @@ fn killed_monitor(sandbox: &str) {
 
 #[test]
 fn without_a_monitor_it_serves_all_the_same() {
+    require_root!();
     let unshared = |script: &str| {
-        let mut command = Command::new("unshare");
+        let mut command = Launcher::new("unshare");
         command.args(["--mount", "/bin/sh", "-c", &format!("mount -t tmpfs none /proc && {script}")]);
         command
     };
-    if outcome(&mut unshared("true")).0 != Some(0) {
-        eprintln!("left out: needs a mount namespace");
-        return;
+    if unshared("true").outcome().0 != Some(0) {
+        skip!("needs a mount namespace");
     }
     let directory = directory();
     let socket = directory.path().join("s");
     let mut command = unshared(&format!("exec {HELPER} -k {}", socket.display()));
-    let mut running = Running::start(command.stderr(Stdio::piped()), &socket);
-    running.signal(Signal::TERM);
-    assert_eq!(ended(&mut running.process).code(), Some(0));
+    let stderr = Helper::start(&mut command, &socket).end();
     assert!(!socket.exists());
-    let mut said = String::new();
-    running.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     let expected = format!(
         "qemu-pr-helper: the monitor cannot be started (is /proc mounted?), so multipath maps cannot be reserved, and {} \
          may stay behind: No such file or directory\n",
         socket.display()
     );
-    assert_eq!(said, expected);
+    assert_eq!(stderr, expected);
 }
 
 #[test]
 fn nothing_is_left_when_the_start_fails() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--clear-groups", HELPER, "-k"]).arg(&socket);
-    let (code, out, err) = outcome(&mut command);
+    let mut command = helper_at(&socket);
+    command.wrapped_by(["setpriv", "--reuid=65534", "--clear-groups"]);
+    let (code, out, err) = command.outcome();
     let expected = "qemu-pr-helper: Failed to drop privileges: Operation not permitted\n";
     assert_eq!((code, out.as_str(), err.as_str()), (Some(1), "", expected));
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -208,6 +210,7 @@ fn nothing_is_left_when_the_start_fails() {
 
 #[test]
 fn errors_of_the_path_end_the_start() {
+    require_root!();
     let directory = directory();
     let missing = directory.path().join("missing/s");
     let file = directory.path().join("file");
@@ -231,7 +234,7 @@ fn errors_of_the_path_end_the_start() {
         ("relative".to_owned(), "socket path must be absolute\n".to_owned()),
     ] {
         let expected = format!("qemu-pr-helper: {text}");
-        assert_eq!(outcome(&mut helper(["-k", &socket])), (Some(1), String::new(), expected));
+        assert_eq!(helper(["-k", &socket]).outcome(), (Some(1), String::new(), expected));
     }
     assert_eq!(fs::read(&file).unwrap(), b"precious");
 }

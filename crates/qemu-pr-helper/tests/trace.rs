@@ -4,44 +4,26 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
 
-use common::{HELPER, Running, directory, ended, handshake, helper};
-use rustix::net::SendFlags;
-use rustix::process::Signal;
-use scsi_pr_helper::descriptor;
-
-/// PERSISTENT RESERVE IN, READ KEYS, on what is no SCSI device; the status of the answer.
-fn read_keys(client: &mut UnixStream) -> i32 {
-    let null = fs::File::open("/dev/null").unwrap();
-    let cdb = [0x5e, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0];
-    assert_eq!(descriptor::send(&*client, &cdb, null.as_fd(), SendFlags::empty()), Ok(16));
-    let mut answer = [0; 104];
-    client.read_exact(&mut answer).unwrap();
-    i32::from_be_bytes(answer[..4].try_into().unwrap())
-}
+use common::{HELPER, Helper, connect, directory, helper, require_root};
+use testing_support::command::reserve_in;
+use testing_support::null;
 
 /// Runs one command with `arguments`; what the helper wrote to stderr.
 fn said(socket: &Path, arguments: &[&str]) -> String {
     let mut command = helper(arguments);
-    let mut running = Running::start(command.arg("-k").arg(socket).stderr(Stdio::piped()), socket);
-    let mut client = handshake(socket);
-    client.write_all(&[0; 4]).unwrap();
-    assert_eq!(read_keys(&mut client), 2);
+    let running = Helper::start(command.arg("-k").arg(socket), socket);
+    let mut client = connect(socket);
+    client.send(&[0; 4], &[]).unwrap();
+    assert_eq!(client.run(&reserve_in(0, 8), &[], null()).unwrap().status, 2);
     drop(client);
-    running.signal(Signal::TERM);
-    assert_eq!(ended(&mut running.process).code(), Some(0));
-    let mut text = String::new();
-    running.process.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-    text
+    running.end()
 }
 
 #[test]
 fn verbose_counts_the_commands_at_the_end() {
+    require_root!();
     let directory = directory();
     let text = said(&directory.path().join("s"), &["-v"]);
     let text: String = text.lines().filter(|line| !line.contains("stays root")).collect();
@@ -52,6 +34,7 @@ fn verbose_counts_the_commands_at_the_end() {
 
 #[test]
 fn qemu_s_events_are_traced_as_qemu_traces_them() {
+    require_root!();
     let directory = directory();
     let (socket, log) = (directory.path().join("s"), directory.path().join("log"));
     let trace = format!("pr_manager_*,file={}", log.display());
@@ -67,6 +50,7 @@ fn qemu_s_events_are_traced_as_qemu_traces_them() {
 
 #[test]
 fn events_go_to_stderr_without_a_file() {
+    require_root!();
     let directory = directory();
     let text = said(&directory.path().join("s"), &["-q", "-T", "pr_helper_close", "-T", "pr_manager_run"]);
     assert!(text.contains("pr_manager_run fd="), "{text}");
@@ -77,6 +61,7 @@ fn events_go_to_stderr_without_a_file() {
 /// What a client may cause any time is not worth a line.
 #[test]
 fn a_command_is_quiet_unless_asked() {
+    require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
     for arguments in [&[][..], &["-q"], &["-vq"]] {
@@ -89,6 +74,7 @@ fn a_command_is_quiet_unless_asked() {
 /// Tools find them by provider and name in `.note.stapsdt`.
 #[test]
 fn probes_are_in_the_binary() {
+    require_root!();
     let binary = fs::read(HELPER).unwrap();
     for name in ["pr_manager_execute", "pr_manager_run", "pr_helper_completed"] {
         let note = format!("qemu\0{name}\0");

@@ -11,14 +11,16 @@ use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStderr, Command as Process, Stdio};
+use std::process::ChildStderr;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use common::{HELPER, Running, children, directory, ended, outcome, processes_with, wait_for};
+use common::{
+    HELPER, Helper, Launcher, Output, Process, directory, eventually, helper, require_root, wait_until_removed,
+};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use scsi_pr::{
     Command, CommandBuf, Completion, Key, PrManager, ReserveIn, ReserveInAction, ReserveOut, SenseCode, Status, Type,
 };
@@ -47,7 +49,7 @@ fn loop_device(minor: u32) -> Option<File> {
     match device {
         Ok(device) if device.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device()) => Some(device),
         _ => {
-            eprintln!("skipped: needs {path}");
+            println!("skipped: needs {path}");
             None
         }
     }
@@ -56,15 +58,15 @@ fn loop_device(minor: u32) -> Option<File> {
 /// A helper and its surroundings.
 struct Scene {
     directory: TempDir,
-    running: Running,
+    running: Helper,
     lines: Receiver<String>,
 }
 
 impl Scene {
     /// With /dev/loop0 as the multipath map `mpathx`. `None` where that cannot be.
     fn start(arguments: &str) -> Option<Self> {
-        if outcome(Process::new("unshare").args(["--mount", "/bin/true"])).0 != Some(0) {
-            eprintln!("skipped: needs a mount namespace");
+        if Launcher::new("unshare").args(["--mount", "/bin/true"]).outcome().0 != Some(0) {
+            println!("skipped: needs a mount namespace");
             return None;
         }
         loop_device(0)?;
@@ -89,22 +91,22 @@ impl Scene {
             tree.display(),
             directory.path().join("s").display(),
         );
-        let mut command = Process::new("unshare");
+        let mut command = Launcher::new("unshare");
         command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(&libraries);
         let scene = Self::of(directory, &mut command);
         // It may still be loading its own libraries.
         let monitor = scene.running.monitor().expect("there is a monitor");
-        wait_for("the monitor to run", || {
-            let name = fs::read_to_string(format!("/proc/{monitor}/comm")).ok()?;
+        eventually("the monitor to run", || {
+            let name = fs::read_to_string(monitor.path("comm")).ok()?;
             (name == "qemu-pr-monitor\n").then_some(())
         });
         Some(scene)
     }
 
-    fn of(directory: TempDir, command: &mut Process) -> Self {
+    fn of(directory: TempDir, command: &mut Launcher) -> Self {
         let socket = directory.path().join("s");
-        let mut running = Running::start(command.stdin(Stdio::null()).stderr(Stdio::piped()), &socket);
-        let lines = read(running.process.stderr.take().unwrap());
+        let mut running = Helper::start(command.stderr(Output::Pipe), &socket);
+        let lines = read(running.child().stderr.take().unwrap());
         Self { directory, running, lines }
     }
 
@@ -144,23 +146,22 @@ impl Scene {
         fs::write(self.directory.path().join("tree/dm-9/dm/suspended"), "1\n").unwrap();
     }
 
-    fn workers(&self) -> Vec<u32> {
+    fn workers(&self) -> Vec<Process> {
         let monitor = self.running.monitor().expect("there is a monitor");
-        children(monitor)
+        monitor.children()
     }
 
     /// The worker, once there is one that waits in its library.
     #[track_caller]
-    fn held(&self) -> Pid {
-        let worker = wait_for("a worker that waits for its library", || {
+    fn held(&self) -> Process {
+        eventually("a worker that waits for its library", || {
             let [worker] = self.workers()[..] else { return None };
             // It is in its command, asleep, and in openat(2).
-            let file = |name| fs::read_to_string(format!("/proc/{worker}/{name}")).unwrap_or_default();
+            let file = |name| fs::read_to_string(worker.path(name)).unwrap_or_default();
             let [state, ..] = file("stat").rsplit_once(") ")?.1.bytes().collect::<Vec<_>>()[..] else { return None };
             let opens = ["257 ", "56 "].iter().any(|number| file("syscall").starts_with(number));
             (file("comm") == "qemu-pr-worker\n" && state == b'S' && opens).then_some(worker)
-        });
-        Pid::from_raw(worker.try_into().unwrap()).unwrap()
+        })
     }
 
     /// The next line of the log that contains this.
@@ -178,7 +179,7 @@ impl Scene {
 
     fn end(mut self) {
         self.running.signal(Signal::TERM);
-        assert_eq!(ended(&mut self.running.process).code(), Some(0));
+        assert_eq!(self.running.wait().code(), Some(0));
         assert!(!self.running.socket.exists());
     }
 }
@@ -186,12 +187,8 @@ impl Scene {
 impl Drop for Scene {
     /// A worker that waits for its library would wait for ever, and its monitor for it.
     fn drop(&mut self) {
-        for process in processes_with(&self.running.socket).into_iter().flat_map(children) {
-            let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-            if let (true, Ok(pid)) = (line.starts_with(b"qemu-pr-helper-worker\0"), process.try_into()) {
-                let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
-            }
-        }
+        let children = Process::with_argument(&self.running.socket).into_iter().flat_map(Process::children);
+        children.filter(|child| child.is_named("qemu-pr-helper-worker")).for_each(|child| child.signal(Signal::KILL));
     }
 }
 
@@ -203,10 +200,11 @@ fn read(log: ChildStderr) -> Receiver<String> {
 
 #[test]
 fn a_worker_answers_logs_and_ends() {
+    require_root!();
     let Some(device) = loop_device(0) else { return };
     for user in ["root", "nobody"] {
         let directory = directory();
-        let mut command = common::helper(["--manager=multipath", "-u", user, "-k"]);
+        let mut command = helper(["--manager=multipath", "-u", user, "-k"]);
         command.arg(directory.path().join("s"));
         let scene = Scene::of(directory, &mut command);
         for _ in 0..2 {
@@ -226,10 +224,11 @@ fn a_worker_answers_logs_and_ends() {
 /// to be known all the same.
 #[test]
 fn a_starter_that_ignores_the_ends_of_children_has_no_worker_taken_for_dead() {
+    require_root!();
     let Some(device) = loop_device(0) else { return };
     let directory = directory();
-    let mut command = Process::new("env");
-    command.args(["--ignore-signal=CHLD", HELPER, "--manager=multipath", "-k"]).arg(directory.path().join("s"));
+    let mut command = helper(["--manager=multipath", "-k"]);
+    command.arg(directory.path().join("s")).wrapped_by(["env", "--ignore-signal=CHLD"]);
     let scene = Scene::of(directory, &mut command);
     assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::INVALID_OPCODE));
     scene.says("it is no multipath map");
@@ -240,6 +239,7 @@ fn a_starter_that_ignores_the_ends_of_children_has_no_worker_taken_for_dead() {
 
 #[test]
 fn a_worker_that_is_killed_fails_its_command_alone() {
+    require_root!();
     let Some(scene) = Scene::start("--manager=multipath -u nobody") else { return };
     let device = loop_device(0).unwrap();
     let library = scene.hold("libmpathpersist.so.0");
@@ -253,7 +253,7 @@ fn a_worker_that_is_killed_fails_its_command_alone() {
             assert_eq!(scene.run(&other, reserve().command()), check(SenseCode::INVALID_OPCODE));
         }
         assert!(!first.is_finished() && !behind.is_finished());
-        kill_process(worker, Signal::KILL).unwrap();
+        worker.signal(Signal::KILL);
         assert_eq!(first.join().unwrap().unwrap(), check(SenseCode::LUN_COMMUNICATION_TIMEOUT));
         // The map was seen after before the next one came.
         let line = scene.says("its worker ended without an answer");
@@ -266,7 +266,7 @@ fn a_worker_that_is_killed_fails_its_command_alone() {
         scene.says("as it is now");
         let worker = scene.held();
         fs::remove_file(&library).unwrap();
-        kill_process(worker, Signal::KILL).unwrap();
+        worker.signal(Signal::KILL);
         assert_eq!(behind.join().unwrap().unwrap(), check(SenseCode::LUN_COMMUNICATION_TIMEOUT));
     });
     // Nothing is wrong with what comes later, but that there is no library.
@@ -279,13 +279,14 @@ fn a_worker_that_is_killed_fails_its_command_alone() {
 /// An administrator may have his reasons.
 #[test]
 fn a_map_that_was_suspended_before_the_command_is_not_resumed_after_it() {
+    require_root!();
     let Some(scene) = Scene::start("--manager=multipath") else { return };
     let device = loop_device(0).unwrap();
     let library = scene.hold("libmpathpersist.so.0");
     scene.suspend();
     thread::scope(|scope| {
         let lost = scene.reserving(scope, &device);
-        kill_process(scene.held(), Signal::KILL).unwrap();
+        scene.held().signal(Signal::KILL);
         assert_eq!(lost.join().unwrap().unwrap(), check(SenseCode::LUN_COMMUNICATION_TIMEOUT));
     });
     fs::remove_file(&library).unwrap();
@@ -301,6 +302,7 @@ fn a_map_that_was_suspended_before_the_command_is_not_resumed_after_it() {
 
 #[test]
 fn a_worker_that_does_not_start_has_done_nothing() {
+    require_root!();
     let Some(scene) = Scene::start("--manager=multipath") else { return };
     let device = loop_device(0).unwrap();
     // Every program needs this one.
@@ -315,14 +317,14 @@ fn a_worker_that_does_not_start_has_done_nothing() {
 
 #[test]
 fn without_its_monitor_the_helper_lives() {
+    require_root!();
     let Some(device) = loop_device(0) else { return };
     let directory = directory();
-    let mut command = common::helper(["--manager=multipath", "--sandbox=off", "-k"]);
+    let mut command = helper(["--manager=multipath", "--sandbox=off", "-k"]);
     command.arg(directory.path().join("s"));
     let scene = Scene::of(directory, &mut command);
-    let monitor = Pid::from_raw(scene.running.monitor().unwrap().try_into().unwrap()).unwrap();
-    kill_process(monitor, Signal::KILL).unwrap();
-    wait_for("the monitor to end", || scene.running.monitor().is_none().then_some(()));
+    scene.running.monitor().unwrap().signal(Signal::KILL);
+    eventually("the monitor to end", || scene.running.monitor().is_none().then_some(()));
     for _ in 0..2 {
         assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::IO_PROCESS_TERMINATED));
         // SG_IO, which a loop device does not know.
@@ -335,15 +337,12 @@ fn without_its_monitor_the_helper_lives() {
 
 #[test]
 fn without_root_there_are_no_workers() {
+    require_root!();
     let Some(device) = loop_device(0) else { return };
     let directory = directory();
     fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-    let mut command = Process::new("setpriv");
-    command
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .args(["--inh-caps=-all,+sys_rawio", "--ambient-caps=+sys_rawio", "--bounding-set=-all,+sys_rawio"])
-        .args([HELPER, "--manager=multipath", "-k"])
-        .arg(directory.path().join("s"));
+    let mut command = helper(["--manager=multipath", "-k"]);
+    command.arg(directory.path().join("s")).wrapped_by(common::WITH_ONE_CAPABILITY);
     let scene = Scene::of(directory, &mut command);
     assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::IO_PROCESS_TERMINATED));
     scene.says("start the helper as root");
@@ -352,6 +351,7 @@ fn without_root_there_are_no_workers() {
 
 #[test]
 fn the_end_waits_for_a_command_that_hangs_and_not_for_its_worker() {
+    require_root!();
     let Some(mut scene) = Scene::start("--manager=multipath") else { return };
     let device = loop_device(0).unwrap();
     scene.hold("libmpathpersist.so.0");
@@ -359,19 +359,20 @@ fn the_end_waits_for_a_command_that_hangs_and_not_for_its_worker() {
         let hanging = scene.reserving(scope, &device);
         let worker = scene.held();
         // To the monitor and the worker too, as to the group of a service.
-        for process in processes_with(&scene.running.socket).into_iter().chain(scene.workers()) {
-            kill_process(Pid::from_raw(process.try_into().unwrap()).unwrap(), Signal::TERM).unwrap();
+        for process in Process::with_argument(&scene.running.socket).into_iter().chain(scene.workers()) {
+            process.signal(Signal::TERM);
         }
-        wait_for("the socket to be removed", || (!scene.running.socket.exists()).then_some(()));
-        assert!(scene.running.process.try_wait().unwrap().is_none() && scene.workers().len() == 1);
-        kill_process(worker, Signal::KILL).unwrap();
+        wait_until_removed(&scene.running.socket);
+        assert!(scene.running.try_wait().is_none() && scene.workers().len() == 1);
+        worker.signal(Signal::KILL);
         assert_eq!(hanging.join().unwrap().unwrap(), check(SenseCode::LUN_COMMUNICATION_TIMEOUT));
     });
-    assert_eq!(ended(&mut scene.running.process).code(), Some(0));
+    assert_eq!(scene.running.wait().code(), Some(0));
 }
 
 #[test]
 fn a_worker_outlives_a_helper_that_is_killed_and_is_seen_after() {
+    require_root!();
     let Some(mut scene) = Scene::start("--manager=multipath") else { return };
     let device = loop_device(0).unwrap();
     let library = scene.hold("libmpathpersist.so.0");
@@ -379,22 +380,21 @@ fn a_worker_outlives_a_helper_that_is_killed_and_is_seen_after() {
         let lost = scene.reserving(scope, &device);
         let worker = scene.held();
         scene.running.signal(Signal::KILL);
-        ended(&mut scene.running.process);
+        scene.running.wait();
         assert!(lost.join().unwrap().unwrap_err().may_have_run());
-        wait_for("the socket to be removed", || (!scene.running.socket.exists()).then_some(()));
+        wait_until_removed(&scene.running.socket);
         assert_eq!(scene.workers().len(), 1);
         // The library is there now, and is none: the worker goes on, and ends.
         drop(File::options().write(true).open(library).unwrap());
-        wait_for("the worker to end", || {
-            (!Path::new(&format!("/proc/{}", worker.as_raw_nonzero())).exists()).then_some(())
-        });
-        wait_for("the monitor to end", || scene.running.monitor().is_none().then_some(()));
+        eventually("the worker to end", || (!worker.path("").exists()).then_some(()));
+        eventually("the monitor to end", || scene.running.monitor().is_none().then_some(()));
     });
 }
 
 /// Whatever the descriptor is of, every manager has an answer.
 #[test]
 fn every_descriptor_has_an_answer() {
+    require_root!();
     use SenseCode as Code;
     let directory = directory();
     let regular = File::options().read(true).write(true).create(true).truncate(false).open(directory.path().join("f"));
@@ -426,7 +426,7 @@ fn every_descriptor_has_an_answer() {
         ("nvme", &unknown, &unknown),
     ] {
         let directory = common::directory();
-        let mut command = common::helper([&format!("--manager={manager}"), "-k"]);
+        let mut command = helper([&format!("--manager={manager}"), "-k"]);
         command.arg(directory.path().join("s"));
         let scene = Scene::of(directory, &mut command);
         for (index, file) in writable.iter().chain(&others).enumerate() {
@@ -444,6 +444,7 @@ fn every_descriptor_has_an_answer() {
 
 #[test]
 fn block_devices_have_an_answer_from_every_manager() {
+    require_root!();
     let Some(device) = loop_device(0) else { return };
     let unknown = check(SenseCode::INVALID_OPCODE);
     for (manager, read) in [
@@ -452,7 +453,7 @@ fn block_devices_have_an_answer_from_every_manager() {
         ("nvme", unknown.clone()),
     ] {
         let directory = directory();
-        let mut command = common::helper([&format!("--manager={manager}"), "-k"]);
+        let mut command = helper([&format!("--manager={manager}"), "-k"]);
         command.arg(directory.path().join("s"));
         let scene = Scene::of(directory, &mut command);
         assert_eq!(scene.run(&device, read_keys().command()), read, "{manager}");

@@ -70,7 +70,9 @@ fn a_killed_server_has_lost_nothing_that_it_answered() {
                     }
                 });
                 let enough = acknowledged.load(Ordering::SeqCst) + round;
-                common::wait_for("some changes", || (acknowledged.load(Ordering::SeqCst) >= enough).then_some(()));
+                testing_support::eventually("some changes", || {
+                    (acknowledged.load(Ordering::SeqCst) >= enough).then_some(())
+                });
                 server.restart();
                 over.store(true, Ordering::SeqCst);
             });

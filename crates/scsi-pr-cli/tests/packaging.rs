@@ -5,9 +5,10 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use common::{Machine, PROGRAM, Place, good, register};
+use testing_support::Launcher;
 
 const UNITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/systemd");
 
@@ -62,16 +63,6 @@ fn the_service_is_exposed_to_little() {
     analyze(&["security", "--offline=true", "--no-pager", "--threshold=15"], &[service]);
 }
 
-struct Activator(Child);
-
-impl Drop for Activator {
-    fn drop(&mut self) {
-        // It has become the server itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn systemd_s_activation_starts_it_with_the_first_client() {
     if !has("systemd-socket-activate") {
@@ -79,10 +70,10 @@ fn systemd_s_activation_starts_it_with_the_first_client() {
     }
     let place = Place::new();
     let socket = place.path("vm1.sock");
-    let mut activate = Command::new("systemd-socket-activate");
+    let mut activate = Launcher::new("systemd-socket-activate");
     activate.arg("-l").arg(&socket).args(["--fdname=vm1", PROGRAM, "serve"]).arg(format!("--store={}", place.sqlite()));
-    let _server = Activator(activate.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    common::wait_for("the socket", || socket.exists().then_some(()));
+    let _server = activate.spawn();
+    testing_support::eventually("the socket", || socket.exists().then_some(()));
     assert!(!place.path("reservations.db").exists(), "it was started before anybody came");
     let machine = Machine::new(&place, &socket);
     assert_eq!(machine.out(&register(0, 1)), good());

@@ -8,11 +8,12 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use common::{Machine, Place, Server, Start, good, register};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use scsi_pr::{Completion, ReserveInAction, SenseCode};
+use testing_support::{Launcher, Program};
 
 /// The device that plays the disk, and its number.
 const DEVICE: &str = "/dev/loop0";
@@ -56,22 +57,8 @@ fn serve(place: &Place, store: &str) -> Start {
 }
 
 /// The helper of this workspace, which is killed with the value.
-struct Helper(Child);
-
-impl Helper {
-    fn start(socket: &Path) -> Self {
-        let mut command = Command::new(built("qemu-pr-helper"));
-        let process = command.arg("-q").arg("-k").arg(socket).stdin(Stdio::null()).spawn().unwrap();
-        common::wait_for("the helper to listen", || socket.exists().then_some(()));
-        Self(process)
-    }
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn start_helper(socket: &Path) -> Program {
+    Launcher::new(built("qemu-pr-helper")).arg("-q").arg("-k").arg(socket).serve(socket)
 }
 
 /// Builds another program of the workspace, next to `scsi-pr`.
@@ -118,7 +105,7 @@ fn what_has_reservations_of_its_own_is_passed_to_a_helper() {
     }
     let place = Place::new();
     let socket = place.path("helper.sock");
-    let helper = Helper::start(&socket);
+    let helper = start_helper(&socket);
     let server = serve(&place, "memory:").arg(format!("--pass={}", socket.display())).start();
     let [direct, passed] = [&socket, &place.path("s")].map(|socket| Machine::with(device().unwrap(), socket));
     for action in [ReserveInAction::ReadKeys, ReserveInAction::ReadReservation] {
@@ -167,23 +154,22 @@ fn what_runs_at_the_end_is_answered() {
     }
     let place = Place::new();
     let (socket, own) = (place.path("helper.sock"), place.path("s"));
-    let helper = Helper::start(&socket);
+    let helper = start_helper(&socket);
     let mut server = serve(&place, "memory:").arg("-vv").arg(format!("--pass={}", socket.display())).start();
     let machine = Machine::with(device().unwrap(), &own);
     let answer = machine.read(ReserveInAction::ReadKeys);
-    let helper = Pid::from_child(&helper.0);
-    kill_process(helper, Signal::STOP).unwrap();
+    helper.signal(Signal::STOP);
     let begun = |server: &Server| server.log().matches("cmd=0x5e").count();
     let before = begun(&server);
     std::thread::scope(|scope| {
         let running = scope.spawn(|| machine.read(ReserveInAction::ReadKeys));
         // The server logs the command when it arrives, and when it sends it to the helper.
-        common::wait_for("the helper to be asked", || (begun(&server) >= before + 2).then_some(()));
+        testing_support::eventually("the helper to be asked", || (begun(&server) >= before + 2).then_some(()));
         server.signal(Signal::TERM);
-        common::wait_for("the socket to be removed", || (!own.exists()).then_some(()));
-        assert_eq!(server.process.try_wait().unwrap(), None);
-        kill_process(helper, Signal::CONT).unwrap();
+        testing_support::eventually("the socket to be removed", || (!own.exists()).then_some(()));
+        assert_eq!(server.process.try_wait(), None);
+        helper.signal(Signal::CONT);
         assert_eq!(running.join().unwrap(), answer);
     });
-    assert_eq!(common::ended(&mut server.process).code(), Some(0));
+    assert_eq!(server.process.wait().code(), Some(0));
 }

@@ -2,54 +2,20 @@
 
 mod common;
 
-use std::fmt::Debug;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use common::*;
 use scsi_pr::PrManager;
 use scsi_pr_store::{MemoryStore, Store, open};
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
+use testing_support::Recorder;
+use tracing::Level;
 
-/// Keeps the messages.
-#[derive(Clone, Default)]
-struct Messages(Arc<Mutex<Vec<String>>>);
-
-impl Messages {
-    fn of(act: impl FnOnce()) -> Vec<String> {
-        let messages = Self::default();
-        tracing::subscriber::with_default(messages.clone(), act);
-        std::mem::take(&mut *messages.0.lock().unwrap())
-    }
-}
-
-impl Visit for Messages {
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if field.name() == "message" {
-            self.0.lock().unwrap().push(format!("{value:?}"));
-        }
-    }
-}
-
-impl Subscriber for Messages {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= tracing::Level::WARN
-    }
-
-    fn event(&self, event: &Event<'_>) {
-        event.record(&mut self.clone());
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
+/// The warnings and errors that `act` logs.
+fn messages(act: impl FnOnce()) -> Vec<String> {
+    let recorder = Recorder::at(Level::WARN);
+    recorder.during(act);
+    recorder.messages()
 }
 
 #[test]
@@ -60,7 +26,7 @@ fn failure_of_the_store_is_logged_once_for_all_initiators() {
     let other = manager.for_initiator(&"two".parse().unwrap());
     assert_eq!(disk.run(&manager, &register(1)), GOOD);
     std::fs::rename(&path, place.path().join("elsewhere")).unwrap();
-    let said = Messages::of(|| {
+    let said = messages(|| {
         for manager in [&manager, &other, &manager] {
             assert_ne!(disk.run(manager, &register(2)), GOOD);
         }
@@ -75,7 +41,7 @@ fn refused_descriptor_is_logged_once_for_each_initiator() {
     let manager = Disk::new().manager(&store, "one");
     let other = manager.for_initiator(&"two".parse().unwrap());
     let deleted = tempfile::tempfile().unwrap();
-    let said = Messages::of(|| {
+    let said = messages(|| {
         for manager in [&manager, &other, &manager] {
             manager.execute(deleted.as_fd(), register(1).command()).unwrap();
         }

@@ -1,5 +1,7 @@
-//! A connection to a helper, of which nothing is assumed: it can send any bytes with any descriptors. It is written
-//! from the protocol's description alone and shares no code with the library under test.
+//! A connection to a helper. It can send any bytes with any descriptors.
+//!
+//! It is written from the description of the protocol alone. It shares no code with the library under test, nor with the
+//! client of `testing-support`, so that an error in one shows in the other.
 
 use std::io::{self, ErrorKind, IoSlice, Read};
 use std::mem::MaybeUninit;
@@ -11,7 +13,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 
-use crate::wait::DEADLINE;
+use testing_support::DEADLINE;
 
 /// PERSISTENT RESERVE IN.
 pub const IN: u8 = 0x5e;
@@ -42,7 +44,7 @@ pub fn sense(key: u8, code: u8, qualifier: u8) -> [u8; 96] {
     sense
 }
 
-/// A response, as it came.
+/// A response, field by field.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The status field.
@@ -71,7 +73,7 @@ impl Answer {
         Self { sense: sense(key, code, qualifier), ..Self::status(0x02) }
     }
 
-    /// What becomes of an SG_IO that failed with an errno without a meaning of its own.
+    /// The answer to an SG_IO that failed with an errno that has no answer of its own.
     pub fn io_process_terminated() -> Self {
         Self::check(0x0b, 0x00, 0x06)
     }
@@ -93,8 +95,7 @@ impl std::fmt::Debug for Answer {
 pub struct Client(UnixStream);
 
 impl Drop for Client {
-    /// Closing alone may take effect late: a program that another test is just starting has the descriptor too, until it
-    /// is executed.
+    /// Closing alone may take effect late: a program that another test starts has the descriptor until its execve(2).
     fn drop(&mut self) {
         let _ = self.0.shutdown(Shutdown::Both);
     }
@@ -166,7 +167,7 @@ impl Client {
         if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
     }
 
-    /// Sends nothing more.
+    /// Ends the sending half.
     pub fn finish_sending(&self) {
         self.0.shutdown(Shutdown::Write).expect("shutdown");
     }
@@ -210,14 +211,14 @@ impl Client {
         let mut bytes = [0; 1];
         match (&self.0).read(&mut bytes) {
             Ok(0) => {}
-            // What is left unread by the helper turns the end of the stream into a reset.
+            // A helper that closes with unread bytes resets the connection.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
             Ok(_) => panic!("a byte {:#04x} came where the connection was to be closed", bytes[0]),
             Err(error) => panic!("the connection was not closed: {error}"),
         }
     }
 
-    /// Whether the connection is open and nothing has come that was not read.
+    /// Whether the connection is open and nothing has come that the test did not read.
     pub fn is_silent(&self) -> bool {
         let peeked = recv(&self.0, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
         peeked.is_err_and(|error| error == Errno::AGAIN)

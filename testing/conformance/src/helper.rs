@@ -1,44 +1,38 @@
-//! A helper that runs, and is killed with everything it became when the test is over.
+//! A helper that runs. The end of the value kills it with everything that it became.
 
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::Signal;
 use tempfile::TempDir;
+use testing_support::{Process, Program, eventually, holds_for, null};
 
 use crate::client::{Client, in_cdb};
-use crate::device::null;
-use crate::process::{Mark, Process};
 use crate::start::Finished;
 use crate::supervisor::{Launch, Supervisor};
-use crate::wait::{eventually, holds_for};
 
 pub(crate) const SOCKET: &str = "socket";
-pub(crate) const STDOUT: &str = "stdout";
-pub(crate) const STDERR: &str = "stderr";
 
 /// A helper that was started.
 #[derive(Debug)]
 pub struct Helper {
-    child: Child,
+    program: Program,
     directory: Option<TempDir>,
-    mark: Mark,
     supervisor: Option<Supervisor>,
 }
 
 impl Helper {
-    pub(crate) fn new(child: Child, directory: TempDir, mark: Mark) -> Self {
-        Self { child, directory: Some(directory), mark, supervisor: None }
+    pub(crate) fn new(program: Program, directory: TempDir) -> Self {
+        Self { program, directory: Some(directory), supervisor: None }
     }
 
     #[track_caller]
     pub(crate) fn supervise(&mut self, launch: Launch) {
         self.supervisor = Some(eventually("the launcher hands over its filter", || {
-            // In this order: it may hand it over and end at once.
+            // In this order, because the launcher may hand over its filter and end at once.
             let ended = self.ended();
             let supervisor = launch.accept();
             assert!(supervisor.is_some() || ended.is_none(), "the launcher ended: {ended:?}, {}", self.stderr());
@@ -53,16 +47,16 @@ impl Helper {
             assert!(ended.is_none(), "the helper ended: {ended:?}, {}", self.stderr());
             Client::try_connect(&self.socket()).ok()
         });
-        // It speaks once its start is over, privileges dropped.
+        // The helper sends its features once it has dropped its privileges.
         client.read::<4>();
     }
 
-    /// The directory of its files.
+    /// The directory of its start.
     pub fn directory(&self) -> &Path {
         self.directory.as_ref().expect("kept until it has ended").path()
     }
 
-    /// A path in it.
+    /// A path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory().join(name)
     }
@@ -86,7 +80,7 @@ impl Helper {
         Client::try_connect(&self.socket()).unwrap_or_else(|error| panic!("no connection: {error}: {}", self.stderr()))
     }
 
-    /// Connections that say nothing, as many of `count` as are accepted or queued.
+    /// Silent connections: as many of `count` as are accepted or queued.
     pub fn crowd(&self, count: usize) -> Vec<OwnedFd> {
         let address = SocketAddrUnix::new(self.socket()).expect("the path of a socket");
         let connect = || {
@@ -101,7 +95,7 @@ impl Helper {
         crowd
     }
 
-    /// A connection on which a request was served; until there is room for it, others may be closed.
+    /// A connection on which a request was served. Until the helper has room for it, it may close others.
     #[track_caller]
     pub fn connect_once_there_is_room(&self) -> Client {
         eventually("a connection is served", || {
@@ -114,15 +108,15 @@ impl Helper {
 
     /// The process that was started (not a daemon that it left).
     pub fn process(&self) -> Process {
-        Process::new(self.child.id())
+        self.program.process()
     }
 
-    /// Everything that it became, with `-d` the daemon and not the process that was started.
+    /// Every process that it became: with `-d` the daemon, and not the process that was started.
     pub fn processes(&self) -> Vec<Process> {
-        self.mark.processes()
+        self.program.processes()
     }
 
-    /// What stands between it and the kernel.
+    /// The supervisor between the helper and the kernel.
     ///
     /// # Panics
     ///
@@ -131,22 +125,20 @@ impl Helper {
         self.supervisor.as_ref().expect("started under supervision")
     }
 
-    /// What it has written to standard error so far.
+    /// Everything so far on standard error.
     pub fn stderr(&self) -> String {
-        fs::read_to_string(self.path(STDERR)).unwrap_or_default()
+        self.program.stderr()
     }
 
-    /// What it has written to standard output so far.
+    /// Everything so far on standard output.
     pub fn stdout(&self) -> String {
-        fs::read_to_string(self.path(STDOUT)).unwrap_or_default()
+        self.program.stdout()
     }
 
     /// Waits until it has written `text` to standard error.
     #[track_caller]
     pub fn says(&self, text: &str) {
-        eventually(&format!("standard error has {text:?}, not {:?}", self.stderr()), || {
-            self.stderr().contains(text).then_some(())
-        });
+        self.program.wait_for_stderr(text);
     }
 
     /// Sends it a signal.
@@ -154,18 +146,18 @@ impl Helper {
         self.process().signal(signal);
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("its status")
+        self.program.try_wait()
     }
 
-    /// Waits until it has ended.
+    /// Waits for its end.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        eventually("the helper ends", || self.ended())
+        self.program.wait()
     }
 
-    /// Waits until it has ended, for what it leaves.
+    /// Waits for its end, and returns what it leaves.
     #[track_caller]
     pub fn finish(mut self) -> Finished {
         let status = self.wait();
@@ -174,22 +166,18 @@ impl Helper {
         Finished { status, stdout, stderr, directory: self.directory.take().expect("kept until now") }
     }
 
-    /// SIGTERM, and what is left.
+    /// Sends SIGTERM, waits for its end, and returns what it leaves.
     #[track_caller]
     pub fn terminate(self) -> Finished {
         self.signal(Signal::TERM);
         self.finish()
     }
 
-    /// Kills everything that it became.
+    /// Kills every process that it became.
     fn kill(&mut self) {
-        // Before its directory goes: the supervisor's end frees system calls that it holds.
+        // The end of the supervisor frees the system calls that it holds, which a killed process may wait for.
         self.supervisor = None;
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        for process in self.mark.processes() {
-            process.signal(Signal::KILL);
-        }
+        self.program.kill_all();
     }
 }
 

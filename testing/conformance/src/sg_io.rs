@@ -1,4 +1,4 @@
-//! `struct sg_io_hdr` of `<scsi/sg.h>`, seen from the kernel's side: what was asked for, and what is answered.
+//! `struct sg_io_hdr` of `<scsi/sg.h>`, as the kernel sees it: the request and the reply.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -53,7 +53,7 @@ pub struct Call {
     pub iovec_count: u16,
     /// `dxfer_len`.
     pub transfer_length: u32,
-    /// What the buffer held when the call was made: the parameter list, or what a device that writes nothing leaves.
+    /// The buffer at the call: the parameter list, or the bytes that remain if the device writes nothing.
     pub buffer: Vec<u8>,
     /// `timeout`, in milliseconds.
     pub timeout: u32,
@@ -65,18 +65,18 @@ pub struct Call {
     pub thread: u32,
 }
 
-/// What a call returns.
+/// The result of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// The ioctl fails with this errno.
     Errno(i32),
     /// The ioctl succeeds.
     Done(Done),
-    /// The ioctl succeeds, and nothing is written: to whoever answers it is another ioctl.
+    /// The ioctl succeeds and writes nothing, as when a driver has another ioctl of the same number.
     Ignored,
 }
 
-/// What is written into the header, and where it points to.
+/// The bytes that the kernel writes: into the header, and to its pointers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
     /// `status`.
@@ -87,9 +87,9 @@ pub struct Done {
     pub driver_status: u16,
     /// `resid`.
     pub residual: i32,
-    /// What is written to `sbp`; its length goes into `sb_len_wr`.
+    /// Written to `sbp`; the length goes into `sb_len_wr`.
     pub sense: Vec<u8>,
-    /// What is written to `dxferp`.
+    /// Written to `dxferp`.
     pub data: Vec<u8>,
 }
 

@@ -1,48 +1,45 @@
-//! How a helper is started: arguments, environment, inherited descriptors, under supervision or not.
+//! How a helper is started: arguments, environment, inherited descriptors, with or without a supervisor.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 
 use tempfile::TempDir;
+use testing_support::{Launcher, Output};
 
-use crate::helper::{Helper, SOCKET, STDERR, STDOUT};
-use crate::process::Mark;
+use crate::helper::{Helper, SOCKET};
 use crate::subject::build_directory;
 use crate::supervisor::Launch;
 
-/// A start of a helper that is being prepared. Everything it leaves lies in a directory of its own.
+/// A start of a helper that is being prepared. It has a directory of its own for its files.
 #[derive(Debug)]
 pub struct Start {
-    program: PathBuf,
+    launcher: Launcher,
     directory: TempDir,
-    arguments: Vec<OsString>,
-    environment: Vec<(OsString, OsString)>,
-    shell: String,
-    redirections: String,
-    stdin: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
     supervised: Option<Vec<&'static str>>,
 }
 
 /// What is left of a helper that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
-    /// What it wrote to standard output.
+    /// Everything on standard output.
     pub stdout: String,
-    /// What it wrote to standard error.
+    /// Everything on standard error.
     pub stderr: String,
-    /// Its directory.
+    /// The directory of the start.
     pub directory: TempDir,
 }
 
 impl Finished {
-    /// Its exit code; a signal panics.
+    /// The exit code.
+    ///
+    /// # Panics
+    ///
+    /// When a signal ended the helper.
     #[track_caller]
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| panic!("ended by signal {:?}: {}", self.status.signal(), self.stderr))
@@ -51,21 +48,8 @@ impl Finished {
 
 impl Start {
     pub(crate) fn new(program: &Path) -> Self {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "the conformance suite starts a privileged helper and looks into it: run it as root"
-        );
-        Self {
-            program: program.to_owned(),
-            directory: tempfile::Builder::new().prefix("pr-helper-").tempdir().expect("a temporary directory"),
-            arguments: Vec::new(),
-            environment: Vec::new(),
-            shell: String::new(),
-            redirections: String::new(),
-            stdin: None,
-            stderr: None,
-            supervised: None,
-        }
+        let directory = tempfile::Builder::new().prefix("pr-helper-").tempdir().expect("a temporary directory");
+        Self { launcher: Launcher::new(program), directory, supervised: None }
     }
 
     /// The directory of this start.
@@ -73,26 +57,26 @@ impl Start {
         self.directory.path()
     }
 
-    /// A path in it.
+    /// A path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Another program: a copy or another name of the helper.
     pub fn program(mut self, program: &Path) -> Self {
-        self.program = program.to_owned();
+        self.launcher.program(program);
         self
     }
 
-    /// One argument more.
+    /// Adds an argument.
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
-        self.arguments.push(argument.as_ref().to_owned());
+        self.launcher.arg(argument);
         self
     }
 
-    /// More arguments.
+    /// Adds arguments.
     pub fn args<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
-        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self.launcher.args(arguments);
         self
     }
 
@@ -104,34 +88,32 @@ impl Start {
 
     /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
-        self.environment.push((name.into(), value.as_ref().to_owned()));
+        self.launcher.env(name, value);
         self
     }
 
     /// Shell commands that run first, in the process that becomes the helper: `umask 022`, `ulimit -n 64`,
     /// `export LISTEN_PID=$$`.
     pub fn shell(mut self, commands: &str) -> Self {
-        self.shell.push_str(commands);
-        self.shell.push('\n');
+        self.launcher.shell(commands);
         self
     }
 
     /// Shell redirections of the helper: `3<&0 0</dev/null`.
     pub fn redirect(mut self, redirections: &str) -> Self {
-        self.redirections.push(' ');
-        self.redirections.push_str(redirections);
+        self.launcher.redirect(redirections);
         self
     }
 
-    /// What standard input is, `/dev/null` otherwise.
+    /// Sets standard input, which is `/dev/null` otherwise.
     pub fn stdin(mut self, file: impl Into<OwnedFd>) -> Self {
-        self.stdin = Some(file.into());
+        self.launcher.stdin(file);
         self
     }
 
-    /// What standard error is, a file otherwise.
+    /// Sets standard error, which is recorded otherwise.
     pub fn stderr(mut self, file: impl Into<OwnedFd>) -> Self {
-        self.stderr = Some(file.into());
+        self.launcher.stderr(Output::To(file.into()));
         self
     }
 
@@ -140,24 +122,25 @@ impl Start {
         self.stopping_at(&[])
     }
 
-    /// Puts a [`Supervisor`](crate::Supervisor) between the helper and SG_IO and these system calls too. Not those that
-    /// the launcher itself needs to become the helper.
+    /// Puts a [`Supervisor`](crate::Supervisor) between the helper and SG_IO, and between the helper and these system
+    /// calls. The launcher must not need them to become the helper.
     pub fn stopping_at(mut self, system_calls: &[&'static str]) -> Self {
         self.supervised.get_or_insert_default().extend(system_calls);
         self
     }
 
     /// Passes a listening socket as systemd does, as descriptor 3.
-    pub fn activated_with(self, socket: impl Into<OwnedFd>) -> Self {
-        self.shell("export LISTEN_PID=$$ LISTEN_FDS=1").stdin(socket).redirect("3<&0 0</dev/null")
+    pub fn activated_with(mut self, socket: impl Into<OwnedFd>) -> Self {
+        self.launcher.activated_with(socket, "LISTEN_PID=$$ LISTEN_FDS=1");
+        self
     }
 
-    /// Starts it and waits until it has ended.
+    /// Starts the helper and waits for its end.
     pub fn finish(self) -> Finished {
         self.start().finish()
     }
 
-    /// Starts it, with a socket in its directory, and waits until it can be connected to.
+    /// Starts the helper with a socket in its directory, and waits until it serves.
     #[track_caller]
     pub fn serve(self) -> Helper {
         let mut helper = self.socket().start();
@@ -165,41 +148,19 @@ impl Start {
         helper
     }
 
-    /// Starts it.
+    /// Starts the helper.
     ///
     /// # Panics
     ///
-    /// When it cannot be.
+    /// When it cannot be started.
     #[track_caller]
-    pub fn start(self) -> Helper {
-        let output =
-            |name| OwnedFd::from(File::create(self.directory.path().join(name)).expect("a file for its output"));
-        let (stdout, stderr) = (output(STDOUT), self.stderr.unwrap_or_else(|| output(STDERR)));
+    pub fn start(mut self) -> Helper {
         let launch = self.supervised.map(|calls| Launch::new(self.directory.path(), &calls));
-        let mut words: Vec<OsString> = Vec::new();
-        if !self.shell.is_empty() || !self.redirections.is_empty() {
-            let script = format!("{}exec \"$@\"{}", self.shell, self.redirections);
-            words.extend(["/bin/sh", "-c", &script, "sh"].map(OsString::from));
-        }
         if let Some(launch) = &launch {
-            words.push(build_directory().join("supervised").into());
-            words.extend(launch.arguments());
+            let supervised: OsString = build_directory().join("supervised").into();
+            self.launcher.wrapped_by([supervised].into_iter().chain(launch.arguments()));
         }
-        words.push(self.program.into());
-        words.extend(self.arguments);
-
-        let mark = Mark::new();
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]);
-        let (name, value) = mark.variable();
-        command
-            .envs(self.environment)
-            .env(name, value)
-            .stdin(self.stdin.map_or_else(Stdio::null, Stdio::from))
-            .stdout(stdout)
-            .stderr(stderr);
-        let child = command.spawn().unwrap_or_else(|error| panic!("{words:?} cannot be started: {error}"));
-        let mut helper = Helper::new(child, self.directory, mark);
+        let mut helper = Helper::new(self.launcher.spawn(), self.directory);
         if let Some(launch) = launch {
             helper.supervise(launch);
         }

@@ -7,7 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
+use testing_support::require_root;
+
 use crate::Start;
+
+const WHY_ROOT: &str = "both helpers drop privileges, which an ordinary user lacks";
 
 /// A helper program under test.
 #[derive(Debug)]
@@ -75,14 +79,20 @@ fn build_ours() -> PathBuf {
 }
 
 impl Subject {
-    /// Our helper, unless it was left out.
+    /// Our helper, unless it was left out. It needs root.
     pub fn ours() -> Option<&'static Self> {
+        require_root!(WHY_ROOT);
         OURS.as_ref()
     }
 
-    /// QEMU's helper, unless it was left out or is not installed.
+    /// QEMU's helper, unless it was left out or is not installed. It needs root.
     pub fn c() -> Option<&'static Self> {
-        C.as_ref()
+        require_root!(WHY_ROOT);
+        let subject = C.as_ref();
+        if subject.is_none() && chosen("c") {
+            println!("skipped: QEMU's helper is not installed (Debian: apt install qemu-system-common)");
+        }
+        subject
     }
 
     /// The path of the program.

@@ -22,7 +22,7 @@ use scsi_pr_helper::descriptor::{Passed, receive};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::sg_io::{Call, Done, Header, Reply};
-use crate::wait::eventually;
+use testing_support::eventually;
 
 /// A launcher that will ask for a supervisor.
 #[derive(Debug)]

@@ -10,18 +10,18 @@ use conformance::{Answer, Client, Start, Subject, against_each_helper, eventuall
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
 against_each_helper!(
-    the_passed_socket_is_served_and_its_path_left,
-    it_goes_with_a_daemon_and_a_pid_file,
-    what_is_meant_for_another_process_is_ignored,
-    more_than_one_is_refused,
-    a_socket_path_contradicts_it,
-    a_closed_descriptor_is_refused,
-    what_is_no_socket_is_refused,
-    a_count_out_of_range_is_refused,
-    a_seqpacket_socket_is_served,
-    a_socket_on_which_nobody_can_be_served_is_refused,
-    the_variables_are_not_passed_on,
-    systemd_is_told_when_it_serves,
+    passed_socket_is_served_and_its_path_stays,
+    daemon_with_pid_file_serves_the_passed_socket,
+    variables_for_another_process_are_ignored,
+    more_than_one_passed_socket_is_refused,
+    socket_path_with_a_passed_socket_is_refused,
+    closed_passed_descriptor_is_refused,
+    passed_file_that_is_no_socket_is_refused,
+    count_out_of_range_is_refused,
+    passed_seqpacket_socket_is_served,
+    passed_socket_that_cannot_serve_clients_is_refused,
+    variables_do_not_reach_children,
+    systemd_is_notified_at_start_and_end,
 );
 
 /// A start with a listening socket as descriptor 3, and its path.
@@ -38,7 +38,7 @@ fn serves(client: &Client) {
     assert_eq!(client.run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
 }
 
-fn the_passed_socket_is_served_and_its_path_left(subject: &Subject) {
+fn passed_socket_is_served_and_its_path_stays(subject: &Subject) {
     let (start, path) = activated(subject);
     let helper = start.start();
     serves(&Client::try_connect(&path).unwrap());
@@ -47,7 +47,7 @@ fn the_passed_socket_is_served_and_its_path_left(subject: &Subject) {
     assert!(path.exists(), "the path is systemd's");
 }
 
-fn it_goes_with_a_daemon_and_a_pid_file(subject: &Subject) {
+fn daemon_with_pid_file_serves_the_passed_socket(subject: &Subject) {
     let (start, path) = activated(subject);
     let file = start.path("pid");
     let mut helper = start.arg("-d").arg("-f").arg(&file).start();
@@ -56,7 +56,7 @@ fn it_goes_with_a_daemon_and_a_pid_file(subject: &Subject) {
     serves(&Client::try_connect(&path).unwrap());
 }
 
-fn what_is_meant_for_another_process_is_ignored(subject: &Subject) {
+fn variables_for_another_process_are_ignored(subject: &Subject) {
     for variables in [
         "LISTEN_PID=1 LISTEN_FDS=1",
         "LISTEN_PID= LISTEN_FDS=1",
@@ -75,7 +75,7 @@ fn what_is_meant_for_another_process_is_ignored(subject: &Subject) {
     }
 }
 
-fn more_than_one_is_refused(subject: &Subject) {
+fn more_than_one_passed_socket_is_refused(subject: &Subject) {
     let start = subject.command().stdin(null()).shell("export LISTEN_PID=$$ LISTEN_FDS=2");
     let end = start.redirect("3<&0 4<&0").finish();
     let program = subject.program().display();
@@ -83,26 +83,26 @@ fn more_than_one_is_refused(subject: &Subject) {
     assert_eq!((end.code(), end.stderr), (1, message));
 }
 
-fn a_socket_path_contradicts_it(subject: &Subject) {
+fn socket_path_with_a_passed_socket_is_refused(subject: &Subject) {
     let (start, _path) = activated(subject);
     let end = start.socket().finish();
     let message = "qemu-pr-helper: Unix socket can't be set when using socket activation\n";
     assert_eq!((end.code(), &*end.stderr), (1, message));
 }
 
-fn a_closed_descriptor_is_refused(subject: &Subject) {
+fn closed_passed_descriptor_is_refused(subject: &Subject) {
     let end = subject.command().shell("export LISTEN_PID=$$ LISTEN_FDS=1").redirect("3<&-").finish();
     let message = "qemu-pr-helper: Socket activation failed: invalid file descriptor fd = 3: Bad file descriptor\n";
     assert_eq!((end.code(), &*end.stderr), (1, message));
 }
 
-fn what_is_no_socket_is_refused(subject: &Subject) {
+fn passed_file_that_is_no_socket_is_refused(subject: &Subject) {
     let end = subject.command().activated_with(null()).finish();
     let message = "qemu-pr-helper: Failed to use socket activation: Unable to query remote socket address: Socket operation on non-socket\n";
     assert_eq!((end.code(), &*end.stderr), (1, message));
 }
 
-fn a_count_out_of_range_is_refused(subject: &Subject) {
+fn count_out_of_range_is_refused(subject: &Subject) {
     for count in ["-1", "4294967296"] {
         let (start, path) = activated(subject);
         let end = start.shell(&format!("export LISTEN_FDS={count}")).finish();
@@ -114,7 +114,7 @@ fn a_count_out_of_range_is_refused(subject: &Subject) {
     }
 }
 
-fn a_seqpacket_socket_is_served(subject: &Subject) {
+fn passed_seqpacket_socket_is_served(subject: &Subject) {
     let start = subject.command();
     let address = SocketAddrUnix::new(start.path("activated")).unwrap();
     let socket = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
@@ -127,7 +127,7 @@ fn a_seqpacket_socket_is_served(subject: &Subject) {
     serves(&Client::new(UnixStream::from(client)));
 }
 
-fn a_socket_on_which_nobody_can_be_served_is_refused(subject: &Subject) {
+fn passed_socket_that_cannot_serve_clients_is_refused(subject: &Subject) {
     let (connected, _peer) = UnixStream::pair().unwrap();
     let sockets: [(&str, OwnedFd); 3] = [
         // Descriptors cannot be passed over it.
@@ -147,7 +147,7 @@ fn a_socket_on_which_nobody_can_be_served_is_refused(subject: &Subject) {
 }
 
 /// What systemd is told, with `Type=notify`.
-fn systemd_is_told_when_it_serves(subject: &Subject) {
+fn systemd_is_notified_at_start_and_end(subject: &Subject) {
     let start = subject.command();
     let path = start.path("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
@@ -166,7 +166,7 @@ fn systemd_is_told_when_it_serves(subject: &Subject) {
     assert_eq!(received(), ready.map(|_| "STOPPING=1".to_owned()));
 }
 
-fn the_variables_are_not_passed_on(subject: &Subject) {
+fn variables_do_not_reach_children(subject: &Subject) {
     // Seen where they would do harm: a monitor, or whatever else is started, must not take them for its own.
     let (start, path) = activated(subject);
     let helper = start.start();

@@ -12,12 +12,12 @@ use scsi_pr_helper::HelperClient;
 use scsi_pr_helper::client::Config;
 
 against_each_helper!(
-    every_answer_of_a_unit_comes_back,
-    a_command_that_a_dead_helper_had_may_have_run,
-    a_command_is_answered_by_a_helper_that_is_told_to_end,
-    a_restarted_helper_is_found_again,
-    a_helper_that_is_too_slow_is_given_up,
-    a_cleanup_needs_to_be_offered,
+    every_answer_of_a_unit_reaches_the_caller,
+    command_of_a_killed_helper_may_have_run,
+    helper_with_sigterm_answers_the_running_command,
+    client_reconnects_to_a_restarted_helper,
+    late_answer_is_not_taken_for_the_next_command,
+    cleanup_that_is_not_offered_is_not_sent,
 );
 
 /// A client that tries once.
@@ -36,7 +36,7 @@ fn run_out(client: &HelperClient, list: &[u8]) -> Result<Completion, Error> {
     client.execute(null().as_fd(), Command::new(cdb, list).unwrap())
 }
 
-fn every_answer_of_a_unit_comes_back(subject: &Subject) {
+fn every_answer_of_a_unit_reaches_the_caller(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     let client = client(&helper);
     for length in [0, 8, 24, 8192] {
@@ -77,7 +77,7 @@ fn while_a_command_runs(helper: &Helper, client: &HelperClient, meanwhile: impl 
     })
 }
 
-fn a_command_that_a_dead_helper_had_may_have_run(subject: &Subject) {
+fn command_of_a_killed_helper_may_have_run(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     let client = client(&helper);
     let error = while_a_command_runs(&helper, &client, || helper.signal(Signal::KILL)).unwrap_err();
@@ -88,7 +88,7 @@ fn a_command_that_a_dead_helper_had_may_have_run(subject: &Subject) {
     assert!(!error.may_have_run(), "{error}");
 }
 
-fn a_command_is_answered_by_a_helper_that_is_told_to_end(subject: &Subject) {
+fn helper_with_sigterm_answers_the_running_command(subject: &Subject) {
     let mut helper = subject.command().supervised().serve();
     let client = client(&helper);
     let answer = while_a_command_runs(&helper, &client, || {
@@ -102,7 +102,7 @@ fn a_command_is_answered_by_a_helper_that_is_told_to_end(subject: &Subject) {
     assert!(!run_out(&client, &[0; 24]).unwrap_err().may_have_run());
 }
 
-fn a_restarted_helper_is_found_again(subject: &Subject) {
+fn client_reconnects_to_a_restarted_helper(subject: &Subject) {
     let first = subject.serve();
     let client = client(&first);
     let refused = Completion::check(SenseCode::IO_PROCESS_TERMINATED);
@@ -118,7 +118,7 @@ fn a_restarted_helper_is_found_again(subject: &Subject) {
     assert_eq!(run_in(&client, 8).unwrap(), refused, "its one attempt is enough");
 }
 
-fn a_helper_that_is_too_slow_is_given_up(subject: &Subject) {
+fn late_answer_is_not_taken_for_the_next_command(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     let config = Config { answer: Duration::from_millis(100), ..Config::default() };
     let client = HelperClient::new(helper.socket()).with_config(config);
@@ -132,7 +132,7 @@ fn a_helper_that_is_too_slow_is_given_up(subject: &Subject) {
     assert_eq!(run_out(&client, &[0; 24]).unwrap(), Completion::Good(vec![]));
 }
 
-fn a_cleanup_needs_to_be_offered(subject: &Subject) {
+fn cleanup_that_is_not_offered_is_not_sent(subject: &Subject) {
     let helper = subject.serve();
     let client = client(&helper);
     client.connect().unwrap();

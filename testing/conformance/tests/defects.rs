@@ -20,18 +20,18 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
 against_each_helper!(
-    stale_sense_bytes_in_a_read_only_refusal,
-    no_stale_sense_bytes_otherwise,
-    bytes_of_another_client,
-    good_on_unknown_host_status,
-    a_residual_over_the_transfer_length_aborts,
-    a_full_descriptor_table_spins,
-    nonblocking_is_cleared_on_the_clients_description,
-    sixty_four_commands_stop_all_others,
+    read_only_refusal_has_no_stale_sense_bytes,
+    other_answers_have_no_stale_sense_bytes,
+    answer_has_no_bytes_of_another_client,
+    unknown_host_status_is_not_good,
+    residual_over_the_transfer_length_is_answered,
+    full_descriptor_table_takes_no_processor_time,
+    nonblocking_flag_of_the_device_stays,
+    commands_that_hang_do_not_stop_others,
     commands_of_one_device_are_bounded,
-    one_process_may_take_all_connections,
-    half_sent_requests_stay_for_ever,
-    a_log_that_nobody_reads_stops_everybody,
+    connections_of_one_process_are_bounded,
+    half_sent_request_is_closed_when_room_is_needed,
+    unread_log_does_not_stop_clients,
 );
 
 fn supervised(subject: &Subject) -> Helper {
@@ -51,7 +51,7 @@ fn after_long_sense(helper: &Helper, request: impl FnOnce(&Client) -> Answer) ->
     request(&client)
 }
 
-fn stale_sense_bytes_in_a_read_only_refusal(subject: &Subject) {
+fn read_only_refusal_has_no_stale_sense_bytes(subject: &Subject) {
     let helper = supervised(subject);
     let read_only = File::open("/dev/null").unwrap();
     let answer = after_long_sense(&helper, |client| client.run(&out_cdb(0, 0), &[], &read_only));
@@ -61,7 +61,7 @@ fn stale_sense_bytes_in_a_read_only_refusal(subject: &Subject) {
     assert_eq!(answer.sense[..], subject.differs("stale-sense", &stale[..], &clean)[..]);
 }
 
-fn no_stale_sense_bytes_otherwise(subject: &Subject) {
+fn other_answers_have_no_stale_sense_bytes(subject: &Subject) {
     let helper = supervised(subject);
     let short = Answer::check(0x06, 0x2a, 0x05);
     for (reply, expected) in [
@@ -80,7 +80,7 @@ fn no_stale_sense_bytes_otherwise(subject: &Subject) {
     }
 }
 
-fn bytes_of_another_client(subject: &Subject) {
+fn answer_has_no_bytes_of_another_client(subject: &Subject) {
     let helper = supervised(subject);
     helper.supervisor().reply_with(Reply::data(&[0xa5; 8192]));
     let victim = helper.connect();
@@ -100,7 +100,7 @@ fn bytes_of_another_client(subject: &Subject) {
     assert_eq!(not_zero, expected, "buffers that are given to the device");
 }
 
-fn good_on_unknown_host_status(subject: &Subject) {
+fn unknown_host_status_is_not_good(subject: &Subject) {
     let helper = supervised(subject);
     // DID_ERROR: the RESERVE never reached the unit.
     helper.supervisor().reply(Reply::Done(Done { host_status: 0x07, ..Done::default() }));
@@ -108,7 +108,7 @@ fn good_on_unknown_host_status(subject: &Subject) {
     assert_eq!(reserved, subject.differs("unknown-host-status", true, false));
 }
 
-fn a_residual_over_the_transfer_length_aborts(subject: &Subject) {
+fn residual_over_the_transfer_length_is_answered(subject: &Subject) {
     for residual in [8193, 9000, i32::MAX] {
         let mut helper = supervised(subject);
         helper.supervisor().reply(Reply::Done(Done { residual, ..Done::default() }));
@@ -123,7 +123,7 @@ fn a_residual_over_the_transfer_length_aborts(subject: &Subject) {
     }
 }
 
-fn a_full_descriptor_table_spins(subject: &Subject) {
+fn full_descriptor_table_takes_no_processor_time(subject: &Subject) {
     let helper = subject.serve();
     let process = helper.process();
     let full = process.leave_room_for(4);
@@ -142,7 +142,7 @@ fn a_full_descriptor_table_spins(subject: &Subject) {
     helper.connect_once_there_is_room();
 }
 
-fn nonblocking_is_cleared_on_the_clients_description(subject: &Subject) {
+fn nonblocking_flag_of_the_device_stays(subject: &Subject) {
     let helper = subject.serve();
     let client = helper.connect();
     let device = null();
@@ -165,7 +165,7 @@ fn hang(helper: &Helper, devices: &[File]) -> Vec<Client> {
         .collect()
 }
 
-fn sixty_four_commands_stop_all_others(subject: &Subject) {
+fn commands_that_hang_do_not_stop_others(subject: &Subject) {
     const COMMANDS: usize = 130;
     let helper = supervised(subject);
     let devices: Vec<File> = (0..COMMANDS).map(|_| regular_file()).collect();
@@ -210,7 +210,7 @@ fn with_little_room(subject: &Subject) -> Helper {
     subject.command().shell("ulimit -n 48").serve()
 }
 
-fn one_process_may_take_all_connections(subject: &Subject) {
+fn connections_of_one_process_are_bounded(subject: &Subject) {
     let helper = with_little_room(subject);
     let crowd: Vec<Client> = helper.crowd(20).into_iter().map(|socket| Client::new(socket.into())).collect();
     let served = crowd.iter().filter(|client| {
@@ -223,7 +223,7 @@ fn one_process_may_take_all_connections(subject: &Subject) {
     assert!(subject.differs("connection-share", served == 20, (1..=2).contains(&served)), "{served} served");
 }
 
-fn half_sent_requests_stay_for_ever(subject: &Subject) {
+fn half_sent_request_is_closed_when_room_is_needed(subject: &Subject) {
     let helper = with_little_room(subject);
     let (idle, half) = (helper.connect_once_there_is_room(), helper.connect_once_there_is_room());
     half.send_with(&out_cdb(0, 24)[..5], &[null().as_fd()]);
@@ -237,7 +237,7 @@ fn half_sent_requests_stay_for_ever(subject: &Subject) {
     assert_eq!(idle.run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
 }
 
-fn a_log_that_nobody_reads_stops_everybody(subject: &Subject) {
+fn unread_log_does_not_stop_clients(subject: &Subject) {
     let (_reader, mut log) = std::io::pipe().unwrap();
     let helper = subject.command().stderr(log.try_clone().unwrap()).serve();
     let (violator, other) = (helper.connect(), helper.connect());

@@ -10,26 +10,26 @@ use conformance::{Answer, Client, Helper, Start, Subject, against_each_helper, e
 use rustix::io::Errno;
 
 against_each_helper!(
-    a_whole_unit_is_reserved,
-    a_known_device_needs_no_second_look,
+    whole_unit_is_reserved,
+    known_device_is_served_without_sysfs,
     a_known_device_takes_two_system_calls_to_route,
-    a_namespace_is_asked_as_nvme_is,
-    a_multipath_map_is_not_reserved_through_one_path,
-    a_map_without_a_path_is_not_asked,
-    a_map_that_is_suspended_is_asked_again,
-    a_part_of_a_unit_is_not_reserved_as_the_unit,
-    a_part_of_a_namespace_is_no_scsi_device,
-    an_unexplained_device_is_not_reserved,
-    the_manager_can_be_named,
+    nvme_namespace_gets_no_sg_io,
+    multipath_map_is_not_reserved_through_one_path,
+    map_without_a_path_gets_no_command,
+    suspended_map_gets_the_read_again,
+    part_of_a_unit_is_not_reserved,
+    part_of_a_namespace_gets_no_sg_io,
+    device_without_sysfs_entry_is_not_reserved,
+    manager_option_selects_the_manager,
 );
 
 /// What the devices of these tests are in the kernel's numbering: `/dev/loop0`.
 const NUMBER: &str = "7:0";
 
-/// A block device to pass. `None`, loudly, when the kernel has none.
+/// A block device to pass. `None`, with the reason, when the kernel has none.
 fn block_device() -> Option<File> {
     let device = File::options().read(true).write(true).open("/dev/loop0");
-    device.inspect_err(|error| eprintln!("NOT TESTED with a block device: /dev/loop0: {error}")).ok()
+    device.inspect_err(|error| println!("skipped: needs a block device: /dev/loop0: {error}")).ok()
 }
 
 /// A sysfs in which the device is `name`, with these attributes and this one device beneath it, which works.
@@ -112,7 +112,7 @@ fn refused() -> Answer {
 
 const MULTIPATH: [(&str, &str); 2] = [("dm/uuid", "mpath-360014050000000000000000000000001"), ("dm/name", "mpatha")];
 
-fn a_whole_unit_is_reserved(subject: &Subject) {
+fn whole_unit_is_reserved(subject: &Subject) {
     let Some(device) = block_device() else { return };
     // The last two are no SCSI disks to Linux; but they may take the commands all the same.
     for name in ["sdx", "vdx", "vendorx"] {
@@ -121,10 +121,10 @@ fn a_whole_unit_is_reserved(subject: &Subject) {
     }
 }
 
-fn a_known_device_needs_no_second_look(subject: &Subject) {
+fn known_device_is_served_without_sysfs(subject: &Subject) {
     let Some(device) = block_device() else { return };
     if !Path::new("/sys/block/loop0/diskseq").exists() {
-        eprintln!("NOT TESTED: this kernel does not tell disks with one number apart");
+        println!("skipped: needs a kernel with /sys/block/loop0/diskseq");
         return;
     }
     let start = with_sysfs(subject, "sdx", &[], None);
@@ -170,7 +170,7 @@ fn a_known_device_takes_two_system_calls_to_route(subject: &Subject) {
     assert_eq!(routed, unrouted);
 }
 
-fn a_namespace_is_asked_as_nvme_is(subject: &Subject) {
+fn nvme_namespace_gets_no_sg_io(subject: &Subject) {
     let Some(device) = block_device() else { return };
     let helper = with_sysfs(subject, "nvme0n1", &[], None).serve();
     // What is behind it is none, and says so.
@@ -180,7 +180,7 @@ fn a_namespace_is_asked_as_nvme_is(subject: &Subject) {
     assert_eq!(helper.supervisor().calls().len(), subject.differs("nvme", 2, 0));
 }
 
-fn a_multipath_map_is_not_reserved_through_one_path(subject: &Subject) {
+fn multipath_map_is_not_reserved_through_one_path(subject: &Subject) {
     let Some(device) = block_device() else { return };
     let helper = with_sysfs(subject, "dm-0", &MULTIPATH, Some("sda")).serve();
     let [read, reserve] = answers(&helper, &device);
@@ -191,7 +191,7 @@ fn a_multipath_map_is_not_reserved_through_one_path(subject: &Subject) {
     assert_eq!(told, subject.differs("one-path", false, true), "{}", helper.stderr());
 }
 
-fn a_map_without_a_path_is_not_asked(subject: &Subject) {
+fn map_without_a_path_gets_no_command(subject: &Subject) {
     let Some(device) = block_device() else { return };
     let start = with_sysfs(subject, "dm-0", &MULTIPATH, Some("sda"));
     fs::write(start.path("sys/devices/virtual/block/sda/device/state"), "offline\n").unwrap();
@@ -203,7 +203,7 @@ fn a_map_without_a_path_is_not_asked(subject: &Subject) {
     assert_eq!(helper.supervisor().calls().len(), subject.differs("map-without-path", 2, 0));
 }
 
-fn a_map_that_is_suspended_is_asked_again(subject: &Subject) {
+fn suspended_map_gets_the_read_again(subject: &Subject) {
     let Some(device) = block_device() else { return };
     let helper = with_sysfs(subject, "dm-0", &MULTIPATH, Some("sda")).serve();
     let asked = AtomicUsize::new(0);
@@ -215,7 +215,7 @@ fn a_map_that_is_suspended_is_asked_again(subject: &Subject) {
     assert_eq!(answer, subject.differs("map-suspended", Answer::io_process_terminated(), Answer::good(&[7; 8])));
 }
 
-fn a_part_of_a_unit_is_not_reserved_as_the_unit(subject: &Subject) {
+fn part_of_a_unit_is_not_reserved(subject: &Subject) {
     let Some(device) = block_device() else { return };
     for (name, attributes, slave) in [
         ("sdx/sdx1", &[("partition", "1")][..], None),
@@ -232,7 +232,7 @@ fn a_part_of_a_unit_is_not_reserved_as_the_unit(subject: &Subject) {
     }
 }
 
-fn a_part_of_a_namespace_is_no_scsi_device(subject: &Subject) {
+fn part_of_a_namespace_gets_no_sg_io(subject: &Subject) {
     let Some(device) = block_device() else { return };
     for (name, attributes, slave) in [
         ("nvme0n1/nvme0n1p1", &[("partition", "1")][..], None),
@@ -246,7 +246,7 @@ fn a_part_of_a_namespace_is_no_scsi_device(subject: &Subject) {
     }
 }
 
-fn an_unexplained_device_is_not_reserved(subject: &Subject) {
+fn device_without_sysfs_entry_is_not_reserved(subject: &Subject) {
     let Some(device) = block_device() else { return };
     let start = with_sysfs(subject, "sdx", &[], None);
     fs::remove_file(start.path("sys/dev/block").join(NUMBER)).unwrap();
@@ -255,7 +255,7 @@ fn an_unexplained_device_is_not_reserved(subject: &Subject) {
     assert_eq!(answers(&helper, &device), [Answer::good(&[7; 8]), reserved]);
 }
 
-fn the_manager_can_be_named(subject: &Subject) {
+fn manager_option_selects_the_manager(subject: &Subject) {
     let Some(device) = block_device() else { return };
     let mut helper = with_sysfs(subject, "dm-0", &MULTIPATH, Some("sda")).arg("--manager=sg-io").socket().start();
     let known = eventually("it serves, or has ended", || match helper.ended() {

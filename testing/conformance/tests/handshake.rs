@@ -3,14 +3,14 @@
 use conformance::{Answer, Subject, against_each_helper, in_cdb, null};
 
 against_each_helper!(
-    no_features_are_offered_before_anything_is_sent,
+    features_are_sent_before_the_client_sends,
     unknown_features_close_the_connection_silently,
-    the_client_may_speak_first,
-    the_word_may_come_byte_by_byte,
-    a_client_may_leave_at_any_byte,
+    client_that_sends_first_is_served,
+    feature_word_byte_by_byte_is_taken,
+    client_that_leaves_at_any_byte_disturbs_no_other,
 );
 
-fn no_features_are_offered_before_anything_is_sent(subject: &Subject) {
+fn features_are_sent_before_the_client_sends(subject: &Subject) {
     let helper = subject.serve();
     assert_eq!(helper.connect_silently().read::<4>(), [0; 4]);
 }
@@ -26,7 +26,7 @@ fn unknown_features_close_the_connection_silently(subject: &Subject) {
     assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
 }
 
-fn the_client_may_speak_first(subject: &Subject) {
+fn client_that_sends_first_is_served(subject: &Subject) {
     let helper = subject.serve();
     let client = helper.connect_silently();
     client.send(&[0; 4]);
@@ -35,7 +35,7 @@ fn the_client_may_speak_first(subject: &Subject) {
     assert_eq!(client.answer(), Answer::io_process_terminated());
 }
 
-fn the_word_may_come_byte_by_byte(subject: &Subject) {
+fn feature_word_byte_by_byte_is_taken(subject: &Subject) {
     let helper = subject.serve();
     let client = helper.connect_silently();
     for _ in 0..4 {
@@ -45,7 +45,7 @@ fn the_word_may_come_byte_by_byte(subject: &Subject) {
     assert_eq!(client.run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
 }
 
-fn a_client_may_leave_at_any_byte(subject: &Subject) {
+fn client_that_leaves_at_any_byte_disturbs_no_other(subject: &Subject) {
     let helper = subject.serve();
     for count in 0..4 {
         let client = helper.connect_silently();

@@ -9,16 +9,16 @@ use conformance::{Answer, Subject, against_each_helper, in_cdb, null};
 use rustix::process::Signal;
 
 against_each_helper!(
-    the_process_that_was_started_is_the_helper,
+    started_process_is_the_helper,
     inherited_descriptors_and_their_locks_are_kept,
-    standard_error_may_be_dead,
+    closed_standard_error_does_not_stop_the_helper,
     lines_after_standard_error_is_closed_reach_the_journal,
-    what_is_wrong_is_said_in_one_line,
-    stale_files_of_its_socket_do_not_matter,
-    it_ends_at_sigterm_whatever_clients_do,
+    failed_start_prints_one_line,
+    stale_socket_is_replaced,
+    sigterm_ends_the_helper_with_half_sent_requests,
 );
 
-fn the_process_that_was_started_is_the_helper(subject: &Subject) {
+fn started_process_is_the_helper(subject: &Subject) {
     let mut helper = subject.serve();
     let client = helper.connect();
     let server = rustix::net::sockopt::socket_peercred(client.socket()).unwrap().pid;
@@ -48,7 +48,7 @@ fn inherited_descriptors_and_their_locks_are_kept(subject: &Subject) {
     assert_eq!(helper.terminate().code(), 0);
 }
 
-fn standard_error_may_be_dead(subject: &Subject) {
+fn closed_standard_error_does_not_stop_the_helper(subject: &Subject) {
     let (reader, writer) = std::io::pipe().unwrap();
     let helper = subject.command().stderr(writer).serve();
     drop(reader);
@@ -83,7 +83,7 @@ fn lines_after_standard_error_is_closed_reach_the_journal(subject: &Subject) {
     assert_eq!(has_line, subject.differs("log-without-reader", false, true));
 }
 
-fn what_is_wrong_is_said_in_one_line(subject: &Subject) {
+fn failed_start_prints_one_line(subject: &Subject) {
     // It is shown as "pr helper died and reported: …".
     let start = subject.command();
     let socket = start.path("missing/pr-helper0.sock");
@@ -92,7 +92,7 @@ fn what_is_wrong_is_said_in_one_line(subject: &Subject) {
     assert_eq!((end.code(), end.stderr), (1, line));
 }
 
-fn stale_files_of_its_socket_do_not_matter(subject: &Subject) {
+fn stale_socket_is_replaced(subject: &Subject) {
     let mut first = subject.serve();
     let socket = first.socket();
     first.signal(Signal::KILL);
@@ -106,7 +106,7 @@ fn stale_files_of_its_socket_do_not_matter(subject: &Subject) {
     assert!(!Path::exists(&socket));
 }
 
-fn it_ends_at_sigterm_whatever_clients_do(subject: &Subject) {
+fn sigterm_ends_the_helper_with_half_sent_requests(subject: &Subject) {
     let helper = subject.serve();
     let deaf: Vec<_> = (0..20).map(|_| helper.connect()).collect();
     for (count, client) in deaf.iter().enumerate() {

@@ -6,22 +6,22 @@ use std::os::unix::fs::symlink;
 use conformance::{Answer, Finished, Start, Subject, against_each_helper, eventually, in_cdb, null, out_cdb};
 
 against_each_helper!(
-    help_is_printed_and_ends_it,
-    the_version_is_printed_and_ends_it,
-    the_first_of_two_that_end_it_wins,
-    wrong_options_are_told_as_getopt_does,
-    the_program_is_named_as_it_was_started,
-    wrong_values_are_told_in_one_line,
-    a_socket_path_is_checked_at_each_occurrence,
-    the_last_socket_path_counts,
-    options_may_be_abbreviated_bundled_and_anywhere,
+    help_is_printed_and_ends_the_program,
+    version_is_printed_and_ends_the_program,
+    first_of_help_and_version_wins,
+    wrong_options_are_reported_as_getopt_does,
+    messages_name_the_program_as_started,
+    wrong_values_are_reported_in_one_line,
+    every_socket_path_is_checked,
+    last_socket_path_counts,
+    abbreviated_and_bundled_options_are_taken_anywhere,
     positional_arguments_are_ignored,
     users_and_groups_are_names_or_numbers,
-    the_longest_socket_path_is_accepted,
-    quiet_silences_what_clients_do,
-    verbose_tells_of_reservations,
+    longest_socket_path_is_accepted,
+    quiet_hides_violations_of_clients,
+    verbose_logs_reservations,
     refused_change_is_logged_with_its_client,
-    defaults_lie_in_the_runtime_directory,
+    defaults_are_in_the_runtime_directory,
     trace_lists_its_events,
     trace_warns_of_unknown_events,
     trace_writes_to_a_file,
@@ -38,7 +38,7 @@ fn usage(subject: &Subject, reason: &str) -> String {
     format!("{program}: {reason}\nqemu-pr-helper: Try `{program} --help' for more information.\n")
 }
 
-fn help_is_printed_and_ends_it(subject: &Subject) {
+fn help_is_printed_and_ends_the_program(subject: &Subject) {
     let documented = [
         "-h, --help",
         "-V, --version",
@@ -66,7 +66,7 @@ fn help_is_printed_and_ends_it(subject: &Subject) {
     }
 }
 
-fn the_version_is_printed_and_ends_it(subject: &Subject) {
+fn version_is_printed_and_ends_the_program(subject: &Subject) {
     for arguments in [&["-V"][..], &["--version"], &["--vers"], &["-Vk", "rel"], &["-q", "-V", "-x"]] {
         let end = run(subject, arguments);
         assert_eq!((end.code(), &*end.stderr), (0, ""), "{arguments:?}");
@@ -80,14 +80,14 @@ fn the_version_is_printed_and_ends_it(subject: &Subject) {
     }
 }
 
-fn the_first_of_two_that_end_it_wins(subject: &Subject) {
+fn first_of_help_and_version_wins(subject: &Subject) {
     assert!(run(subject, &["-hV"]).stdout.starts_with("Usage"));
     assert!(!run(subject, &["-Vh"]).stdout.starts_with("Usage"));
     // An error before them counts.
     assert_eq!(run(subject, &["-k", "rel", "-V"]).code(), 1);
 }
 
-fn wrong_options_are_told_as_getopt_does(subject: &Subject) {
+fn wrong_options_are_reported_as_getopt_does(subject: &Subject) {
     for (arguments, reason) in [
         (&["--bogus"][..], "unrecognized option '--bogus'"),
         (&["--bogus=1"], "unrecognized option '--bogus=1'"),
@@ -108,7 +108,7 @@ fn wrong_options_are_told_as_getopt_does(subject: &Subject) {
     }
 }
 
-fn the_program_is_named_as_it_was_started(subject: &Subject) {
+fn messages_name_the_program_as_started(subject: &Subject) {
     let start = subject.command();
     let alias = start.path("another-name");
     symlink(subject.program(), &alias).unwrap();
@@ -120,7 +120,7 @@ fn the_program_is_named_as_it_was_started(subject: &Subject) {
     );
 }
 
-fn wrong_values_are_told_in_one_line(subject: &Subject) {
+fn wrong_values_are_reported_in_one_line(subject: &Subject) {
     let check = |start: Start, expected: &str| {
         let end = start.finish();
         assert_eq!((end.code(), &*end.stderr), (1, &*format!("qemu-pr-helper: {expected}\n")));
@@ -156,12 +156,12 @@ fn wrong_values_are_told_in_one_line(subject: &Subject) {
     assert_eq!((end.code(), end.stderr), (1, expected));
 }
 
-fn a_socket_path_is_checked_at_each_occurrence(subject: &Subject) {
+fn every_socket_path_is_checked(subject: &Subject) {
     let end = subject.command().args(["-k", "rel"]).socket().finish();
     assert_eq!((end.code(), &*end.stderr), (1, "qemu-pr-helper: socket path must be absolute\n"));
 }
 
-fn the_last_socket_path_counts(subject: &Subject) {
+fn last_socket_path_counts(subject: &Subject) {
     let start = subject.command();
     let first = start.path("first");
     let helper = start.arg("-k").arg(&first).serve();
@@ -169,7 +169,7 @@ fn the_last_socket_path_counts(subject: &Subject) {
     assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
 }
 
-fn options_may_be_abbreviated_bundled_and_anywhere(subject: &Subject) {
+fn abbreviated_and_bundled_options_are_taken_anywhere(subject: &Subject) {
     let start = subject.command();
     let (pid_file, socket) = (start.path("pid"), start.path("socket"));
     let helper = start
@@ -204,7 +204,7 @@ fn users_and_groups_are_names_or_numbers(subject: &Subject) {
     assert_eq!(ids("4294967295", "4294967295"), id("0", "0"), "which means none");
 }
 
-fn the_longest_socket_path_is_accepted(subject: &Subject) {
+fn longest_socket_path_is_accepted(subject: &Subject) {
     let start = subject.command();
     let directory = start.directory().as_os_str().len();
     let socket = start.path(&"x".repeat(108 - directory - 1));
@@ -216,7 +216,7 @@ fn the_longest_socket_path_is_accepted(subject: &Subject) {
     });
 }
 
-fn quiet_silences_what_clients_do(subject: &Subject) {
+fn quiet_hides_violations_of_clients(subject: &Subject) {
     for arguments in [&["-q"][..], &["--quiet"], &["-qv"], &["-vvq"]] {
         let helper = subject.command().args(arguments).serve();
         let client = helper.connect();
@@ -234,7 +234,7 @@ fn quiet_silences_what_clients_do(subject: &Subject) {
     }
 }
 
-fn verbose_tells_of_reservations(subject: &Subject) {
+fn verbose_logs_reservations(subject: &Subject) {
     let helper = subject.command().arg("-v").serve();
     assert_eq!(helper.connect().run(&out_cdb(1, 24), &[0; 24], null()), Answer::io_process_terminated());
     let end = helper.terminate();
@@ -253,7 +253,7 @@ fn refused_change_is_logged_with_its_client(subject: &Subject) {
     assert_eq!(is_logged, subject.differs("refusal-logged", false, true), "{}", end.stderr);
 }
 
-fn defaults_lie_in_the_runtime_directory(subject: &Subject) {
+fn defaults_are_in_the_runtime_directory(subject: &Subject) {
     // A /run of its own, so that what runs on this machine is left alone.
     let own_run = r#"set -- unshare --mount sh -c 'mount -t tmpfs none /run && exec "$@"' sh "$@""#;
     let helper = subject.command().shell(own_run).arg("-d").start();

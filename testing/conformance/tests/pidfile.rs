@@ -8,17 +8,17 @@ use conformance::process::{Process, lock_over};
 use conformance::{Answer, Client, Helper, Subject, against_each_helper, eventually, in_cdb, null};
 
 against_each_helper!(
-    it_holds_the_pid_and_a_newline,
-    it_is_written_only_when_asked_for_or_as_a_daemon,
-    it_is_locked_for_life_and_never_removed,
-    an_existing_one_is_overwritten_and_keeps_its_mode,
-    a_relative_one_is_relative_to_where_it_runs,
-    a_daemon_has_left_its_starter,
-    a_daemon_of_a_bad_socket_fails_in_the_foreground,
-    a_daemon_that_cannot_start_says_so,
-    a_daemon_without_proc,
-    a_daemon_serves_once_its_starter_has_ended,
-    a_duplicate_start_leaves_the_service_alone,
+    pid_file_has_the_pid_and_a_newline,
+    foreground_without_option_writes_no_pid_file,
+    pid_file_is_locked_until_the_end_and_stays,
+    existing_pid_file_is_overwritten_and_keeps_its_mode,
+    relative_pid_file_is_in_the_working_directory,
+    daemon_has_its_own_session_and_no_terminal,
+    daemon_with_a_bad_socket_fails_in_the_foreground,
+    daemon_that_cannot_start_reports_it,
+    daemon_without_proc_is_refused,
+    daemon_serves_once_its_starter_has_ended,
+    second_start_with_the_pid_file_leaves_the_first_alone,
 );
 
 /// The pid that is in the file once it is complete.
@@ -34,7 +34,7 @@ fn serves(helper: &Helper) {
     assert_eq!(client.run(&in_cdb(0, 8), &[], null()), Answer::io_process_terminated());
 }
 
-fn it_holds_the_pid_and_a_newline(subject: &Subject) {
+fn pid_file_has_the_pid_and_a_newline(subject: &Subject) {
     let start = subject.command();
     let file = start.path("pid");
     let helper = start.arg("-f").arg(&file).serve();
@@ -42,16 +42,16 @@ fn it_holds_the_pid_and_a_newline(subject: &Subject) {
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
 }
 
-fn it_is_written_only_when_asked_for_or_as_a_daemon(subject: &Subject) {
+fn foreground_without_option_writes_no_pid_file(subject: &Subject) {
     // In a /run of its own, where it would be written.
     let own_run = r#"set -- unshare --mount sh -c 'mount -t tmpfs none /run && exec "$@"' sh "$@""#;
     let helper = subject.command().shell(own_run).serve();
     let run = format!("/proc/{}/root/run", helper.process().pid());
     assert_eq!(fs::read_dir(&run).unwrap().count(), 0);
-    // With -d: `defaults_lie_in_the_runtime_directory`.
+    // With -d: `defaults_are_in_the_runtime_directory`.
 }
 
-fn it_is_locked_for_life_and_never_removed(subject: &Subject) {
+fn pid_file_is_locked_until_the_end_and_stays(subject: &Subject) {
     let start = subject.command();
     let file = start.path("pid");
     let helper = start.arg("-f").arg(&file).serve();
@@ -67,7 +67,7 @@ fn it_is_locked_for_life_and_never_removed(subject: &Subject) {
     assert!(lock_over(&file).is_none());
 }
 
-fn an_existing_one_is_overwritten_and_keeps_its_mode(subject: &Subject) {
+fn existing_pid_file_is_overwritten_and_keeps_its_mode(subject: &Subject) {
     let start = subject.command();
     let file = start.path("pid");
     fs::write(&file, "what was there before, and longer\n").unwrap();
@@ -77,7 +77,7 @@ fn an_existing_one_is_overwritten_and_keeps_its_mode(subject: &Subject) {
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o644);
 }
 
-fn a_relative_one_is_relative_to_where_it_runs(subject: &Subject) {
+fn relative_pid_file_is_in_the_working_directory(subject: &Subject) {
     let start = subject.command();
     let directory = start.directory().display().to_string();
     let helper = start.shell(&format!("cd {directory}")).args(["-f", "pid"]).serve();
@@ -92,7 +92,7 @@ fn a_relative_one_is_relative_to_where_it_runs(subject: &Subject) {
     serves(&helper);
 }
 
-fn a_daemon_has_left_its_starter(subject: &Subject) {
+fn daemon_has_its_own_session_and_no_terminal(subject: &Subject) {
     let start = subject.command().socket();
     let file = start.path("pid");
     let mut helper = start.arg("-d").arg("-f").arg(&file).start();
@@ -114,7 +114,7 @@ fn a_daemon_has_left_its_starter(subject: &Subject) {
     eventually("all that it started ends", || helper.processes().is_empty().then_some(()));
 }
 
-fn a_daemon_of_a_bad_socket_fails_in_the_foreground(subject: &Subject) {
+fn daemon_with_a_bad_socket_fails_in_the_foreground(subject: &Subject) {
     let start = subject.command();
     let path = start.path("missing/socket").display().to_string();
     let end = start.args(["-d", "-k", &path]).finish();
@@ -122,7 +122,7 @@ fn a_daemon_of_a_bad_socket_fails_in_the_foreground(subject: &Subject) {
     assert_eq!((end.code(), end.stderr), (1, expected));
 }
 
-fn a_daemon_that_cannot_start_says_so(subject: &Subject) {
+fn daemon_that_cannot_start_reports_it(subject: &Subject) {
     let start = subject.command();
     let file = start.path("pid");
     let _first = start.arg("-f").arg(&file).serve();
@@ -132,7 +132,7 @@ fn a_daemon_that_cannot_start_says_so(subject: &Subject) {
     assert_eq!((end.code(), &*end.stderr), expected);
 }
 
-fn a_daemon_without_proc(subject: &Subject) {
+fn daemon_without_proc_is_refused(subject: &Subject) {
     let without = r#"set -- unshare --mount sh -c 'umount -l /proc && exec "$@"' sh "$@""#;
     let start = subject.command().shell(without).socket();
     let file = start.path("pid");
@@ -141,7 +141,7 @@ fn a_daemon_without_proc(subject: &Subject) {
     assert_eq!((end.code(), &*end.stderr), subject.differs("proc", (0, ""), (1, told)));
 }
 
-fn a_daemon_serves_once_its_starter_has_ended(subject: &Subject) {
+fn daemon_serves_once_its_starter_has_ended(subject: &Subject) {
     for _ in 0..10 {
         let start = subject.command().socket();
         let file = start.path("pid");
@@ -154,7 +154,7 @@ fn a_daemon_serves_once_its_starter_has_ended(subject: &Subject) {
     }
 }
 
-fn a_duplicate_start_leaves_the_service_alone(subject: &Subject) {
+fn second_start_with_the_pid_file_leaves_the_first_alone(subject: &Subject) {
     let start = subject.command();
     let file = start.path("pid");
     let helper = start.arg("-f").arg(&file).serve();
@@ -168,7 +168,7 @@ fn a_duplicate_start_leaves_the_service_alone(subject: &Subject) {
 }
 
 #[test]
-fn ours_and_the_c_helper_exclude_each_other() {
+fn pid_file_excludes_the_other_helper() {
     let (Some(ours), Some(c)) = (Subject::ours(), Subject::c()) else { return };
     for (first, second) in [(ours, c), (c, ours)] {
         let start = first.command();

@@ -5,15 +5,15 @@ use conformance::{Answer, Helper, Subject, against_each_helper, in_cdb, null};
 
 against_each_helper!(
     root_keeps_one_capability,
-    a_user_keeps_it_too,
-    user_and_group_are_taken_apart,
-    a_thread_keeps_all_privileges,
-    a_command_still_reaches_the_device,
-    without_root_it_says_why,
-    programs_that_it_starts_gain_nothing,
+    user_keeps_one_capability,
+    user_and_group_are_independent,
+    no_thread_keeps_privileges,
+    command_as_user_reaches_the_device,
+    start_without_root_reports_the_reason,
+    children_gain_no_privileges,
     system_calls_of_every_thread_are_filtered,
     root_becomes_the_default_user,
-    as_many_descriptors_as_allowed_are_used,
+    descriptor_limit_is_the_hard_limit,
 );
 
 /// CAP_SYS_RAWIO, bit 17: what SG_IO needs to pass PERSISTENT RESERVE on.
@@ -47,13 +47,13 @@ fn root_keeps_one_capability(subject: &Subject) {
     assert_eq!(ids(&helper), four("0", "0"));
 }
 
-fn a_user_keeps_it_too(subject: &Subject) {
+fn user_keeps_one_capability(subject: &Subject) {
     let helper = subject.command().args(["-u", "nobody", "-g", "nogroup"]).serve();
     has_one_capability(&helper);
     assert_eq!(ids(&helper), four("65534", "65534"));
 }
 
-fn user_and_group_are_taken_apart(subject: &Subject) {
+fn user_and_group_are_independent(subject: &Subject) {
     let helper = subject.command().args(["-u", "nobody"]).serve();
     assert_eq!(ids(&helper), four("65534", "0"));
     let helper = subject.command().args(["-g", "nogroup"]).serve();
@@ -61,7 +61,7 @@ fn user_and_group_are_taken_apart(subject: &Subject) {
     has_one_capability(&helper);
 }
 
-fn a_thread_keeps_all_privileges(subject: &Subject) {
+fn no_thread_keeps_privileges(subject: &Subject) {
     for user in [&[][..], &["-u", "nobody"]] {
         let helper = subject.command().args(user).supervised().serve();
         // While commands run, so that the threads that run them are seen too.
@@ -81,13 +81,13 @@ fn a_thread_keeps_all_privileges(subject: &Subject) {
     }
 }
 
-fn a_command_still_reaches_the_device(subject: &Subject) {
+fn command_as_user_reaches_the_device(subject: &Subject) {
     let helper = subject.command().args(["-u", "nobody"]).supervised().serve();
     helper.supervisor().reply_with(Reply::data(&[1, 2, 3]));
     assert_eq!(helper.connect().run(&in_cdb(0, 8), &[], null()), Answer::good(&[1, 2, 3]));
 }
 
-fn programs_that_it_starts_gain_nothing(subject: &Subject) {
+fn children_gain_no_privileges(subject: &Subject) {
     let helper = subject.serve();
     for thread in helper.process().threads() {
         assert_eq!(thread["NoNewPrivs"], subject.differs("no-new-privileges", "0", "1"));
@@ -114,7 +114,7 @@ fn root_becomes_the_default_user(subject: &Subject) {
     has_one_capability(&helper);
 }
 
-fn as_many_descriptors_as_allowed_are_used(subject: &Subject) {
+fn descriptor_limit_is_the_hard_limit(subject: &Subject) {
     let helper = subject.command().shell("ulimit -Sn 256 && ulimit -Hn 4096").serve();
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", helper.process().pid())).unwrap();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
@@ -122,7 +122,7 @@ fn as_many_descriptors_as_allowed_are_used(subject: &Subject) {
     assert_eq!(limits, subject.differs("descriptor-limit", ["256", "4096"], ["4096", "4096"]));
 }
 
-fn without_root_it_says_why(subject: &Subject) {
+fn start_without_root_reports_the_reason(subject: &Subject) {
     let start = subject.command();
     std::os::unix::fs::chown(start.directory(), Some(65534), Some(65534)).unwrap();
     let ordinary = r#"set -- setpriv --reuid=65534 --regid=65534 --clear-groups "$@""#;

@@ -9,25 +9,25 @@ use conformance::{Answer, Client, Subject, against_each_helper, eventually, hold
 use rustix::process::Signal;
 
 against_each_helper!(
-    other_opcodes_close,
-    cleanup_has_nothing_to_clean,
-    the_limit_is_8192_each_way,
-    nothing_to_transfer_is_sent_all_the_same,
-    the_length_is_in_bytes_7_and_8,
-    commands_go_on_as_they_came,
-    the_list_may_come_in_pieces,
-    the_end_at_any_byte_closes,
-    no_more_to_send_is_no_end_of_answers,
-    a_client_that_left_does_not_stop_its_command,
-    requests_may_be_pipelined,
-    a_client_that_never_reads_stalls_itself_alone,
-    a_half_sent_request_stalls_itself_alone,
-    leaving_between_two_requests_is_no_news,
+    other_opcode_closes,
+    cleanup_without_multipath_is_good,
+    more_than_8192_bytes_close,
+    command_without_data_reaches_the_unit,
+    length_is_in_bytes_7_and_8,
+    commands_reach_the_unit_byte_for_byte,
+    list_in_pieces_is_taken,
+    end_at_any_byte_closes,
+    client_that_ends_sending_gets_its_answer,
+    client_that_leaves_does_not_stop_its_command,
+    pipelined_requests_are_answered_in_order,
+    client_that_never_reads_stalls_itself_alone,
+    half_sent_request_stalls_itself_alone,
+    client_that_leaves_between_requests_is_not_logged,
     protocol_violations_leave_nothing_behind,
     protocol_violations_do_not_flood_the_log,
 );
 
-fn other_opcodes_close(subject: &Subject) {
+fn other_opcode_closes(subject: &Subject) {
     let helper = subject.serve();
     for opcode in [0x00, 0x12, 0x5d, 0x60, 0xa0, 0xfe] {
         let client = helper.connect();
@@ -39,7 +39,7 @@ fn other_opcodes_close(subject: &Subject) {
     }
 }
 
-fn cleanup_has_nothing_to_clean(subject: &Subject) {
+fn cleanup_without_multipath_is_good(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     let mut cdb = [0; 16];
     cdb[0] = 0xff;
@@ -60,7 +60,7 @@ fn cleanup_has_nothing_to_clean(subject: &Subject) {
     assert_eq!(helper.supervisor().calls(), [], "no device was asked");
 }
 
-fn the_limit_is_8192_each_way(subject: &Subject) {
+fn more_than_8192_bytes_close(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     helper.supervisor().reply_with(sg_io::Reply::data(&[7; 8192]));
     let client = helper.connect();
@@ -79,7 +79,7 @@ fn the_limit_is_8192_each_way(subject: &Subject) {
     assert_eq!(helper.supervisor().calls().len(), 2, "no device was asked");
 }
 
-fn nothing_to_transfer_is_sent_all_the_same(subject: &Subject) {
+fn command_without_data_reaches_the_unit(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     let client = helper.connect();
     helper.supervisor().reply_with(sg_io::Reply::data(&[7; 8192]));
@@ -91,7 +91,7 @@ fn nothing_to_transfer_is_sent_all_the_same(subject: &Subject) {
     assert_eq!((calls[0].transfer_length, calls[1].transfer_length), (8192, 0));
 }
 
-fn the_length_is_in_bytes_7_and_8(subject: &Subject) {
+fn length_is_in_bytes_7_and_8(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     let client = helper.connect();
     let mut cdb = out_cdb(0, 24);
@@ -101,7 +101,7 @@ fn the_length_is_in_bytes_7_and_8(subject: &Subject) {
     assert_eq!((&call.command[..], call.transfer_length, &call.buffer[..]), (&cdb[..], 24, &[9; 24][..]));
 }
 
-fn commands_go_on_as_they_came(subject: &Subject) {
+fn commands_reach_the_unit_byte_for_byte(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     let client = helper.connect();
     for byte in 0..=255_u8 {
@@ -117,7 +117,7 @@ fn commands_go_on_as_they_came(subject: &Subject) {
     }
 }
 
-fn the_list_may_come_in_pieces(subject: &Subject) {
+fn list_in_pieces_is_taken(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     let client = helper.connect();
     let list: Vec<u8> = (0..24).collect();
@@ -129,7 +129,7 @@ fn the_list_may_come_in_pieces(subject: &Subject) {
     assert_eq!(helper.supervisor().calls()[0].buffer, list);
 }
 
-fn the_end_at_any_byte_closes(subject: &Subject) {
+fn end_at_any_byte_closes(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     let before = helper.process().descriptors().len();
     let request = [&out_cdb(0, 24)[..], &[0; 24]].concat();
@@ -148,7 +148,7 @@ fn the_end_at_any_byte_closes(subject: &Subject) {
     eventually("no descriptor is left behind", || (helper.process().descriptors().len() <= before).then_some(()));
 }
 
-fn no_more_to_send_is_no_end_of_answers(subject: &Subject) {
+fn client_that_ends_sending_gets_its_answer(subject: &Subject) {
     let helper = subject.serve();
     let client = helper.connect();
     client.request(&in_cdb(0, 8), &[], null());
@@ -157,7 +157,7 @@ fn no_more_to_send_is_no_end_of_answers(subject: &Subject) {
     client.assert_closed();
 }
 
-fn a_client_that_left_does_not_stop_its_command(subject: &Subject) {
+fn client_that_leaves_does_not_stop_its_command(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     helper.supervisor().hold();
     let client = helper.connect();
@@ -172,7 +172,7 @@ fn a_client_that_left_does_not_stop_its_command(subject: &Subject) {
     assert_eq!(other.run(&out_cdb(0, 24), &[0; 24], null()), Answer::good(&[]));
 }
 
-fn requests_may_be_pipelined(subject: &Subject) {
+fn pipelined_requests_are_answered_in_order(subject: &Subject) {
     let helper = subject.command().supervised().serve();
     helper.supervisor().reply_with(|call| sg_io::Reply::data(&[call.command[1]])(call));
     let client = helper.connect();
@@ -184,7 +184,7 @@ fn requests_may_be_pipelined(subject: &Subject) {
     }
 }
 
-fn a_client_that_never_reads_stalls_itself_alone(subject: &Subject) {
+fn client_that_never_reads_stalls_itself_alone(subject: &Subject) {
     let mut helper = subject.command().supervised().serve();
     helper.supervisor().reply_with(sg_io::Reply::data(&[7; 8192]));
     let deaf = helper.connect();
@@ -206,7 +206,7 @@ fn a_client_that_never_reads_stalls_itself_alone(subject: &Subject) {
     assert_eq!(helper.wait().code(), Some(0), "{}", helper.stderr());
 }
 
-fn a_half_sent_request_stalls_itself_alone(subject: &Subject) {
+fn half_sent_request_stalls_itself_alone(subject: &Subject) {
     let helper = subject.serve();
     let request = [&out_cdb(0, 24)[..], &[0; 24]].concat();
     let halves: Vec<Client> = [0, 1, 15, 16, 39]
@@ -235,7 +235,7 @@ fn a_half_sent_request_stalls_itself_alone(subject: &Subject) {
     }
 }
 
-fn leaving_between_two_requests_is_no_news(subject: &Subject) {
+fn client_that_leaves_between_requests_is_not_logged(subject: &Subject) {
     let helper = subject.serve();
     drop(helper.connect_silently());
     drop(helper.connect());

@@ -9,17 +9,17 @@ against_each_helper!(
     out_sends_the_list,
     every_errno_has_its_answer,
     every_host_status_has_its_answer,
-    a_host_status_outweighs_what_follows_it,
-    a_host_status_does_not_hide_why_the_unit_refused,
+    host_status_outweighs_driver_status_and_status,
+    host_status_does_not_hide_the_refusal_of_the_unit,
     driver_status_is_busy_or_nothing,
     driver_status_does_not_turn_into_good,
     failure_sense_does_not_turn_into_good,
-    check_condition_has_sense,
-    an_ioctl_that_did_nothing_is_not_good,
-    the_status_is_passed_on,
+    check_condition_always_has_sense,
+    ioctl_that_writes_nothing_is_not_good,
+    status_is_passed_on,
     sense_is_passed_on_byte_for_byte,
-    data_are_what_was_transferred,
-    the_answer_of_one_connection_does_not_wait_for_another,
+    data_are_the_transferred_bytes,
+    answer_of_one_connection_does_not_wait_for_another,
 );
 
 fn supervised(subject: &Subject) -> Helper {
@@ -133,7 +133,7 @@ fn every_host_status_has_its_answer(subject: &Subject) {
     }
 }
 
-fn a_host_status_outweighs_what_follows_it(subject: &Subject) {
+fn host_status_outweighs_driver_status_and_status(subject: &Subject) {
     let helper = supervised(subject);
     for host_status in (0x01..=0x14).filter(|host_status| host_status_answer(*host_status).is_some()) {
         let reply = Done { host_status, status: 0x18, driver_status: 0x06, ..Done::default() };
@@ -157,7 +157,7 @@ fn driver_status_is_busy_or_nothing(subject: &Subject) {
     assert_eq!(answers(&helper, Reply::Done(reply)), [Answer::good(&[]), Answer::good(&[])]);
 }
 
-fn a_host_status_does_not_hide_why_the_unit_refused(subject: &Subject) {
+fn host_status_does_not_hide_the_refusal_of_the_unit(subject: &Subject) {
     let helper = supervised(subject);
     let refusal = sense(0x05, 0x26, 0x00)[..18].to_vec();
     for host_status in (0x01..=0x20).filter(|host_status| host_status_answer(*host_status).is_none()) {
@@ -199,7 +199,7 @@ fn failure_sense_does_not_turn_into_good(subject: &Subject) {
     }
 }
 
-fn check_condition_has_sense(subject: &Subject) {
+fn check_condition_always_has_sense(subject: &Subject) {
     let helper = supervised(subject);
     for sense in [vec![], vec![0; 18]] {
         for answer in answers(&helper, Reply::sense(&sense)) {
@@ -209,7 +209,7 @@ fn check_condition_has_sense(subject: &Subject) {
     }
 }
 
-fn an_ioctl_that_did_nothing_is_not_good(subject: &Subject) {
+fn ioctl_that_writes_nothing_is_not_good(subject: &Subject) {
     let helper = supervised(subject);
     let failure = Answer::check(0x0b, 0x08, 0x00);
     let [read, reserved] = answers(&helper, Reply::Ignored);
@@ -217,7 +217,7 @@ fn an_ioctl_that_did_nothing_is_not_good(subject: &Subject) {
     assert_eq!((read.status, read.size), subject.differs("ioctl-of-another", (0x00, 24), (0x02, 0)));
 }
 
-fn the_status_is_passed_on(subject: &Subject) {
+fn status_is_passed_on(subject: &Subject) {
     let helper = supervised(subject);
     for status in (0..=0xff).filter(|status| *status != 0x02) {
         let reply = Done { status, residual: 8192, ..Done::default() };
@@ -241,7 +241,7 @@ fn sense_is_passed_on_byte_for_byte(subject: &Subject) {
     }
 }
 
-fn data_are_what_was_transferred(subject: &Subject) {
+fn data_are_the_transferred_bytes(subject: &Subject) {
     let helper = supervised(subject);
     let written: Vec<u8> = (0..8192_u32).map(|byte| (byte % 251) as u8 + 1).collect();
     let client = helper.connect();
@@ -259,7 +259,7 @@ fn data_are_what_was_transferred(subject: &Subject) {
     assert_eq!(client.run(&in_cdb(0, 8192), &[], null()), Answer::good(&written));
 }
 
-fn the_answer_of_one_connection_does_not_wait_for_another(subject: &Subject) {
+fn answer_of_one_connection_does_not_wait_for_another(subject: &Subject) {
     let helper = supervised(subject);
     helper.supervisor().hold();
     let (slow, quick) = (helper.connect(), helper.connect());

@@ -9,19 +9,19 @@ use conformance::{Answer, Client, Helper, Subject, against_each_helper, eventual
 use rustix::process::Signal;
 
 against_each_helper!(
-    term_int_and_hup_end_it_cleanly,
-    clients_that_do_nothing_do_not_delay_the_end,
-    quit_and_usr2_kill_it,
-    pipe_and_usr1_do_nothing,
-    a_running_command_is_answered_before_the_end,
-    while_a_command_runs_on_nobody_new_is_served,
+    term_int_and_hup_end_the_helper_cleanly,
+    idle_clients_do_not_delay_the_end,
+    quit_and_usr2_kill_the_helper,
+    pipe_and_usr1_change_nothing,
+    running_command_is_answered_before_the_end,
+    new_client_during_the_end_is_not_served,
     more_signals_change_nothing,
-    stopping_and_continuing_is_harmless,
-    sigterm_during_the_start_is_lost,
-    sigterm_at_any_time_ends_it,
+    stopped_helper_answers_once_it_continues,
+    sigterm_at_any_step_of_the_start_ends_the_helper,
+    sigterm_at_any_time_ends_the_helper,
 );
 
-fn term_int_and_hup_end_it_cleanly(subject: &Subject) {
+fn term_int_and_hup_end_the_helper_cleanly(subject: &Subject) {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut helper = subject.serve();
         helper.signal(signal);
@@ -32,7 +32,7 @@ fn term_int_and_hup_end_it_cleanly(subject: &Subject) {
     }
 }
 
-fn clients_that_do_nothing_do_not_delay_the_end(subject: &Subject) {
+fn idle_clients_do_not_delay_the_end(subject: &Subject) {
     let mut helper = subject.serve();
     let (idle, silent, half) = (helper.connect(), helper.connect_silently(), helper.connect());
     silent.read::<4>();
@@ -44,7 +44,7 @@ fn clients_that_do_nothing_do_not_delay_the_end(subject: &Subject) {
     }
 }
 
-fn quit_and_usr2_kill_it(subject: &Subject) {
+fn quit_and_usr2_kill_the_helper(subject: &Subject) {
     for signal in [Signal::QUIT, Signal::USR2] {
         let mut helper = subject.serve();
         helper.signal(signal);
@@ -52,7 +52,7 @@ fn quit_and_usr2_kill_it(subject: &Subject) {
     }
 }
 
-fn pipe_and_usr1_do_nothing(subject: &Subject) {
+fn pipe_and_usr1_change_nothing(subject: &Subject) {
     let helper = subject.serve();
     for signal in [Signal::PIPE, Signal::USR1] {
         helper.signal(signal);
@@ -61,7 +61,7 @@ fn pipe_and_usr1_do_nothing(subject: &Subject) {
     assert_eq!(helper.terminate().code(), 0);
 }
 
-fn a_running_command_is_answered_before_the_end(subject: &Subject) {
+fn running_command_is_answered_before_the_end(subject: &Subject) {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut helper = subject.command().supervised().serve();
         helper.supervisor().hold();
@@ -81,7 +81,7 @@ fn a_running_command_is_answered_before_the_end(subject: &Subject) {
     }
 }
 
-fn while_a_command_runs_on_nobody_new_is_served(subject: &Subject) {
+fn new_client_during_the_end_is_not_served(subject: &Subject) {
     let mut helper = subject.command().supervised().serve();
     helper.supervisor().hold();
     let busy = helper.connect();
@@ -112,7 +112,7 @@ fn more_signals_change_nothing(subject: &Subject) {
     assert_eq!(helper.wait().code(), Some(0));
 }
 
-fn stopping_and_continuing_is_harmless(subject: &Subject) {
+fn stopped_helper_answers_once_it_continues(subject: &Subject) {
     let helper = subject.serve();
     let client = helper.connect();
     helper.signal(Signal::STOP);
@@ -122,7 +122,7 @@ fn stopping_and_continuing_is_harmless(subject: &Subject) {
 }
 
 /// Holds the helper at one system call of its start after the other, and sends SIGTERM there.
-fn sigterm_during_the_start_is_lost(subject: &Subject) {
+fn sigterm_at_any_step_of_the_start_ends_the_helper(subject: &Subject) {
     let mut survived = None;
     for stops in 0.. {
         let calls = ["prctl", "bind", "listen", "setgroups", "capset", "epoll_create1"];
@@ -150,9 +150,9 @@ fn sigterm_during_the_start_is_lost(subject: &Subject) {
 }
 
 /// Without stopping it anywhere, at whatever it is doing.
-fn sigterm_at_any_time_ends_it(subject: &Subject) {
+fn sigterm_at_any_time_ends_the_helper(subject: &Subject) {
     let mut survived = 0;
-    for microseconds in (0..6000).step_by(40) {
+    for microseconds in (0..8000).step_by(50) {
         let mut helper = subject.command().socket().start();
         std::thread::sleep(Duration::from_micros(microseconds));
         helper.signal(Signal::TERM);

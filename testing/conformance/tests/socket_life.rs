@@ -15,21 +15,21 @@ use rustix::net::{
 use rustix::process::Signal;
 
 against_each_helper!(
-    a_stale_socket_is_replaced,
-    a_file_is_not_taken_for_a_socket,
-    a_symbolic_link_is_not_followed,
-    a_live_instance_is_not_robbed,
-    a_socket_that_somebody_else_serves_is_not_robbed,
-    the_mode_is_what_the_umask_leaves,
-    it_is_removed_at_a_clean_exit,
-    it_stays_when_the_process_is_killed,
-    a_socket_that_took_its_place_is_left_alone,
-    a_path_that_is_gone_at_exit_is_no_error,
-    it_is_removed_by_an_ordinary_user_too,
-    it_cannot_be_connected_to_before_it_listens,
-    another_owner_and_mode_do_not_matter,
-    a_failed_start_leaves_none,
-    connections_queue_up,
+    stale_socket_is_replaced,
+    file_at_the_path_is_not_replaced,
+    symbolic_link_at_the_path_is_not_followed,
+    path_of_a_live_helper_is_not_taken,
+    path_of_another_live_socket_is_not_taken,
+    mode_is_0777_without_the_umask,
+    clean_end_removes_the_socket,
+    killed_helper_has_its_socket_removed,
+    socket_of_another_at_the_path_stays,
+    missing_path_at_the_end_is_no_error,
+    ordinary_user_removes_the_socket,
+    socket_before_listen_refuses_connections,
+    other_owner_and_mode_do_not_matter,
+    failed_start_leaves_no_socket,
+    connections_of_a_stopped_helper_queue_up,
 );
 
 fn serves(helper: &Helper) {
@@ -49,7 +49,7 @@ fn stale_socket(path: &Path) {
     shutdown(&listener, Shutdown::Both).unwrap();
 }
 
-fn a_stale_socket_is_replaced(subject: &Subject) {
+fn stale_socket_is_replaced(subject: &Subject) {
     let start = subject.command();
     stale_socket(&start.path("socket"));
     serves(&start.serve());
@@ -68,13 +68,13 @@ fn takes_the_place(start: Start) -> bool {
     replaced
 }
 
-fn a_file_is_not_taken_for_a_socket(subject: &Subject) {
+fn file_at_the_path_is_not_replaced(subject: &Subject) {
     let start = subject.command();
     fs::write(start.path("socket"), "precious").unwrap();
     assert_eq!(takes_the_place(start), subject.differs("file-at-path", true, false));
 }
 
-fn a_symbolic_link_is_not_followed(subject: &Subject) {
+fn symbolic_link_at_the_path_is_not_followed(subject: &Subject) {
     let start = subject.command();
     let target = tempfile::NamedTempFile::new().unwrap();
     fs::write(&target, "precious").unwrap();
@@ -83,7 +83,7 @@ fn a_symbolic_link_is_not_followed(subject: &Subject) {
     assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
 }
 
-fn a_live_instance_is_not_robbed(subject: &Subject) {
+fn path_of_a_live_helper_is_not_taken(subject: &Subject) {
     let mut first = subject.serve();
     let mut second = subject.command().arg("-k").arg(first.socket()).start();
     let robbed = eventually("the second serves or has ended", || {
@@ -104,7 +104,7 @@ fn a_live_instance_is_not_robbed(subject: &Subject) {
     assert_eq!(served_by(&first), Some(first.process().pid()));
 }
 
-fn a_socket_that_somebody_else_serves_is_not_robbed(subject: &Subject) {
+fn path_of_another_live_socket_is_not_taken(subject: &Subject) {
     let start = subject.command().socket();
     let listener = UnixListener::bind(start.path("socket")).unwrap();
     let owner = fs::metadata(start.path("socket")).unwrap().ino();
@@ -118,7 +118,7 @@ fn a_socket_that_somebody_else_serves_is_not_robbed(subject: &Subject) {
     drop(listener);
 }
 
-fn the_mode_is_what_the_umask_leaves(subject: &Subject) {
+fn mode_is_0777_without_the_umask(subject: &Subject) {
     for (umask, mode) in [("022", 0o755), ("077", 0o700), ("0", 0o777), ("007", 0o770)] {
         let helper = subject.command().shell(&format!("umask {umask}")).serve();
         let metadata = fs::metadata(helper.socket()).unwrap();
@@ -131,7 +131,7 @@ fn the_mode_is_what_the_umask_leaves(subject: &Subject) {
     assert_eq!((metadata.uid(), metadata.gid(), metadata.permissions().mode() & 0o7777), (0, 0, 0o755));
 }
 
-fn it_is_removed_at_a_clean_exit(subject: &Subject) {
+fn clean_end_removes_the_socket(subject: &Subject) {
     let helper = subject.serve();
     let socket = helper.socket();
     let end = helper.terminate();
@@ -139,7 +139,7 @@ fn it_is_removed_at_a_clean_exit(subject: &Subject) {
     assert!(!socket.exists());
 }
 
-fn it_stays_when_the_process_is_killed(subject: &Subject) {
+fn killed_helper_has_its_socket_removed(subject: &Subject) {
     for signal in [Signal::KILL, Signal::QUIT, Signal::USR2, Signal::ABORT] {
         let mut helper = subject.serve();
         helper.signal(signal);
@@ -152,7 +152,7 @@ fn it_stays_when_the_process_is_killed(subject: &Subject) {
     }
 }
 
-fn a_socket_that_took_its_place_is_left_alone(subject: &Subject) {
+fn socket_of_another_at_the_path_stays(subject: &Subject) {
     let mut helper = subject.serve();
     fs::remove_file(helper.socket()).unwrap();
     let _another = UnixListener::bind(helper.socket()).unwrap();
@@ -162,14 +162,14 @@ fn a_socket_that_took_its_place_is_left_alone(subject: &Subject) {
     assert_eq!(left, subject.differs("socket-of-another", false, true), "{}", helper.stderr());
 }
 
-fn a_path_that_is_gone_at_exit_is_no_error(subject: &Subject) {
+fn missing_path_at_the_end_is_no_error(subject: &Subject) {
     let helper = subject.serve();
     fs::remove_file(helper.socket()).unwrap();
     let end = helper.terminate();
     assert_eq!((end.code(), &*end.stderr), (0, ""));
 }
 
-fn it_is_removed_by_an_ordinary_user_too(subject: &Subject) {
+fn ordinary_user_removes_the_socket(subject: &Subject) {
     // The directory is root's.
     let helper = subject.command().args(["-u", "nobody", "-g", "nogroup"]).serve();
     let socket = helper.socket();
@@ -180,7 +180,7 @@ fn it_is_removed_by_an_ordinary_user_too(subject: &Subject) {
     assert_eq!((socket.exists(), &*end.stderr), expected);
 }
 
-fn it_cannot_be_connected_to_before_it_listens(subject: &Subject) {
+fn socket_before_listen_refuses_connections(subject: &Subject) {
     let helper = subject.command().socket().stopping_at(&["listen"]).start();
     helper.supervisor().wait_for_stop();
     // libvirt waits for the file alone; QEMU connects much later.
@@ -191,7 +191,7 @@ fn it_cannot_be_connected_to_before_it_listens(subject: &Subject) {
     client.handshake();
 }
 
-fn another_owner_and_mode_do_not_matter(subject: &Subject) {
+fn other_owner_and_mode_do_not_matter(subject: &Subject) {
     // libvirt gives the socket to QEMU's user, and labels it.
     let mut helper = subject.serve();
     chown(helper.socket(), Some(65534), Some(65534)).unwrap();
@@ -202,7 +202,7 @@ fn another_owner_and_mode_do_not_matter(subject: &Subject) {
     assert!(!helper.socket().exists());
 }
 
-fn a_failed_start_leaves_none(subject: &Subject) {
+fn failed_start_leaves_no_socket(subject: &Subject) {
     // The pid file cannot be made; privileges cannot be dropped.
     let start = subject.command();
     let pid_file = start.path("missing/pid");
@@ -218,7 +218,7 @@ fn a_failed_start_leaves_none(subject: &Subject) {
     }
 }
 
-fn connections_queue_up(subject: &Subject) {
+fn connections_of_a_stopped_helper_queue_up(subject: &Subject) {
     let helper = subject.serve();
     helper.signal(Signal::STOP);
     eventually("it is stopped", || {

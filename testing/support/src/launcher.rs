@@ -5,15 +5,16 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::{Client, Process, eventually};
+use crate::{Client, DEADLINE, Process, eventually};
 
 /// An environment variable by which every process that a program became is found, also a daemon.
 #[derive(Debug)]
@@ -102,6 +103,12 @@ impl Launcher {
             stderr: Output::default(),
             mark: Arc::new(Mark::new()),
         }
+    }
+
+    /// Replaces the program.
+    pub fn program(&mut self, program: impl AsRef<OsStr>) -> &mut Self {
+        self.program = program.as_ref().to_owned();
+        self
     }
 
     /// Adds an argument.
@@ -289,16 +296,32 @@ impl Program {
         });
     }
 
-    /// Waits until the program serves at `socket`: it has sent its features to a client. Before that, a connection may
-    /// be to a socket that the program is about to replace.
+    /// Waits until the program serves at `socket`.
+    ///
+    /// # Panics
+    ///
+    /// When the program ends, or after [`DEADLINE`].
     #[track_caller]
     pub fn wait_until_served(&mut self, socket: &Path) {
-        eventually(&format!("{} is served", socket.display()), || {
+        self.try_wait_until_served(socket).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Waits until the program serves at `socket`: it has sent its features to a client. A connection alone proves less,
+    /// for it may be to a socket that the program is about to replace.
+    pub fn try_wait_until_served(&mut self, socket: &Path) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            let served = Client::connect(socket).and_then(|mut client| client.read_features());
+            let Err(error) = served else { return Ok(()) };
             if let Some(status) = self.try_wait() {
-                panic!("the program ended with {status}: {}", self.stderr());
+                return Err(io::Error::other(format!("the program ended with {status}: {}", self.stderr())));
             }
-            Client::over(UnixStream::connect(socket).ok()?).ok()?.read_features().ok()
-        });
+            if start.elapsed() > DEADLINE {
+                let message = format!("{} is not served after {DEADLINE:?}: {error}", socket.display());
+                return Err(io::Error::new(error.kind(), message));
+            }
+            sleep(Duration::from_millis(2));
+        }
     }
 
     /// Sends a signal.

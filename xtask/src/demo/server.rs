@@ -1,24 +1,18 @@
-//! The server of the demo: `scsi-pr serve`, as an administrator would start it.
+//! The server of the demo: `scsi-pr serve`, as an administrator starts it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
-use scsi_pr_helper::HelperClient;
+use testing_support::{Launcher, Program};
 
 use super::NODES;
 use crate::command;
 
-/// Far longer than it takes.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// A running server, which ends with the value.
+/// A server. It ends with the value.
 pub(super) struct Server {
     command: Command,
-    process: Child,
+    program: Program,
     sockets: [PathBuf; 2],
 }
 
@@ -32,37 +26,35 @@ impl Server {
         for (node, socket) in NODES.iter().zip(&sockets) {
             command.arg(format!("--listen={node}={}", socket.display()));
         }
-        command.stdin(Stdio::null());
-        let process = spawn(&mut command)?;
-        let mut server = Self { command, process, sockets };
-        server.wait_until_it_serves()?;
+        let mut launcher = Launcher::new(program);
+        let started = launcher.args(command.get_args()).try_spawn();
+        let program = started.with_context(|| format!("start {}", command::line(&command)))?;
+        let mut server = Self { command, program, sockets };
+        server.wait_until_served()?;
         Ok(server)
     }
 
-    /// The command line, as a user would type it.
+    /// The command line that a user types.
     pub(super) fn command_line(&self) -> String {
         let line = command::line(&self.command);
         let program = self.command.get_program().to_string_lossy();
         line.replacen(&*program, "scsi-pr", 1).replace(" --quiet", "").replace(" --", " \\\n        --")
     }
 
-    /// A client for each node. It connects again by itself when the server was started again.
-    pub(super) fn clients(&self) -> [HelperClient; 2] {
-        self.sockets.each_ref().map(HelperClient::new)
+    /// The socket of each node.
+    pub(super) fn sockets(&self) -> [PathBuf; 2] {
+        self.sockets.clone()
     }
 
-    /// Kills it, without a chance to put anything in order, and starts it again.
+    /// Kills the server, without a chance to put anything in order, and starts it again.
     pub(super) fn restart(&mut self) -> Result<()> {
-        self.process.kill().context("kill the server")?;
-        self.process.wait().context("wait for the end of the server")?;
-        self.process = spawn(&mut self.command)?;
-        self.wait_until_it_serves()
+        self.program.restart();
+        self.wait_until_served()
     }
 
-    /// Ends it as systemd would.
+    /// Ends the server as systemd does.
     pub(super) fn stop(mut self) -> Result<()> {
-        kill_process(Pid::from_child(&self.process), Signal::TERM).context("stop the server")?;
-        let status = self.process.wait().context("wait for the end of the server")?;
+        let status = self.program.stop();
         if !status.success() {
             bail!("the server should have ended well, but: {status}");
         }
@@ -72,31 +64,10 @@ impl Server {
         }
     }
 
-    /// Until every socket greets who connects: before, another one may just have been removed as left over.
-    fn wait_until_it_serves(&mut self) -> Result<()> {
-        let start = Instant::now();
+    fn wait_until_served(&mut self) -> Result<()> {
         for socket in &self.sockets {
-            while HelperClient::new(socket).connect().is_err() {
-                if let Some(status) = self.process.try_wait()? {
-                    bail!("{} ended: {status}", command::line(&self.command));
-                }
-                if start.elapsed() > START_TIMEOUT {
-                    bail!("{} does not listen at {}", command::line(&self.command), socket.display());
-                }
-                sleep(Duration::from_millis(5));
-            }
+            self.program.try_wait_until_served(socket).with_context(|| command::line(&self.command))?;
         }
         Ok(())
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn spawn(command: &mut Command) -> Result<Child> {
-    command.spawn().with_context(|| format!("start {}", command::line(command)))
 }

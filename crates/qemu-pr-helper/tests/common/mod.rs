@@ -1,173 +1,123 @@
-//! Starting the helper, and looking at what it does from outside. These tests have to be run as root, as the helper is:
-//! for anybody else it does not start.
-#![allow(dead_code, reason = "each test program uses a part")]
+//! The helper as a process.
+//!
+//! The helper starts as root alone, so every test of it begins with [`require_root!`].
+#![allow(dead_code, unused_imports, reason = "each test program uses a part")]
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::{Child, ExitStatus};
 
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+use rustix::process::Signal;
+use testing_support::Client;
+pub(crate) use testing_support::{Launcher, Output, Process, Program, directory, eventually, skip};
 
 /// The program under test.
 pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_qemu-pr-helper");
 
-/// Far more than anything here takes on a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A wrapper that leaves the program an ordinary user's, with CAP_SYS_RAWIO alone.
+pub(crate) const WITH_ONE_CAPABILITY: [&str; 7] = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    "--inh-caps=-all,+sys_rawio",
+    "--ambient-caps=+sys_rawio",
+    "--bounding-set=-all,+sys_rawio",
+];
 
-/// Waits until `condition` gives something.
-#[track_caller]
-pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        sleep(Duration::from_millis(2));
-    }
+/// Returns from a test that does not run as root.
+macro_rules! require_root {
+    () => {
+        testing_support::require_root!("the helper drops privileges, which an ordinary user lacks")
+    };
+}
+pub(crate) use require_root;
+
+/// The helper with these arguments.
+pub(crate) fn helper<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Launcher {
+    let mut launcher = Launcher::new(HELPER);
+    launcher.args(arguments);
+    launcher
 }
 
-/// A directory of the test's own that everybody may pass through.
-pub(crate) fn directory() -> TempDir {
-    tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap()
+/// The helper with `-k socket`.
+pub(crate) fn helper_at(socket: &Path) -> Launcher {
+    helper(["-k".as_ref(), socket.as_os_str()])
 }
 
-/// The helper as it is to be run, with nothing inherited that could change what it does.
-pub(crate) fn helper<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(HELPER);
-    command.args(arguments).stdin(Stdio::null());
-    for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET"] {
-        command.env_remove(name);
-    }
-    command
-}
-
-/// A running helper, which is killed if the test does not end it.
-pub(crate) struct Running {
-    pub(crate) process: Child,
+/// A helper that serves at a socket.
+pub(crate) struct Helper {
+    program: Program,
     pub(crate) socket: PathBuf,
 }
 
-impl Running {
-    /// Starts `command` and waits until its socket can be connected to.
+impl Helper {
+    /// Starts the helper and waits until it serves.
     #[track_caller]
-    pub(crate) fn start(command: &mut Command, socket: &Path) -> Self {
-        let mut running = Self { process: command.spawn().unwrap(), socket: socket.to_owned() };
-        wait_for("the helper to listen", || {
-            if let Some(status) = running.process.try_wait().unwrap() {
-                panic!("the helper ended: {status}");
-            }
-            UnixStream::connect(socket).ok()
-        });
-        // Its start goes on after that; once it answers it is over.
-        handshake(socket);
-        running
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.process), signal).unwrap();
+    pub(crate) fn start(launcher: &mut Launcher, socket: &Path) -> Self {
+        Self { program: launcher.serve(socket), socket: socket.to_owned() }
     }
 
     /// Sends `signal` and waits for the end.
     #[track_caller]
     pub(crate) fn end_by(mut self, signal: Signal) -> ExitStatus {
-        self.signal(signal);
-        ended(&mut self.process)
+        self.program.end_by(signal)
     }
 
-    /// Its monitor.
-    pub(crate) fn monitor(&self) -> Option<u32> {
-        // Who starts a process goes on a moment before that has a command line.
-        wait_for("every child to be somebody", || {
-            let named = |pid| fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line: Vec<u8>| !line.is_empty());
-            children(self.pid()).into_iter().all(named).then_some(())
+    /// Sends SIGTERM and waits for the end. Returns everything on standard error.
+    #[track_caller]
+    pub(crate) fn end(mut self) -> String {
+        assert_eq!(self.program.stop().code(), Some(0));
+        self.program.stderr()
+    }
+
+    /// The monitor of the helper.
+    pub(crate) fn monitor(&self) -> Option<Process> {
+        // A child has no command line for a moment, while its parent already goes on.
+        eventually("every child has its command line", || {
+            self.process().children().into_iter().all(|child| !child.command_line().is_empty()).then_some(())
         });
-        processes_with(&self.socket).into_iter().find(|pid| {
-            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"qemu-pr-helper-monitor\0"))
-        })
+        Process::with_argument(&self.socket).into_iter().find(|process| process.is_named("qemu-pr-helper-monitor"))
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+impl Deref for Helper {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.program
     }
+}
+
+impl DerefMut for Helper {
+    fn deref_mut(&mut self) -> &mut Program {
+        &mut self.program
+    }
+}
+
+/// Waits until no process has `path` as an argument.
+#[track_caller]
+pub(crate) fn wait_until_unused(path: &Path) {
+    eventually("every process of the helper ends", || Process::with_argument(path).is_empty().then_some(()));
+}
+
+/// Waits until the socket is removed.
+#[track_caller]
+pub(crate) fn wait_until_removed(socket: &Path) {
+    eventually("the socket is removed", || (!socket.exists()).then_some(()));
 }
 
 /// Waits for the end of a process.
 #[track_caller]
 pub(crate) fn ended(process: &mut Child) -> ExitStatus {
-    wait_for("the process to end", || process.try_wait().unwrap())
+    eventually("the process ends", || process.try_wait().unwrap())
 }
 
-/// Connects and reads what the helper offers: after that it serves.
+/// Connects and reads the features that the helper offers. After that the helper serves the connection.
 #[track_caller]
-pub(crate) fn handshake(socket: &Path) -> UnixStream {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut features = [0xff; 4];
-    stream.read_exact(&mut features).unwrap();
-    assert_eq!(features, [0; 4]);
-    stream
-}
-
-/// The exit code and what was printed, of a helper that ends by itself.
-#[track_caller]
-pub(crate) fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
-    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let status = ended(&mut process);
-    let (mut out, mut err) = (String::new(), String::new());
-    process.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-    process.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-    (status.code(), out, err)
-}
-
-/// The live children of a process.
-pub(crate) fn children(process: u32) -> Vec<u32> {
-    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    all.filter(|pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // After the name, which may hold anything: state, parent.
-        let words = stat.rsplit_once(") ").map(|(_, words)| words.split(' ').collect::<Vec<_>>()).unwrap_or_default();
-        matches!(words[..], [state, parent, ..] if state != "Z" && parent == process.to_string())
-    })
-    .collect()
-}
-
-/// The live processes that have `path` on their command line.
-pub(crate) fn processes_with(path: &Path) -> Vec<u32> {
-    let path = path.as_os_str().as_encoded_bytes();
-    let numbers = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    numbers
-        .filter(|pid: &u32| {
-            // A zombie has no command line.
-            fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| line.split(|byte| *byte == 0).any(|argument| argument == path))
-        })
-        .collect()
-}
-
-/// The fields of `/proc/PID/status` of every thread.
-pub(crate) fn threads(pid: u32) -> Vec<BTreeMap<String, String>> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let status = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
-    status
-        .map(|text| {
-            let fields = text.lines().filter_map(|line| line.split_once(':'));
-            fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
-        })
-        .collect()
+pub(crate) fn connect(socket: &Path) -> Client {
+    let mut client = Client::connect(socket).unwrap();
+    assert_eq!(client.read_features().unwrap(), 0);
+    client
 }

@@ -2,16 +2,13 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::ExitStatus;
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use scsi_pr::{
     CommandBuf, Completion, FullStatus, Key, Keys, MAX_TRANSFER, PrManager, Reservation, ReserveIn, ReserveInAction,
     ReserveOut, ScopeType, Status, Type,
@@ -19,32 +16,17 @@ use scsi_pr::{
 use scsi_pr_helper::HelperClient;
 use scsi_pr_helper::client::Config;
 use tempfile::TempDir;
+use testing_support::{DEADLINE, Launcher, Program};
 
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_scsi-pr");
-
-/// Far more than anything here takes on a machine that is busy with other things.
-pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Waits until `condition` gives something.
-#[track_caller]
-pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(start.elapsed() < TEST_TIMEOUT, "waited in vain: {what}");
-        sleep(Duration::from_millis(2));
-    }
-}
 
 /// A directory with a disk in it.
 pub(crate) struct Place(TempDir);
 
 impl Place {
     pub(crate) fn new() -> Self {
-        let place = Self(tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap());
+        let place = Self(testing_support::directory());
         File::create(place.path("disk.img")).unwrap().set_len(1 << 20).unwrap();
         place
     }
@@ -57,14 +39,11 @@ impl Place {
         format!("sqlite:{}", self.path("reservations.db").display())
     }
 
-    /// The program, told to serve, with nothing inherited that could change what it does.
+    /// `scsi-pr serve` with this store.
     pub(crate) fn serve(&self, store: &str) -> Start {
-        let mut command = Command::new(PROGRAM);
-        command.arg("serve").arg(format!("--store={store}")).stdin(Stdio::null());
-        for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET"] {
-            command.env_remove(name);
-        }
-        Start { command, sockets: Vec::new(), log: self.path(&format!("log.{}", unique())) }
+        let mut launcher = Launcher::new(PROGRAM);
+        launcher.arg("serve").arg(format!("--store={store}"));
+        Start { launcher, sockets: Vec::new() }
     }
 
     /// The disk, opened as a virtual machine has it.
@@ -73,151 +52,99 @@ impl Place {
     }
 }
 
-fn unique() -> u32 {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    COUNT.fetch_add(1, Ordering::Relaxed)
-}
-
 /// A start that is being prepared.
 pub(crate) struct Start {
-    command: Command,
+    launcher: Launcher,
     sockets: Vec<PathBuf>,
-    log: PathBuf,
 }
 
 impl Start {
     pub(crate) fn arg(mut self, argument: impl Into<OsString>) -> Self {
-        self.command.arg(argument.into());
+        self.launcher.arg(argument.into());
         self
     }
 
     pub(crate) fn listen(mut self, initiator: &str, socket: PathBuf) -> Self {
-        self.command.arg(format!("--listen={initiator}={}", socket.display()));
+        self.launcher.arg(format!("--listen={initiator}={}", socket.display()));
         self.sockets.push(socket);
         self
     }
 
     /// Through a shell that does something first; `"$@"` is the program and its arguments.
     pub(crate) fn by_shell(mut self, script: &str) -> Self {
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", script, "sh"]).arg(self.command.get_program()).args(self.command.get_args());
-        for (name, value) in self.command.get_envs() {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
-        shell.stdin(Stdio::null());
-        self.command = shell;
+        self.launcher.wrapped_by(["/bin/sh", "-c", script, "sh"]);
         self
     }
 
-    /// Sets the standard input.
-    pub(crate) fn stdin(mut self, input: impl Into<Stdio>) -> Self {
-        self.command.stdin(input);
+    pub(crate) fn stdin(mut self, input: impl Into<OwnedFd>) -> Self {
+        self.launcher.stdin(input);
         self
     }
 
     pub(crate) fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
-        self.command.env(name, value.into());
+        self.launcher.env(name, value.into());
         self
     }
 
-    /// Starts it and waits until it serves on all of its sockets.
+    /// Starts the server and waits until it serves on all of its sockets.
     #[track_caller]
     pub(crate) fn start(mut self) -> Server {
-        let process = self.spawn();
-        let mut server = Server { process, start: self };
-        server.wait_until_it_serves();
+        let mut server = Server { process: self.launcher.spawn(), sockets: self.sockets };
+        server.wait_until_served();
         server
     }
 
-    fn spawn(&mut self) -> Child {
-        let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        self.command.stderr(log).spawn().unwrap()
-    }
-
-    /// The exit code and what was printed, of one that ends by itself.
+    /// The exit code and standard error of a server that ends by itself.
     #[track_caller]
     pub(crate) fn outcome(mut self) -> (Option<i32>, String) {
-        let mut process = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let status = ended(&mut process);
-        let mut said = String::new();
-        process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (status.code(), said)
+        let (code, _, stderr) = self.launcher.outcome();
+        (code, stderr)
     }
 }
 
-/// A running server, which is killed if the test does not end it.
+/// A server, which is killed if the test does not end it.
 pub(crate) struct Server {
-    pub(crate) process: Child,
-    start: Start,
+    pub(crate) process: Program,
+    sockets: Vec<PathBuf>,
 }
 
 impl Server {
-    /// Until every socket greets who connects: before, another one may just have been removed as left over.
     #[track_caller]
-    fn wait_until_it_serves(&mut self) {
-        for socket in self.start.sockets.clone() {
-            wait_for("the server to serve", || {
-                if let Some(status) = self.process.try_wait().unwrap() {
-                    panic!("the server ended: {status}: {}", self.log());
-                }
-                HelperClient::new(&socket).connect().ok()
-            });
-        }
+    fn wait_until_served(&mut self) {
+        self.sockets.iter().for_each(|socket| self.process.wait_until_served(socket));
     }
 
-    /// Its log.
+    /// Everything on standard error.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.start.log).unwrap_or_default()
+        self.process.stderr()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.process), signal).unwrap();
+        self.process.signal(signal);
     }
 
-    /// Kills it, and leaves everything as it is then.
+    /// Kills the server, and leaves everything as it is then.
     pub(crate) fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
+        self.process.kill();
     }
 
-    /// Kills it and starts it again.
+    /// Kills the server and starts it again.
     #[track_caller]
     pub(crate) fn restart(&mut self) {
-        self.kill();
-        self.process = self.start.spawn();
-        self.wait_until_it_serves();
+        self.process.restart();
+        self.wait_until_served();
     }
 
-    /// Ends it as systemd would.
+    /// Ends the server as systemd does.
     #[track_caller]
     pub(crate) fn stop(mut self) -> ExitStatus {
-        self.signal(Signal::TERM);
-        ended(&mut self.process)
+        self.process.stop()
     }
 
     /// A field of `/proc/PID/status`.
     pub(crate) fn status(&self, field: &str) -> String {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        line.unwrap().trim().to_owned()
+        self.process.process().status()[field].clone()
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Waits for the end of a process.
-#[track_caller]
-pub(crate) fn ended(process: &mut Child) -> ExitStatus {
-    wait_for("the process to end", || process.try_wait().unwrap())
 }
 
 /// A virtual machine: its connection and its disk.
@@ -229,8 +156,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// That has this disk and comes to this socket.
     pub(crate) fn with(disk: File, socket: &Path) -> Self {
-        let config =
-            Config { attempts: 6000, pause: Duration::from_millis(10), turn: TEST_TIMEOUT, ..Config::default() };
+        let config = Config { attempts: 6000, pause: Duration::from_millis(10), turn: DEADLINE, ..Config::default() };
         Self { client: HelperClient::new(socket).with_config(config), disk }
     }
 

@@ -1,49 +1,38 @@
-//! Helpers for the tests of this crate.
+//! Commands, and disks with managers.
 #![allow(dead_code, reason = "each test uses a part")]
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use scsi_pr::{Cdb, CommandBuf, Completion, Key, Keys, Opcode, PrManager, Status};
+use scsi_pr::{Cdb, CommandBuf, Completion, Key, Keys, PrManager, Status};
 use scsi_pr_store::{SharedReservations, Store, Units};
 use tempfile::NamedTempFile;
+use testing_support::command;
+pub(crate) use testing_support::command::WRITE_EXCLUSIVE_REGISTRANTS_ONLY;
+pub(crate) use testing_support::command::action_in::{READ_KEYS, READ_RESERVATION};
+pub(crate) use testing_support::command::action_out::{
+    CLEAR, PREEMPT, PREEMPT_AND_ABORT, REGISTER, REGISTER_AND_IGNORE_EXISTING_KEY, RELEASE, RESERVE,
+};
 
 pub(crate) const GOOD: Completion = Completion::Good(Vec::new());
 pub(crate) const CONFLICT: Completion = Completion::Status(Status::RESERVATION_CONFLICT);
 
-pub(crate) const READ_KEYS: u8 = 0;
-pub(crate) const READ_RESERVATION: u8 = 1;
-pub(crate) const REGISTER: u8 = 0;
-pub(crate) const RESERVE: u8 = 1;
-pub(crate) const RELEASE: u8 = 2;
-pub(crate) const CLEAR: u8 = 3;
-pub(crate) const PREEMPT: u8 = 4;
-pub(crate) const PREEMPT_AND_ABORT: u8 = 5;
-pub(crate) const REGISTER_AND_IGNORE: u8 = 6;
-/// TYPE: Write Exclusive - Registrants Only.
-pub(crate) const WRITE_EXCLUSIVE_REGISTRANTS_ONLY: u8 = 5;
-
 pub(crate) fn reserve_in(service_action: u8, allocation_length: u16) -> CommandBuf {
-    let mut cdb = [0; 16];
-    (cdb[0], cdb[1]) = (Opcode::ReserveIn.byte(), service_action);
-    cdb[7..9].copy_from_slice(&allocation_length.to_be_bytes());
-    CommandBuf::new(Cdb::new(cdb).unwrap(), Vec::new()).unwrap()
+    CommandBuf::new(Cdb::new(command::reserve_in(service_action, allocation_length)).unwrap(), Vec::new()).unwrap()
 }
 
 pub(crate) fn reserve_out(service_action: u8, reservation_type: u8, list: Vec<u8>) -> CommandBuf {
-    let mut cdb = [0; 16];
-    (cdb[0], cdb[1], cdb[2]) = (Opcode::ReserveOut.byte(), service_action, reservation_type);
-    cdb[7..9].copy_from_slice(&u16::try_from(list.len()).unwrap().to_be_bytes());
+    let cdb = command::reserve_out(service_action, reservation_type, list.len());
     CommandBuf::new(Cdb::new(cdb).unwrap(), list).unwrap()
 }
 
-/// A basic parameter list: RESERVATION KEY, SERVICE ACTION RESERVATION KEY, and no flags.
+/// A basic parameter list.
 pub(crate) fn keys(key: u64, service_action_key: u64) -> Vec<u8> {
-    [&key.to_be_bytes()[..], &service_action_key.to_be_bytes(), &[0; 8]].concat()
+    command::basic_list(key, service_action_key).to_vec()
 }
 
 pub(crate) fn register(key: u64) -> CommandBuf {
-    reserve_out(REGISTER_AND_IGNORE, 0, keys(0, key))
+    reserve_out(REGISTER_AND_IGNORE_EXISTING_KEY, 0, keys(0, key))
 }
 
 /// A disk of a name of its own, and managers for it.
