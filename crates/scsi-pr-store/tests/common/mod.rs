@@ -1,5 +1,5 @@
 //! Commands, and disks with managers.
-#![allow(dead_code, reason = "each test uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test uses a part")]
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
