@@ -1,201 +1,137 @@
-//! Whose the reservations of a device are: the store's, a helper's, or nobody's here.
+//! Who runs the commands for a device: the store, the helper, or neither.
 //!
-//! It is decided by what the device is and by what the administrator said, never by trying: a disk that fails for a moment
-//! would be kept here from then on, and be two disks to those who reserve it.
+//! [`reservation_owner`] and the administrator's options decide, never an attempt. If a disk that fails for a moment were
+//! moved to the store, its reservations would be in two places.
 
-use std::ffi::OsStr;
-use std::fmt;
-use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, fstat, major, minor};
 use scsi_pr::{Command, Completion};
-use scsi_pr_linux::device::{Device, DeviceClass, Number, Sysfs};
+use scsi_pr_linux::device::{Device, Node, Sysfs};
 use scsi_pr_linux::policy::Refusals;
+use scsi_pr_linux::routing::{ReservationOwner, reservation_owner};
 use scsi_pr_store::{Naming, UnitId, Units};
 
-const REMEDY: &str = "--pass=SOCKET sends what has its own reservations to a helper, --keep=PATH keeps them in this store, to \
-                      which everybody must come then";
+const REMEDY: &str = "to send them to a helper, use --pass=SOCKET; to keep them in this store, use --keep=PATH and have every \
+                      host and virtual machine use this store";
 
-/// What the units of the paths to keep are called among themselves.
+/// The name by which the units of the `--keep` paths are recognized.
 const KEPT: &str = "kept";
 
-/// How many loop devices may lie one over another; the kernel has no such limit, and the store identifies no deeper stack.
-const DEEPEST: usize = 32;
+/// The most loop devices one over another. The kernel has no limit, and the store identifies no deeper stack.
+const MAX_DEPTH: usize = 32;
 
-/// Decides for each command anew: device numbers are reused, and paths lead elsewhere.
+/// Decides anew for each command: device numbers are reused, and paths change.
 #[derive(Debug)]
 pub(crate) struct Devices {
     keep: Vec<PathBuf>,
-    /// By which the units of the paths to keep have names, whatever leads to them.
+    /// Gives the units of the `--keep` paths a name, by whichever path they are reached.
     kept: Option<Units>,
     passes: bool,
-    sysfs: PathBuf,
+    sysfs: Sysfs,
     refusals: Refusals,
 }
 
-/// Who has the reservations of a device.
+/// Who runs a command.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// Our store.
+    /// The store.
     Store,
-    /// The device itself: a helper reaches them.
+    /// The helper.
     Helper,
-    /// Nobody whom we may ask: the answer to every command.
-    Nobody(Completion),
+    /// Neither: this is the answer.
+    Neither(Completion),
 }
 
 impl Devices {
-    /// `keep` are the paths of devices whose reservations are kept in the store whatever they are; `passes` says whether
+    /// The reservations of the devices at the paths `keep` are in the store, whatever the devices are. `passes` tells whether
     /// there is a helper.
     pub(crate) fn new(keep: Vec<PathBuf>, passes: bool) -> Self {
         Self::with_sysfs("/sys", keep, passes)
     }
 
     fn with_sysfs(root: impl Into<PathBuf>, keep: Vec<PathBuf>, passes: bool) -> Self {
-        let sysfs = root.into();
+        let root = root.into();
         let name = |path: &PathBuf| Naming::path(KEPT, path).ok();
-        let kept = (!keep.is_empty()).then(|| Units::with_sysfs(&sysfs, keep.iter().filter_map(name)));
-        Self { keep, kept, passes, sysfs, refusals: Refusals::new(REMEDY) }
+        let kept = (!keep.is_empty()).then(|| Units::with_sysfs(&root, keep.iter().filter_map(name)));
+        Self { keep, kept, passes, sysfs: Sysfs::at(root), refusals: Refusals::new(REMEDY) }
     }
 
-    /// Who answers `command`, which came with this descriptor.
+    /// Who runs `command`, which came with this descriptor.
     pub(crate) fn owner(&self, descriptor: BorrowedFd<'_>, command: Command<'_>) -> Owner {
+        let refuse =
+            |device: &Device, why| Owner::Neither(self.refusals.refuse(command, device.number(), || device, why));
         match self.look_up(descriptor) {
             Ok(Found::Store) => Owner::Store,
-            Ok(Found::ItsOwn(_)) if self.passes => Owner::Helper,
-            Ok(Found::ItsOwn(device)) => self.refuse(command, &device, "others may use the reservations that it has"),
-            Ok(Found::OverItsOwn(device)) => self.refuse(
-                command,
-                &device,
-                "others may use the reservations that the disk behind this loop device has",
-            ),
-            Ok(Found::Unexplained(device)) => self.refuse(command, &device, "it may have reservations of its own"),
-            Err(error) => Owner::Nobody(self.refusals.put_off(command, &error)),
+            Ok(Found::Device(_)) if self.passes => Owner::Helper,
+            Ok(Found::Device(device)) => refuse(&device, "others may use the reservations that it has"),
+            Ok(Found::Backing(device)) => {
+                refuse(&device, "others may use the reservations that the disk behind this loop device has")
+            }
+            Ok(Found::Unknown(device)) => refuse(&device, "it may have reservations of its own"),
+            Err(error) => Owner::Neither(self.refusals.put_off(command, &error)),
         }
-    }
-
-    fn refuse(&self, command: Command<'_>, device: &Device, why: &str) -> Owner {
-        Owner::Nobody(self.refusals.refuse(command, device.number(), || device, why))
     }
 
     fn look_up(&self, descriptor: BorrowedFd<'_>) -> io::Result<Found> {
-        let Some(node) = Node::of(descriptor)? else { return Ok(Found::Store) };
-        if self.is_kept(node) || self.is_kept_by_another_path(descriptor) {
+        let node = Node::of(descriptor)?;
+        if !node.is_device() || self.is_kept(&node) || self.is_kept_by_another_path(descriptor) {
             return Ok(Found::Store);
         }
-        self.sort(node, Sysfs::at(&self.sysfs).device(descriptor)?, DEEPEST)
+        self.find(&node, self.sysfs.device(descriptor)?, MAX_DEPTH)
     }
 
-    fn sort(&self, node: Node, device: Device, depth: usize) -> io::Result<Found> {
-        Ok(match device.class() {
-            DeviceClass::ScsiBlock
-            | DeviceClass::ScsiGeneric
-            | DeviceClass::Multipath { .. }
-            | DeviceClass::NvmeNamespace => Found::ItsOwn(device),
-            DeviceClass::Unexplained { .. } => Found::Unexplained(device),
-            DeviceClass::OtherBlock => match self.behind_loop(node)? {
-                // The store knows both by one identifier, so that they must have one owner.
-                Some(disk) if depth > 0 && !self.is_kept(disk) => {
-                    match self.sort(disk, Sysfs::at(&self.sysfs).block(disk.number)?, depth - 1)? {
+    fn find(&self, node: &Node, device: Device, depth: usize) -> io::Result<Found> {
+        Ok(match reservation_owner(device.class()) {
+            ReservationOwner::Device => Found::Device(device),
+            ReservationOwner::Unknown => Found::Unknown(device),
+            ReservationOwner::Backing => match self.sysfs.loop_backing_device(node.number)? {
+                // The store knows both by one identifier, so they must have one owner.
+                Some(disk) if depth > 0 && !self.is_kept(&disk) => {
+                    match self.find(&disk, self.sysfs.block(disk.number)?, depth - 1)? {
                         Found::Store => Found::Store,
-                        _ => Found::OverItsOwn(device),
+                        _ => Found::Backing(device),
                     }
                 }
+                // Where the path of the backing file leads elsewhere now, the store refuses the loop device.
                 _ => Found::Store,
             },
-            // What is no disk at all the store refuses by itself.
-            _ => Found::Store,
+            // The store refuses a descriptor that is not of a disk.
+            ReservationOwner::None => Found::Store,
         })
     }
 
-    /// The block device behind a loop device. What is behind one cannot be told where its path leads elsewhere: the store
-    /// refuses that one.
-    fn behind_loop(&self, node: Node) -> io::Result<Option<Node>> {
-        let attribute = self.sysfs.join("dev").join(node.to_string()).join("loop/backing_file");
-        let mut path = match fs::read(&attribute) {
-            Ok(path) => path,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        path.pop_if(|byte| *byte == b'\n');
-        Ok(Node::at(Path::new(OsStr::from_bytes(&path))).ok().flatten().filter(|node| node.is_block))
-    }
-
-    /// Whether one of the paths to keep leads to the unit of this node.
-    fn is_kept(&self, node: Node) -> bool {
+    /// Whether a `--keep` path leads to this device.
+    fn is_kept(&self, node: &Node) -> bool {
         self.keep.iter().any(|path| {
-            // A path that leads nowhere now keeps nothing.
-            let Ok(Some(kept)) = Node::at(path) else { return false };
-            kept == node || self.unit(kept).is_some_and(|unit| Some(unit) == self.unit(node))
+            // A path that leads nowhere now has no effect.
+            Node::at(path).is_ok_and(|kept| kept.is_device() && self.sysfs.is_same_device(&kept, node))
         })
     }
 
-    /// Whether this is another way to the unit of a path to keep, by what the unit tells of itself: another path to a disk, a
-    /// multipath map over it.
+    /// Whether this is another path to a unit to keep, or a map over it, by the identifiers of the unit.
     fn is_kept_by_another_path(&self, descriptor: BorrowedFd<'_>) -> bool {
         let Some(kept) = &self.kept else { return false };
         UnitId::named(KEPT).is_ok_and(|name| kept.identify(descriptor).is_ok_and(|unit| unit == name))
-    }
-
-    /// The SCSI device that a node is of: `sda` and `sg0` may have the same.
-    fn unit(&self, node: Node) -> Option<PathBuf> {
-        fs::canonicalize(self.sysfs.join("dev").join(node.to_string()).join("device")).ok()
     }
 }
 
 /// Whether a device is at `path`.
 pub(crate) fn is_device(path: &Path) -> bool {
-    matches!(Node::at(path), Ok(Some(_)))
+    Node::at(path).is_ok_and(|node| node.is_device())
 }
 
-/// What a descriptor is of.
+/// Where the reservations of a device are.
 enum Found {
-    /// Something without reservations of its own, or that is to be kept.
+    /// In the store.
     Store,
-    /// A device that has its own.
-    ItsOwn(Device),
-    /// A loop device over such a one.
-    OverItsOwn(Device),
-    /// Nobody knows.
-    Unexplained(Device),
-}
-
-/// A device node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Node {
-    is_block: bool,
-    number: Number,
-}
-
-impl Node {
-    fn of(descriptor: BorrowedFd<'_>) -> io::Result<Option<Self>> {
-        Ok(Self::from(fstat(descriptor)?))
-    }
-
-    fn at(path: &Path) -> io::Result<Option<Self>> {
-        Ok(Self::from(rustix::fs::stat(path)?))
-    }
-
-    /// `None` for what is no device.
-    fn from(stat: rustix::fs::Stat) -> Option<Self> {
-        let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::BlockDevice => Some(Self { is_block: true, number }),
-            FileType::CharacterDevice => Some(Self { is_block: false, number }),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Node {
-    /// As below `/sys/dev`: `block/8:0`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", if self.is_block { "block" } else { "char" }, self.number)
-    }
+    /// In the device itself.
+    Device(Device),
+    /// In the disk behind this loop device.
+    Backing(Device),
+    /// sysfs does not explain the device.
+    Unknown(Device),
 }
 
 #[cfg(test)]
@@ -203,6 +139,8 @@ mod tests {
     use super::*;
     use rustix::fs::{CWD, Mode, OFlags, open};
     use scsi_pr::{ReserveIn, ReserveInAction, SenseCode};
+    use scsi_pr_linux::device::Number;
+    use std::fs;
     use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::fs::symlink;
     use tempfile::TempDir;
@@ -224,7 +162,7 @@ mod tests {
         let paths = names.map(|name| Path::new("/dev").join(name));
         let mut found = paths.into_iter().filter_map(|path| {
             let device = open(&path, OFlags::PATH, Mode::empty()).ok()?;
-            let number = Node::of(device.as_fd()).ok()??.number;
+            let number = Some(Node::of(device.as_fd()).ok()?).filter(Node::is_device)?.number;
             Some((device, path, number))
         });
         let found = found.nth(index);
@@ -278,7 +216,7 @@ mod tests {
     }
 
     fn refused() -> Owner {
-        Owner::Nobody(Completion::check(SenseCode::INVALID_OPCODE))
+        Owner::Neither(Completion::check(SenseCode::INVALID_OPCODE))
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl PrManager for OwnerRouter {
             (Owner::Store, _) => self.store.execute(device, command),
             (Owner::Helper, Some(helper)) => helper.execute(device, command),
             (Owner::Helper, None) => Ok(Completion::check(SenseCode::INVALID_OPCODE)),
-            (Owner::Nobody(answer), _) => Ok(answer),
+            (Owner::Neither(answer), _) => Ok(answer),
         }
     }
 }

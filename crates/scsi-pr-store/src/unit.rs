@@ -57,12 +57,10 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-mod block;
-mod file;
+use scsi_pr_linux::device::{Identity, Scope};
+
 mod names;
-mod sysfs;
 mod units;
-mod vpd;
 
 pub use names::{InvalidNaming, Naming};
 pub use units::Units;
@@ -74,23 +72,12 @@ pub use units::Units;
 #[derive(Clone, Debug)]
 pub struct UnitId {
     text: Arc<str>,
-    known: Known,
-}
-
-/// Where an identifier means the same disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Known {
-    /// On this host, until it restarts.
-    ForNow,
-    /// On this host.
-    Here,
-    /// On every host.
-    Everywhere,
+    scope: Scope,
 }
 
 impl UnitId {
     /// The most bytes of an identifier.
-    pub const MAX_LENGTH: usize = 200;
+    pub const MAX_LENGTH: usize = Identity::MAX_LENGTH;
 
     /// The unit that an administrator calls `name`: `name.NAME`.
     ///
@@ -99,28 +86,10 @@ impl UnitId {
     /// [`InvalidNaming::Name`] unless it is 1 to 128 ASCII letters, digits and `.`, `_`, `:`, `+`, `-`.
     pub fn named(name: &str) -> Result<Self, InvalidNaming> {
         let allowed = !name.is_empty() && name.len() <= 128 && name.bytes().all(is_plain);
-        match allowed.then(|| Self::new(format!("name.{name}"), Known::Everywhere)).flatten() {
-            Some(unit) => Ok(unit),
-            None => Err(InvalidNaming::Name(name.to_owned())),
+        match allowed {
+            true => Ok(Self { text: format!("name.{name}").into(), scope: Scope::Global }),
+            false => Err(InvalidNaming::Name(name.to_owned())),
         }
-    }
-
-    /// `None` when there is no room for it. What may not be in an identifier becomes `%` and two hexadecimal digits.
-    fn new(text: impl AsRef<[u8]>, known: Known) -> Option<Self> {
-        let mut plain = String::new();
-        for byte in text.as_ref() {
-            match is_plain(*byte) {
-                true => plain.push(char::from(*byte)),
-                false => plain.push_str(&format!("%{byte:02x}")),
-            }
-        }
-        (plain.len() <= Self::MAX_LENGTH).then(|| Self { text: plain.into(), known })
-    }
-
-    /// A unit that is a part of this one.
-    fn part(&self, suffix: &str) -> Option<Self> {
-        let text = format!("{}{suffix}", self.text);
-        (text.len() <= Self::MAX_LENGTH).then(|| Self { text: text.into(), known: self.known })
     }
 
     /// The text: `naa.600140500000001`.
@@ -130,18 +99,24 @@ impl UnitId {
 
     /// Whether every host that sees the disk knows it by this identifier.
     pub fn is_global(&self) -> bool {
-        self.known == Known::Everywhere
+        self.scope == Scope::Global
     }
 
     /// Whether the disk keeps this identifier when the host restarts.
     pub fn is_stable(&self) -> bool {
-        self.known > Known::ForNow
+        self.scope > Scope::Boot
     }
 }
 
-/// What needs no escape in an identifier.
+/// Whether a byte needs no escape in an identifier.
 const fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'+' | b'-')
+}
+
+impl From<Identity> for UnitId {
+    fn from(identity: Identity) -> Self {
+        Self { text: identity.as_str().into(), scope: identity.scope() }
+    }
 }
 
 impl PartialEq for UnitId {

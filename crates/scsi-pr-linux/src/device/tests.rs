@@ -1,10 +1,12 @@
+use super::sysfs::file_name;
 use super::*;
 use rustix::fs::{Mode, OFlags, open};
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use tempfile::TempDir;
 
 /// A tree laid out as sysfs is.
@@ -31,7 +33,7 @@ impl Tree {
         let root = self.0.path();
         fs::create_dir_all(root.join(path).join("slaves")).unwrap();
         for slave in slaves {
-            symlink(root.join(slave), root.join(path).join("slaves").join(last(Path::new(slave)))).unwrap();
+            symlink(root.join(slave), root.join(path).join("slaves").join(file_name(Path::new(slave)))).unwrap();
         }
         self.number(path, number);
     }

@@ -10,13 +10,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
+use rustix::fs::{OFlags, fcntl_getfl, fstat, major, minor};
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, ReserveOut, ReserveOutAction, SenseCode};
 use scsi_pr_daemon::log::cut;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, event};
 
-use crate::device::{Device, DeviceClass, Number};
+use crate::device::{Device, DeviceClass, FileType, Number};
 pub use client::Client;
 pub use counters::{Counters, Counts};
 

@@ -5,10 +5,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, open, statx};
+use rustix::fs::{Mode, OFlags, open};
+use scsi_pr_linux::device::{FileType, Node, Number};
 
-use super::file::{device, file_type};
-use super::sysfs::Number;
 use super::{UnitId, is_plain};
 
 /// A name for a unit, and what has it: `NAME=PATH` of a device or a regular file, `NAME=MAJOR:MINOR` of a block device, or
@@ -98,13 +97,10 @@ impl Naming {
     }
 
     /// Whether the name is that of an open file.
-    pub(super) fn is_of(&self, stat: &Statx) -> bool {
+    pub(super) fn is_of(&self, node: &Node) -> bool {
         match &self.place {
-            Place::Block(number) => file_type(stat) == FileType::BlockDevice && device(stat) == *number,
-            Place::Path(path) => {
-                let mask = StatxFlags::TYPE | StatxFlags::INO;
-                statx(CWD, path, AtFlags::STATX_DONT_SYNC, mask).is_ok_and(|there| same(&there, stat))
-            }
+            Place::Block(number) => node.file_type == FileType::BlockDevice && node.number == *number,
+            Place::Path(path) => Node::at(path).is_ok_and(|there| there.is_same(node)),
             Place::Identifier(_) => false,
         }
     }
@@ -119,16 +115,6 @@ impl Naming {
                 opened.map_or(Followed::Nowhere, Followed::Open)
             }
         }
-    }
-}
-
-/// Whether two are of one device or of one regular file.
-fn same(one: &Statx, other: &Statx) -> bool {
-    let file = |stat: &Statx| (stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino);
-    match file_type(one) {
-        _ if file_type(one) != file_type(other) => false,
-        FileType::BlockDevice | FileType::CharacterDevice => device(one) == device(other),
-        _ => file(one) == file(other),
     }
 }
 

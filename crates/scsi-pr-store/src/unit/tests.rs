@@ -4,13 +4,16 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use proptest::prelude::*;
-use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
+use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, Statx, StatxFlags, memfd_create, open, statx};
 use tempfile::{NamedTempFile, TempDir};
 
-use super::block::Sysfs;
-use super::sysfs::{Number, Untold};
+use scsi_pr_linux::device::{Node, Number, Sysfs, SysfsError};
+
 use super::*;
+
+fn stat(file: &File) -> Statx {
+    statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).unwrap()
+}
 
 /// A tree laid out as sysfs is.
 struct Tree(TempDir);
@@ -74,8 +77,8 @@ impl Tree {
         self.write(&format!("{path}/dm/uuid"), format!("{uuid}\n"));
     }
 
-    fn unit(&self, major: u32, minor: u32) -> Result<UnitId, Untold> {
-        Sysfs::at(self.0.path()).block(Number { major, minor }).unit
+    fn unit(&self, major: u32, minor: u32) -> Result<UnitId, SysfsError> {
+        Sysfs::at(self.0.path()).identify_block(Number { major, minor }).identity.map(UnitId::from)
     }
 
     /// The text of the identifier, and whether it is global.
@@ -87,8 +90,8 @@ impl Tree {
 
     fn refused(&self, major: u32, minor: u32) -> String {
         match self.unit(major, minor) {
-            Err(Untold::Nothing(reason)) => reason.to_owned(),
-            Err(Untold::Because(reason)) => reason,
+            Err(SysfsError::NoIdentity(reason)) => reason.to_owned(),
+            Err(SysfsError::Unexplained(reason)) => reason,
             other => panic!("{other:?}"),
         }
     }
@@ -130,8 +133,8 @@ fn a_disk_is_one_by_whichever_way_it_is_reached() {
     for (major, minor) in [(8, 0), (8, 16), (252, 0)] {
         assert_eq!(tree.told(major, minor), global(NAA_TEXT));
     }
-    let generic = Sysfs::at(tree.0.path()).generic(Number { major: 21, minor: 0 }).unwrap();
-    assert_eq!(generic.unit.unwrap().as_str(), global(NAA_TEXT).0);
+    let generic = Sysfs::at(tree.0.path()).identify_generic(Number { major: 21, minor: 0 }).unwrap();
+    assert_eq!(generic.identity.unwrap().as_str(), global(NAA_TEXT).0);
     assert_eq!(generic.name.as_deref(), Some("sg0"));
 }
 
@@ -147,7 +150,7 @@ fn a_map_over_different_disks_or_none_is_refused() {
     // A path that does not tell keeps the map from being something else in the meantime.
     tree.block("devices/virtual/block/vda", "253:0", &[]);
     tree.device_mapper("devices/virtual/block/dm-2", "252:2", "mpath-3", &["devices/virtual/block/vda"]);
-    assert!(matches!(tree.unit(252, 2), Err(Untold::Because(_))));
+    assert!(matches!(tree.unit(252, 2), Err(SysfsError::Unexplained(_))));
 }
 
 #[test]
@@ -237,13 +240,13 @@ fn what_has_no_identity_is_refused() {
     let tree = Tree::new();
     tree.block("devices/virtual/block/vda", "253:0", &[]);
     tree.subsystem("devices/virtual/block/vda", "virtio");
-    assert!(matches!(tree.unit(253, 0), Err(Untold::Nothing(_))));
+    assert!(matches!(tree.unit(253, 0), Err(SysfsError::NoIdentity(_))));
     tree.scsi(DISK, "8:0", &[(1, 0x13, &NAA)]);
-    assert!(matches!(tree.unit(8, 0), Err(Untold::Nothing(_))));
+    assert!(matches!(tree.unit(8, 0), Err(SysfsError::NoIdentity(_))));
     tree.block("devices/virtual/block/md0", "9:0", &[DISK]);
-    assert!(matches!(tree.unit(9, 0), Err(Untold::Nothing(_))));
+    assert!(matches!(tree.unit(9, 0), Err(SysfsError::NoIdentity(_))));
     // Sysfs that does not know the device at all says nothing about it.
-    assert!(matches!(tree.unit(8, 99), Err(Untold::Because(_))));
+    assert!(matches!(tree.unit(8, 99), Err(SysfsError::Unexplained(_))));
 }
 
 #[test]
@@ -254,7 +257,7 @@ fn a_directory_of_another_device_is_not_believed() {
     assert!(tree.refused(8, 16).contains("is of device 8:0, not of 8:16"));
     // Emptied, because its device has gone.
     fs::remove_file(tree.0.path().join(DISK).join("dev")).unwrap();
-    assert!(matches!(tree.unit(8, 0), Err(Untold::Because(_))));
+    assert!(matches!(tree.unit(8, 0), Err(SysfsError::Unexplained(_))));
 }
 
 #[test]
@@ -277,7 +280,7 @@ fn a_loop_device_is_the_file_behind_it() {
         write(name, value);
     }
     // The file's device is one of this machine, of which the tree knows nothing; its number is believed to be another's.
-    let on = file::look(file.as_file().as_fd()).unwrap();
+    let on = stat(file.as_file());
     let number = format!("{}:{}", on.stx_dev_major, on.stx_dev_minor);
     if on.stx_dev_major != 0 {
         tree.scsi(DISK, &number, &[(1, 0x3, &NAA)]);
@@ -302,53 +305,6 @@ fn a_loop_device_is_the_file_behind_it() {
         write(name, back);
         assert!(tree.unit(7, 0).is_ok(), "{name} {back}");
     }
-}
-
-#[test]
-fn the_best_designator_counts_wherever_it_is() {
-    let (eui, local_naa) = (&NAA[..8], [0x30, 1, 2, 3, 4, 5, 6, 7]);
-    let five = [0x50, 1, 2, 3, 4, 5, 6, 7];
-    let uuid = [&[0x10, 0], &NAA[..]].concat();
-    let mut ordered: Vec<(Designator<'_>, &str)> = vec![
-        ((1, 3, &NAA), "naa.6001400501020304050607080 90a0b0c"),
-        ((1, 3, &five), "naa.5001020304050607"),
-        ((1, 2, &NAA), "eui.6001400501020304050607080 90a0b0c"),
-        ((1, 2, &NAA[..12]), "eui.600140050102030405060708"),
-        ((1, 2, eui), "eui.6001400501020304"),
-        ((1, 0xa, &uuid), "uuid.6001400501020304050607080 90a0b0c"),
-        ((3, 8, b"iqn.2003-01.org:x,L,0x6\0\0\0"), "iqn.2003-01.org:x%2cL%2c0x6"),
-        ((2, 1, b"VENDOR  disk 1  "), "t10.VENDOR%20%20disk%201"),
-        ((1, 3, &local_naa), "naa.3001020304050607"),
-    ];
-    while let Some((_, expected)) = ordered.first() {
-        let designators: Vec<_> = ordered.iter().map(|(designator, _)| *designator).collect();
-        let expected = expected.replace(' ', "");
-        let unit = vpd::identify(&page(&designators)).unwrap();
-        assert_eq!(unit.as_str(), expected);
-        let reversed: Vec<_> = designators.into_iter().rev().collect();
-        assert_eq!(vpd::identify(&page(&reversed)).unwrap(), unit);
-        assert_eq!(unit.is_global(), !expected.starts_with("naa.3"));
-        ordered.remove(0);
-    }
-}
-
-#[test]
-fn designators_of_no_use_are_left_out() {
-    for designators in [
-        // Of the port and of the target, not of the unit; relative; vendor specific; empty; zeros; vendor alone.
-        &[(1, 0x13, &NAA[..]), (1, 0x23, &NAA[..])][..],
-        &[(1, 4, &NAA[..4]), (1, 0, &NAA[..])],
-        &[(1, 3, &[]), (1, 3, &[0; 16]), (1, 2, &[0; 8])],
-        &[(2, 1, b"VENDOR  "), (2, 1, b"VENDOR          ")],
-        &[(2, 3, &NAA[..]), (1, 3, &NAA[..15]), (1, 2, &NAA[..9]), (3, 8, b"eui_6001")],
-        &[(3, 8, &[b'i'; 250])],
-    ] {
-        assert_eq!(vpd::identify(&page(designators)), None, "{designators:?}");
-    }
-    let whole = page(&[(1, 3, &NAA)]);
-    assert_eq!(vpd::identify(&whole[..whole.len() - 1]), None);
-    assert_eq!(vpd::identify(&[]), None);
-    assert_eq!(vpd::identify(&[0, 0x80, 0, 20]), None);
 }
 
 #[test]
@@ -392,7 +348,7 @@ fn a_new_file_is_not_taken_for_a_deleted_one() {
     let units = Units::default();
     let create = || {
         let file = File::create(&path).unwrap();
-        let number = file::look(file.as_fd()).unwrap().stx_ino;
+        let number = stat(&file).stx_ino;
         (number, units.identify(file.as_fd()).unwrap())
     };
     let (number, unit) = create();
@@ -431,7 +387,7 @@ fn a_name_is_followed_to_what_is_there_now() {
 fn hosts_that_share_a_store_share_only_what_all_of_them_know() {
     let file = NamedTempFile::new().unwrap();
     let tree = Tree::new();
-    let on = file::look(file.as_file().as_fd()).unwrap();
+    let on = stat(file.as_file());
     if on.stx_dev_major != 0 {
         tree.block("devices/virtual/block/vda", &format!("{}:{}", on.stx_dev_major, on.stx_dev_minor), &[]);
     }
@@ -448,7 +404,7 @@ fn hosts_that_share_a_store_share_only_what_all_of_them_know() {
 #[test]
 fn a_file_is_known_as_far_as_its_disk_is() {
     let file = NamedTempFile::new().unwrap();
-    let on = file::look(file.as_file().as_fd()).unwrap();
+    let on = stat(file.as_file());
     let number = format!("{}:{}", on.stx_dev_major, on.stx_dev_minor);
     let unit = |tree: &Tree| {
         Units::with_sysfs(tree.0.path().to_str().unwrap(), []).identify_between_hosts(file.as_file().as_fd())
@@ -472,7 +428,7 @@ fn a_file_is_known_as_far_as_its_disk_is() {
 #[test]
 fn a_name_is_that_of_every_way_to_the_unit() {
     let file = NamedTempFile::new().unwrap();
-    let on = file::look(file.as_file().as_fd()).unwrap();
+    let on = stat(file.as_file());
     if on.stx_dev_major == 0 {
         return;
     }
@@ -518,7 +474,7 @@ fn block_devices_of_this_machine_are_named_by_number() {
     else {
         return;
     };
-    let Number { major, minor } = file::device(&file::look(device.as_fd()).unwrap());
+    let Number { major, minor } = Node::of(device.as_fd()).unwrap().number;
     let named: Naming = format!("lun={major}:{minor}").parse().unwrap();
     assert_eq!(Units::new([named]).identify(device.as_fd()).unwrap().as_str(), "name.lun");
     if let Err(error) = Units::default().identify(device.as_fd()) {
@@ -547,31 +503,5 @@ fn namings_are_read() {
     }
     for name in ["", "a b", "a/b", "é", &"x".repeat(129)] {
         assert_eq!(UnitId::named(name), Err(InvalidNaming::Name(name.to_owned())), "{name:?}");
-    }
-}
-
-proptest! {
-    #[test]
-    fn any_page_is_read_and_its_identifier_is_plain(bytes: Vec<u8>, designators in prop::collection::vec(
-        (0u8..4, 0u8..0x40, prop::collection::vec(any::<u8>(), 0..40)), 0..6)) {
-        let designators: Vec<_> = designators.iter().map(|(set, kind, bytes)| (*set, *kind, &bytes[..])).collect();
-        let whole = page(&designators);
-        let reversed: Vec<_> = designators.iter().rev().copied().collect();
-        prop_assert_eq!(vpd::identify(&whole), vpd::identify(&page(&reversed)));
-        for page in [bytes, whole] {
-            if let Some(unit) = vpd::identify(&page) {
-                let text = unit.as_str();
-                prop_assert!(text.len() <= UnitId::MAX_LENGTH && text.as_bytes()[0].is_ascii_lowercase());
-                prop_assert!(text.bytes().all(|byte| is_plain(byte) || byte == b'%'));
-            }
-        }
-    }
-
-    #[test]
-    fn different_texts_are_different_identifiers(one: Vec<u8>, other: Vec<u8>) {
-        let [first, second] = [&one, &other].map(|text| UnitId::new(text, Known::Here));
-        if let (Some(first), Some(second)) = (first, second) {
-            prop_assert_eq!(first == second, one == other);
-        }
     }
 }

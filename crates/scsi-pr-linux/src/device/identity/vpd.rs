@@ -1,12 +1,12 @@
-//! The Device Identification VPD page, 83h (SPC-4 7.8.6), as sysfs hands it on (`vpd_pg83`).
+//! The Device Identification VPD page, 83h (SPC-4 7.8.6), as in sysfs (`vpd_pg83`).
 //!
-//! A unit may have many designators. Every host, and every path, must choose the same one, so the order is fixed: by type,
-//! the longest of a type first, and of what is left the first by its text, not by its place in the page, which a target may
-//! fill differently on each port. Only designators of the logical unit itself count (ASSOCIATION 00b).
+//! A unit may have many designators, and every host and path must choose the same one. So the order is fixed: by type, the
+//! longest of a type first, then by text. The place in the page does not count: a target may fill the page differently on
+//! each port. Only designators of the logical unit itself count (ASSOCIATION 00b).
 
-use super::{Known, UnitId};
+use super::{Identity, Scope};
 
-/// How good a designator is; the first the best.
+/// The preference of a designator; the first is the best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     /// NAA IEEE Registered Extended (6h), 16 bytes.
@@ -21,16 +21,16 @@ enum Rank {
     Uuid,
     /// SCSI name string.
     Name,
-    /// T10 vendor id, and what the vendor makes of it. Some repeat themselves.
+    /// T10 vendor identification and a vendor-specific identifier. Some vendors repeat them.
     T10,
-    /// NAA Locally Assigned (3h): unique where the administrator made it so.
+    /// NAA Locally Assigned (3h): unique where the administrator made it unique.
     NaaLocal,
 }
 
-/// The identifier of the unit whose page this is; `None` when the page has no designator of use.
+/// The identity of the unit whose page this is; `None` where the page has no usable designator.
 ///
-/// What is cut off at the end of the page is left out, as is a designator of no length or too long for a [`UnitId`].
-pub(super) fn identify(page: &[u8]) -> Option<UnitId> {
+/// A designator that is cut off, empty, or too long for an [`Identity`] is ignored.
+pub(super) fn identify(page: &[u8]) -> Option<Identity> {
     let [_, 0x83, high, low, descriptors @ ..] = page else { return None };
     let length = usize::from(u16::from_be_bytes([*high, *low]));
     let mut rest = &descriptors[..length.min(descriptors.len())];
@@ -50,20 +50,20 @@ pub(super) fn identify(page: &[u8]) -> Option<UnitId> {
 const BINARY: u8 = 1;
 
 /// One designator, by its CODE SET and DESIGNATOR TYPE.
-fn read(code_set: u8, designator_type: u8, designator: &[u8]) -> Option<(Rank, UnitId)> {
+fn read(code_set: u8, designator_type: u8, designator: &[u8]) -> Option<(Rank, Identity)> {
     let unit = |prefix: &str, rank: Rank| {
-        let known = if rank == Rank::NaaLocal { Known::Here } else { Known::Everywhere };
-        Some((rank, UnitId::new(format!("{prefix}{}", Hex(designator)), known)?))
+        let scope = if rank == Rank::NaaLocal { Scope::Host } else { Scope::Global };
+        Some((rank, Identity::fit(format!("{prefix}{}", Hex(designator)), scope)?))
     };
-    // Some targets fill a designator in with zeros where they have none.
+    // Some targets write zeros where they have no designator.
     if designator.iter().all(|byte| *byte == 0) {
         return None;
     }
     match (designator_type, code_set, designator.len()) {
         (0x1, ..) => {
-            // Eight bytes of vendor alone identify nothing.
+            // Eight bytes of vendor identification alone identify nothing.
             let text = Some(trim(designator)).filter(|text| text.len() > 8)?;
-            Some((Rank::T10, UnitId::new([b"t10.", text].concat(), Known::Everywhere)?))
+            Some((Rank::T10, Identity::fit([b"t10.", text].concat(), Scope::Global)?))
         }
         (0x2, BINARY, 16) => unit("eui.", Rank::Eui16),
         (0x2, BINARY, 12) => unit("eui.", Rank::Eui12),
@@ -79,16 +79,16 @@ fn read(code_set: u8, designator_type: u8, designator: &[u8]) -> Option<(Rank, U
             let shaped = [b"iqn.".as_slice(), b"naa.", b"eui."].iter().any(|prefix| text.starts_with(prefix));
             // The hexadecimal digits of naa. and eui. names may be of either case.
             let text = if text.starts_with(b"iqn.") { text.to_vec() } else { text.to_ascii_lowercase() };
-            Some((Rank::Name, UnitId::new(shaped.then_some(text)?, Known::Everywhere)?))
+            Some((Rank::Name, Identity::fit(shaped.then_some(text)?, Scope::Global)?))
         }
         (0xa, BINARY, 18) if designator[0] == 0x10 => {
-            Some((Rank::Uuid, UnitId::new(format!("uuid.{}", Hex(&designator[2..])), Known::Everywhere)?))
+            Some((Rank::Uuid, Identity::fit(format!("uuid.{}", Hex(&designator[2..])), Scope::Global)?))
         }
         _ => None,
     }
 }
 
-/// Without the NULs and blanks that a text may be filled up with.
+/// The text without trailing NULs and blanks.
 fn trim(text: &[u8]) -> &[u8] {
     let end = text.iter().rposition(|byte| !matches!(byte, 0 | b' ')).map_or(0, |last| last + 1);
     &text[..end]
@@ -101,3 +101,6 @@ impl std::fmt::Display for Hex<'_> {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
+
+#[cfg(test)]
+mod tests;
