@@ -1,8 +1,9 @@
-//! The kernel's own persistent reservation ioctls, IOC_PR (Linux `linux/pr.h`, `Documentation/block/pr.rst`): for any
-//! block device whose driver has them. In Linux 7.2 these are SCSI disks, NVMe namespaces, and device-mapper devices over
-//! them.
+//! The kernel's persistent reservation ioctls, IOC_PR (Linux `linux/pr.h`, `Documentation/block/pr.rst`).
 //!
-//! What a command becomes and what the answers mean is in `translate` and `outcome`; the system calls are in `sys`.
+//! They exist where the driver of a block device has them. In Linux 7.2 these are SCSI disks, NVMe namespaces, and
+//! device-mapper devices over them.
+//!
+//! `translate` translates commands, `outcome` the errors, and `sys` has the system calls.
 
 mod outcome;
 mod sys;
@@ -15,13 +16,13 @@ use scsi_pr::{
 };
 
 use crate::NotPermitted;
+use crate::command_error::{CommandError, CommandErrorLog};
 use crate::device::{DeviceClass, Sysfs, is_block_device};
-use crate::permission::{Complaints, Stop};
-use translate::Nature;
+use translate::DriverQuirks;
 
 /// Translates every command to the IOC_PR ioctls, made on the descriptor as it is.
 ///
-/// | command | ioctl | what is refused, and how |
+/// | command | ioctl | refusals |
 /// | --- | --- | --- |
 /// | READ KEYS | IOC_PR_READ_KEYS | 05/24/00 before Linux 6.19 |
 /// | READ RESERVATION | IOC_PR_READ_RESERVATION; the generation of a unit that is not reserved is READ_KEYS' | 05/24/00 before Linux 6.19 |
@@ -30,68 +31,71 @@ use translate::Nature;
 /// | REGISTER | IOC_PR_REGISTER | SPEC_I_PT, ALL_TG_PT: 05/26/00. On NVMe also APTPL and a new key of zero |
 /// | REGISTER AND IGNORE EXISTING KEY | the same with PR_FL_IGNORE_KEY; on NVMe, after a conflict, once more as a replacement | as REGISTER |
 /// | RESERVE, RELEASE, CLEAR | IOC_PR_RESERVE, IOC_PR_RELEASE, IOC_PR_CLEAR | |
-/// | PREEMPT | IOC_PR_PREEMPT; on NVMe, IOC_PR_READ_KEYS must then show that the victim's key is gone | a TYPE that is none, even where it does not count: 05/24/00 |
+/// | PREEMPT | IOC_PR_PREEMPT; on NVMe, IOC_PR_READ_KEYS must then show that the victim's key is gone | an invalid TYPE, even where it is ignored: 05/24/00 |
 /// | PREEMPT AND ABORT | IOC_PR_PREEMPT_ABORT | as PREEMPT; on device mapper, which loses the abort: 05/24/00 |
 /// | REGISTER AND MOVE, REPLACE LOST RESERVATION | none | 05/24/00 |
 ///
-/// * A device whose driver has no reservations, a partition, and what is no block device, answer 05/20/00.
-/// * **Persistence.** These ioctls always ask for it, as if APTPL were one. Who asks for APTPL 0 gets more than that: the
-///   registrations and the reservation outlast a loss of power, and go on shutting others out, until they are released or
-///   cleared. Nobody who is shut out gains access by it. A SCSI unit that keeps nothing over a loss of power refuses each
-///   REGISTER (05/26/00). An NVMe namespace is not known to keep anything, so APTPL 1 is refused there.
-/// * **Sense data** do not come through these ioctls. What the kernel tells to be ILLEGAL REQUEST becomes the one that
-///   there can be for the service action; any other CHECK CONDITION is 0B/08/00. Unit attentions are consumed by the kernel.
-/// * **Permission.** Linux 6.1 wants CAP_SYS_ADMIN; 7.2 takes a descriptor open for writing instead, and one for reading
-///   to read keys and reservation. [`try_execute`](Self::try_execute) tells this apart.
-/// * One NVMe host has one registration, whatever its controllers and virtual machines: all of them share it.
-///   [`Nvme`](crate::Nvme) does on NVMe what is refused here.
-/// * A device-mapper device passes everything on to what is beneath: put a [`DeviceRouter`](crate::DeviceRouter) around
-///   this, unless it is known that the whole of it is meant.
-/// * CLEANUP is good: nothing is kept here that would need cleaning.
+/// * The answer is 05/20/00 for a device whose driver has no reservations, a partition, and a descriptor of another type.
+/// * **Persistence.** These ioctls always request it, as if APTPL were one. With APTPL 0, registrations and reservation
+///   therefore survive a loss of power, until they are released or cleared. No initiator gains access by that. A SCSI unit
+///   without persistence refuses each REGISTER (05/26/00). The ioctls do not tell whether an NVMe namespace has it, so
+///   APTPL 1 is refused there.
+/// * **Sense data** do not pass through these ioctls. ILLEGAL REQUEST becomes the one sense code that is possible for the
+///   service action. Any other CHECK CONDITION is 0B/08/00. The kernel consumes unit attentions.
+/// * **Permission.** Linux 6.1 wants CAP_SYS_ADMIN. Linux 7.2 takes a descriptor open for writing instead, and one for
+///   reading to read keys and reservation. [`try_execute`](Self::try_execute) reports a missing permission.
+/// * All controllers and virtual machines of an NVMe host share one registration. [`Nvme`](crate::Nvme) supports what is
+///   refused here on NVMe.
+/// * A device-mapper device passes everything on to the device beneath. Use a [`DeviceRouter`](crate::DeviceRouter), unless
+///   the descriptor is of a whole disk.
+/// * CLEANUP is GOOD: there is no state to clean up.
 #[derive(Debug)]
 pub struct BlockIoctl {
     sysfs: Sysfs,
-    complaints: Complaints,
+    error_log: CommandErrorLog,
 }
 
 impl BlockIoctl {
-    /// `sysfs` tells whether device mapper or NVMe is what answers.
+    /// `sysfs` tells whether device mapper or NVMe answers.
     pub const fn new(sysfs: Sysfs) -> Self {
-        Self { sysfs, complaints: Complaints::new() }
+        Self { sysfs, error_log: CommandErrorLog::new() }
     }
 
-    fn run(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Stop> {
-        // The numbers of these ioctls may mean something else to a character device.
+    fn run(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, CommandError> {
+        // For a character device the numbers of these ioctls may mean something else.
         match is_block_device(device) {
             Ok(true) => {}
             _ => return Ok(Completion::check(SenseCode::INVALID_OPCODE)),
         }
         let ioctls = sys::Device(device);
-        let refused = |code| Stop::With(Completion::check(code));
+        let refused = |code| CommandError::Answer(Completion::check(code));
         match command.opcode() {
             Opcode::ReserveOut => {
                 let command = ReserveOut::parse(command).map_err(refused)?;
-                translate::write(&ioctls, &command, self.nature(device)?)
+                translate::write(&ioctls, &command, self.quirks(device)?)
             }
             _ => {
                 let command = ReserveIn::parse(command).map_err(refused)?;
-                let nature = match command.action() {
-                    ReserveInAction::ReportCapabilities => self.nature(device)?,
-                    _ => Nature { device_mapper: true, nvme: true },
+                let quirks = match command.action() {
+                    ReserveInAction::ReportCapabilities => self.quirks(device)?,
+                    _ => DriverQuirks { device_mapper: true, nvme: true },
                 };
-                translate::read(&ioctls, &command, nature)
+                translate::read(&ioctls, &command, quirks)
             }
         }
     }
 
-    fn nature(&self, descriptor: BorrowedFd<'_>) -> Result<Nature, Stop> {
-        // This process may open no more files now.
-        let busy = |_| Stop::With(Completion::Status(Status::BUSY));
+    fn quirks(&self, descriptor: BorrowedFd<'_>) -> Result<DriverQuirks, CommandError> {
+        // Too many open files.
+        let busy = |_| CommandError::Answer(Completion::Status(Status::BUSY));
         let device = self.sysfs.device(descriptor).map_err(busy)?;
         let device_mapper = match device.class() {
-            // Newer kernels refuse this themselves; 6.1 does not.
+            // Newer kernels refuse this; 6.1 does not.
             DeviceClass::Partition { .. } => {
-                return Err(Stop::Because(SenseCode::INVALID_OPCODE, "a partition: the whole disk would be reserved"));
+                return Err(CommandError::Refused(
+                    SenseCode::INVALID_OPCODE,
+                    "a partition: the whole disk would be reserved",
+                ));
             }
             kind => matches!(
                 kind,
@@ -103,7 +107,7 @@ impl BlockIoctl {
             (_, None) => true,
             (_, Some(number)) => self.sysfs.reaches_nvme(number).map_err(busy)?.unwrap_or(true),
         };
-        Ok(Nature { device_mapper, nvme })
+        Ok(DriverQuirks { device_mapper, nvme })
     }
 }
 
@@ -116,7 +120,7 @@ impl Default for BlockIoctl {
 }
 
 impl BlockIoctl {
-    /// As [`execute`](PrManager::execute), but tells apart what the kernel does not permit to this process.
+    /// As [`execute`](PrManager::execute), but reports where the kernel does not permit the command to this process.
     ///
     /// # Errors
     ///
@@ -125,15 +129,15 @@ impl BlockIoctl {
         if command.opcode() == Opcode::Cleanup {
             return Ok(Completion::Good(Vec::new()));
         }
-        self.complaints.settle(command, self.run(device, command))
+        self.error_log.resolve(command, self.run(device, command))
     }
 }
 
 impl PrManager for BlockIoctl {
-    /// Never `Err`. What the kernel does not permit is CHECK CONDITION 0B/00/06, and the log says why, once a minute.
+    /// Never `Err`. Without permission the answer is CHECK CONDITION 0B/00/06, and the log says why, once a minute.
     fn execute(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Result<Completion, Error> {
         let answer = self.try_execute(device, command);
-        Ok(answer.unwrap_or_else(|not_permitted| self.complaints.give_up(command, not_permitted)))
+        Ok(answer.unwrap_or_else(|not_permitted| self.error_log.not_permitted(command, not_permitted)))
     }
 }
 

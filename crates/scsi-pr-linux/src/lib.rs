@@ -10,7 +10,12 @@
 //!
 //! All `unsafe` code of the project is in files of this crate named `sys.rs`.
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod block_ioctl;
+mod command_error;
 pub mod device;
 #[cfg(test)]
 mod log;
@@ -18,7 +23,6 @@ mod log;
 mod models;
 pub mod multipath;
 pub mod nvme;
-mod permission;
 pub mod policy;
 pub mod routing;
 pub mod sg_io;
@@ -26,8 +30,8 @@ mod sys;
 mod type_number;
 
 pub use block_ioctl::BlockIoctl;
+pub use command_error::NotPermitted;
 pub use multipath::{Multipath, MultipathReader};
 pub use nvme::Nvme;
-pub use permission::NotPermitted;
 pub use routing::DeviceRouter;
 pub use sg_io::SgIo;

@@ -1,7 +1,7 @@
 //! SG_IO: the command as it is, to the device behind the descriptor (Linux `scsi/sg.h`, sg(4)).
 //!
-//! The bytes of the CDB and of the parameter list are not looked at, and one command is one ioctl: nothing is sent
-//! twice. What comes back is translated in `outcome`; the system call is in `sys`.
+//! The CDB and the parameter list are not parsed. One command is one ioctl: nothing is sent twice. `outcome` translates the
+//! answer, and `sys` has the system call.
 
 pub(crate) mod outcome;
 mod sys;
@@ -21,25 +21,26 @@ use sys::Transfer;
 
 /// Sends every command to the device by SG_IO.
 ///
-/// * The kernel wants CAP_SYS_RAWIO in the thread that calls: neither command is among those that it lets everybody
-///   send. Without it the answer is CHECK CONDITION 0B/00/06, and the log says why, once a minute.
-/// * [`execute`](PrManager::execute) never returns `Err`: whatever the kernel says has a [`Completion`]. It is good only
-///   when the ioctl succeeded and neither host, driver nor unit reported an error.
-/// * No signal interrupts the ioctl on a block device. On `/dev/sgN` one can, when the command is on its way already:
-///   the answer is then CHECK CONDITION 0B/00/06 and the command is not sent again, because a change made twice is not
-///   the same as a change made once. After a handler with `SA_RESTART`, or SIGSTOP and SIGCONT, the kernel itself begins
-///   the ioctl anew: block signals in the threads that run commands.
-/// * CLEANUP is good: a device with one path has nothing to clean. Policies keep it away from multipath maps.
+/// * The calling thread needs CAP_SYS_RAWIO. Without it the answer is CHECK CONDITION 0B/00/06, and the log says why, once a
+///   minute.
+/// * [`execute`](PrManager::execute) never returns `Err`: every answer of the kernel has a [`Completion`]. It is GOOD only
+///   when the ioctl succeeded and host, driver and unit reported no error.
+/// * No signal interrupts the ioctl on a block device. On `/dev/sgN` a signal can, after the command was sent. The answer is
+///   then CHECK CONDITION 0B/00/06. The command is not sent again, because it might change something twice.
+/// * After a handler with `SA_RESTART`, or SIGSTOP and SIGCONT, the kernel itself repeats the ioctl. So block signals in the
+///   threads that run commands.
+/// * CLEANUP is GOOD: a device with one path has nothing to clean up. [`DeviceRouter`](crate::DeviceRouter) keeps it away
+///   from multipath maps.
 #[derive(Debug)]
 pub struct SgIo {
     timeout: Duration,
-    /// By whether this process has the capability.
+    /// The key is whether this process has the capability.
     not_permitted: RateLimiter<bool>,
 }
 
 impl SgIo {
-    /// How long a unit gets for a command: 30 s, as QEMU's scsi-block and the kernel's disk driver give it. A busy array
-    /// is slow to preempt; a path that died must not be waited for without end.
+    /// The time-out of a command: 30 s, as in QEMU's scsi-block and the kernel's disk driver. A busy array is slow to preempt,
+    /// and a dead path must not block without limit.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
     /// With [`SgIo::DEFAULT_TIMEOUT`].
@@ -47,25 +48,28 @@ impl SgIo {
         Self::with_timeout(Self::DEFAULT_TIMEOUT)
     }
 
-    /// With another time-out, in whole milliseconds from 1 to `i32::MAX` (24 days). On a block device the kernel makes
-    /// at least 7 s of it.
+    /// With another time-out, in whole milliseconds from 1 to `i32::MAX` (24 days). On a block device the kernel uses at
+    /// least 7 s.
     pub const fn with_timeout(timeout: Duration) -> Self {
         Self { timeout, not_permitted: RateLimiter::new(1, 60, Duration::from_secs(60)) }
     }
 
     fn timeout_in_milliseconds(&self) -> u32 {
-        // To the kernel 0 means its own default, and more than `i32::MAX` no time-out.
+        // For the kernel, 0 means its own default, and more than `i32::MAX` no time-out.
         self.timeout.as_millis().clamp(1, i32::MAX as u128) as u32
     }
 
-    /// The completion of `command`, and how far it got.
+    /// The completion of `command`, and where it ended.
     pub(crate) fn send(&self, device: BorrowedFd<'_>, command: Command<'_>) -> (Completion, Reached) {
         let (completion, reached, errno) = self.exchange(device, command);
         self.explain(errno, command.opcode(), is_capable);
         (completion, reached)
     }
 
-    /// The completion of `command`; `None` when the driver of the device takes no SCSI commands, and has got none.
+    /// The completion of `command`; `None` where the driver of the device does not know SG_IO, and has sent nothing.
+    ///
+    /// Some drivers from outside of Linux, multipath drivers of storage vendors above all, take SCSI commands on a block
+    /// device that is not SCSI to the kernel.
     pub(crate) fn send_where_supported(&self, device: BorrowedFd<'_>, command: Command<'_>) -> Option<Completion> {
         let (completion, _, errno) = self.exchange(device, command);
         if errno.is_some_and(|errno| is_unknown(errno, is_capable)) {
@@ -78,8 +82,8 @@ impl SgIo {
     fn exchange(&self, device: BorrowedFd<'_>, command: Command<'_>) -> (Completion, Reached, Option<Errno>) {
         match command.opcode() {
             Opcode::ReserveIn => {
-                // As long as a transfer can be, whatever the guest has room for: LIO of Linux 6.1 writes past the end of
-                // a shorter one. New for every command, so that no byte of another one is ever in it.
+                // As long as a transfer can be, whatever length the guest wants: LIO of Linux 6.1 writes past the end of a
+                // shorter one. It is new for each command, so it has no byte of another.
                 let mut data = [0; MAX_TRANSFER];
                 let answer = self.issue(device, command, Transfer::FromDevice(&mut data));
                 let completion = answer.completion(&data, command.cdb().allocation_length());
@@ -100,7 +104,7 @@ impl SgIo {
         Answer { report, sense }
     }
 
-    /// Tells the administrator what the guest's sense data do not.
+    /// Logs what the sense data do not tell.
     fn explain(&self, errno: Option<Errno>, opcode: Opcode, is_capable: impl FnOnce() -> bool) {
         if errno != Some(Errno::PERM) {
             return;
@@ -110,8 +114,8 @@ impl SgIo {
             let remedy = match is_capable {
                 false => "give this process the capability CAP_SYS_RAWIO",
                 true => {
-                    "this process has CAP_SYS_RAWIO, so either it has it in a user namespace alone, where it does not \
-                     count, or the driver of the device wants more and takes no SCSI commands (nbd)"
+                    "this process has CAP_SYS_RAWIO. Either it has it in a user namespace alone, where it does not \
+                     count, or the device's driver wants more and takes no SCSI commands (nbd)"
                 }
             };
             warn!("the kernel refused a {opcode} by SG_IO (EPERM): {remedy}{suppressed}");
@@ -119,9 +123,10 @@ impl SgIo {
     }
 }
 
-/// Whether this errno says that the driver does not know SG_IO, and has sent nothing. EINVAL is what some say to any ioctl
-/// that they do not know, loop for one; EPERM is what nbd says to who lacks CAP_SYS_ADMIN, before it looks which ioctl it
-/// is. To who may not send commands at all, the kernel says that too.
+/// Whether this errno means that the driver does not know SG_IO, and has sent nothing.
+///
+/// Some drivers return EINVAL for an unknown ioctl: loop does. nbd returns EPERM for every ioctl without CAP_SYS_ADMIN. The
+/// kernel itself returns EPERM without CAP_SYS_RAWIO, so EPERM counts only with that capability.
 fn is_unknown(errno: Errno, is_capable: impl FnOnce() -> bool) -> bool {
     match errno {
         Errno::NOTTY | Errno::INVAL => true,
@@ -130,7 +135,7 @@ fn is_unknown(errno: Errno, is_capable: impl FnOnce() -> bool) -> bool {
     }
 }
 
-/// Whether this thread has the capability that SG_IO takes.
+/// Whether this thread has the capability that SG_IO needs.
 fn is_capable() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RAWIO))
 }
@@ -168,7 +173,7 @@ mod tests {
         Cdb::new(bytes).unwrap()
     }
 
-    /// What both commands are answered with on this descriptor.
+    /// The answers to both commands on this descriptor.
     fn answers(device: impl AsFd) -> [Completion; 2] {
         let manager = SgIo::new();
         let run = |command| manager.execute(device.as_fd(), command).unwrap();
@@ -179,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_scsi_device_terminates_the_command() {
+    fn command_for_another_device_is_terminated() {
         let terminated = Completion::check(SenseCode::IO_PROCESS_TERMINATED);
         let expected = [terminated.clone(), terminated];
         let read_write = |path| OpenOptions::new().read(true).write(true).open(path).unwrap();
@@ -200,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_device_without_scsi_refuses() {
+    fn block_device_without_scsi_refuses() {
         // Which of the two errors it is (ENOTTY, EINVAL) is the driver's choice; the loop driver says EINVAL.
         let refusals = [SenseCode::IO_PROCESS_TERMINATED, SenseCode::INVALID_FIELD_IN_CDB].map(Completion::check);
         for name in ["loop0", "vda", "zram0"] {
@@ -213,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_commands_are_sent_too() {
+    fn shortest_commands_are_sent_too() {
         let null = File::open("/dev/null").unwrap();
         for opcode in [Opcode::ReserveIn, Opcode::ReserveOut] {
             let answer = SgIo::new().execute(null.as_fd(), Command::new(cdb(opcode, 0), &[]).unwrap()).unwrap();
@@ -222,20 +227,20 @@ mod tests {
     }
 
     #[test]
-    fn there_is_nothing_to_clean_up() {
+    fn cleanup_is_good() {
         let null = File::open("/dev/null").unwrap();
         assert_eq!(SgIo::new().execute(null.as_fd(), Command::cleanup()).unwrap(), Completion::Good(Vec::new()));
     }
 
     #[test]
-    fn the_kernel_is_never_told_to_use_its_own_time_out_or_none() {
+    fn timeout_is_never_the_kernel_s_default_or_infinite() {
         assert_eq!(SgIo::default().timeout_in_milliseconds(), 30_000);
         assert_eq!(SgIo::with_timeout(Duration::ZERO).timeout_in_milliseconds(), 1);
         assert_eq!(SgIo::with_timeout(Duration::MAX).timeout_in_milliseconds(), i32::MAX as u32);
     }
 
     #[test]
-    fn a_missing_privilege_is_told_now_and_then() {
+    fn missing_privilege_is_logged_once_a_minute() {
         let log = Log::at(tracing::Level::WARN);
         let manager = SgIo::new();
         log.during(|| {
@@ -252,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_send_and_is_not_permitted_has_met_a_driver_that_does_not_know_scsi() {
+    fn eperm_with_the_capability_means_that_the_driver_does_not_know_sg_io() {
         for raw in 1..=4095 {
             let errno = Errno::from_raw_os_error(raw);
             let always = matches!(errno, Errno::NOTTY | Errno::INVAL);

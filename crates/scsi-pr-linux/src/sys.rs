@@ -7,7 +7,7 @@ use std::ptr;
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 
-/// Makes the ioctl `opcode` of `device` with `argument`; what it returned, which is not negative.
+/// Makes the ioctl `opcode` of `device` with `argument`. Returns its result, which is not negative.
 ///
 /// # Errors
 ///
@@ -15,10 +15,11 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 ///
 /// # Safety
 ///
-/// For every driver that knows `opcode`, `argument` must be what it expects: a pointer to a `T` of the layout that the
-/// kernel's header has for it, which stays valid, and that nobody else looks at where the kernel writes, until this
-/// returns; or null, where the kernel takes no argument or fails when it cannot copy one. The same holds for all memory
-/// that the `T` points to.
+/// `argument` must fit every driver that knows `opcode`:
+///
+/// * a pointer to a `T` with the layout of the kernel's header. It, and all memory that the `T` points to, must stay valid
+///   until this returns. Where the kernel writes, no other reference may exist.
+/// * null, where the kernel takes no argument, or fails when it cannot copy one.
 pub(crate) unsafe fn call<T>(device: BorrowedFd<'_>, opcode: Opcode, argument: *mut T) -> Result<u32, Errno> {
     // SAFETY: the caller's promise.
     unsafe { ioctl(device, Call { opcode, argument: argument.cast() }) }
@@ -29,8 +30,8 @@ struct Call {
     argument: *mut c_void,
 }
 
-// SAFETY: a `Call` is only made by `call`, whose caller promises that the argument is the opcode's. The kernel may write
-// to it, so it is mutating; nothing is made of the pointer afterwards.
+// SAFETY: only `call` makes a `Call`, and its caller promises that the argument is that of the opcode. The kernel may write
+// to it, so the ioctl is mutating. The pointer is not used afterwards.
 unsafe impl Ioctl for Call {
     type Output = u32;
     const IS_MUTATING: bool = true;
@@ -44,7 +45,7 @@ unsafe impl Ioctl for Call {
     }
 
     unsafe fn output_from_ptr(output: IoctlOutput, _: *mut c_void) -> Result<u32, Errno> {
-        // An identifier of 32 bits may come as a negative number (NVME_IOCTL_ID); errors are told apart already.
+        // An identifier of 32 bits may look negative (NVME_IOCTL_ID). Errors have been separated before.
         Ok(output.cast_unsigned())
     }
 }
@@ -54,16 +55,15 @@ const BLKGETDISKSEQ: Opcode = opcode::read::<u64>(0x12, 128);
 
 const _: () = assert!(!cfg!(target_arch = "x86_64") || BLKGETDISKSEQ == 0x8008_1280);
 
-/// The sequence number of the disk. Only for block devices: to others the number of this ioctl may mean something else.
+/// The sequence number of the disk. Only for block devices: for others this ioctl may mean something else.
 ///
 /// # Errors
 ///
 /// The kernel's: `ENOTTY` before Linux 5.15.
 pub(crate) fn disk_sequence_number(device: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut number = 0_u64;
-    // SAFETY: the block layer answers this ioctl for all drivers, and writes 8 bytes to the pointer, which is to a `u64`
-    // of this function's own. An older kernel hands it to the driver; a driver that has an ioctl of this number (none
-    // of Linux does) would have it of this size and direction, as both are part of the number.
+    // SAFETY: the block layer answers this ioctl for all drivers, and writes 8 bytes to a `u64` of this function. An older
+    // kernel passes it to the driver. No driver of Linux has this number, which includes the size and the direction.
     unsafe { call(device, BLKGETDISKSEQ, ptr::from_mut(&mut number)) }?;
     Ok(number)
 }

@@ -1,5 +1,5 @@
-//! Reservation types as the block layer (`enum pr_type` of Linux `linux/pr.h`) and NVMe (RTYPE) number them: 1 to 6, in
-//! the order of SPC's codes and without the gaps between these.
+//! The numbers of reservation types in the block layer (`enum pr_type` of Linux `linux/pr.h`) and in NVMe (RTYPE): 1 to 6, in
+//! the order of SPC's codes without their gaps.
 
 use scsi_pr::Type;
 
@@ -15,7 +15,7 @@ pub(crate) const fn of(reservation_type: Type) -> u8 {
     }
 }
 
-/// The type with this number; `None` for 0, which stands for no reservation, and for those over 6.
+/// The type with this number; `None` for 0, which means no reservation, and for numbers over 6.
 pub(crate) fn named(number: u32) -> Option<Type> {
     Type::ALL.into_iter().find(|reservation_type| u32::from(of(*reservation_type)) == number)
 }
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_numbers_are_those_of_the_headers_and_not_the_codes_of_scsi() {
+    fn numbers_are_those_of_the_headers_and_not_the_codes_of_scsi() {
         let table = [(0x1, 1), (0x3, 2), (0x5, 3), (0x6, 4), (0x7, 5), (0x8, 6)];
         assert_eq!(Type::ALL.map(|reservation_type| (reservation_type.code(), of(reservation_type))), table);
         for number in 0..=u32::from(u8::MAX) {

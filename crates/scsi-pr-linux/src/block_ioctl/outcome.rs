@@ -1,13 +1,21 @@
-//! What an IOC_PR ioctl says when it does not return 0, as a [`Completion`]. No I/O.
+//! The results of IOC_PR ioctls other than 0, as a [`Completion`]. No I/O.
 
 use rustix::io::Errno;
 use scsi_pr::{Completion, SenseCode, Status};
 
-use super::translate::Failure;
 use crate::sg_io::outcome::{Report, of_host_status};
-use crate::{NotPermitted, permission};
+use crate::{NotPermitted, command_error};
 
-/// What a failure means. `refusal` is the sense that stands for EINVAL; `nvme` says whose statuses they are.
+/// An ioctl that did not return 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// It failed.
+    Errno(Errno),
+    /// It returned a positive number: the status of the device, or the driver's code for a broken path. Never 0.
+    Status(u32),
+}
+
+/// The completion of a failed ioctl. `refusal` is the sense code for EINVAL. `nvme` tells whose status codes they are.
 pub(super) fn of_failure(failure: Failure, refusal: SenseCode, nvme: bool) -> Result<Completion, NotPermitted> {
     match failure {
         Failure::Errno(errno) => of_errno(errno, refusal),
@@ -15,24 +23,24 @@ pub(super) fn of_failure(failure: Failure, refusal: SenseCode, nvme: bool) -> Re
     }
 }
 
-/// What an errno means.
+/// The completion for an errno.
 pub(super) fn of_errno(errno: Errno, refusal: SenseCode) -> Result<Completion, NotPermitted> {
     match errno {
         Errno::INVAL => Ok(Completion::check(refusal)),
-        errno => permission::of_errno(errno),
+        errno => command_error::of_errno(errno),
     }
 }
 
-/// What a positive result means: `PR_STS_…` of Linux `linux/pr.h` (kernel side).
+/// The completion for a positive result: `PR_STS_…` of Linux `linux/pr.h` (kernel side).
 ///
-/// Of SCSI disks it is what the SCSI layer had: the unit's status byte, and the host adapter's code in the third byte. Older
-/// kernels (6.1 does) return any of these, not only those with a name; and in the second byte a code of the SCSI layer's
-/// own. Of NVMe they return the NVMe status.
+/// For SCSI disks it has the unit's status byte, and the host adapter's code in the third byte. Older kernels (6.1) return
+/// any of these, not only those with a name, and a code of the SCSI layer in the second byte. For NVMe they return the NVMe
+/// status.
 fn of_status(status: u32, refusal: SenseCode, nvme: bool) -> Completion {
-    /// What the NVMe driver of older kernels returns for Reservation Conflict (SCT 0h, SC 83h), but for the bits above.
+    /// Reservation Conflict (SCT 0h, SC 83h) by the NVMe driver of older kernels, without the bits above.
     const NVME_CONFLICT: u32 = 0x083;
     const NVME_STATUS: u32 = 0x7ff;
-    /// `SCSIML_STAT_TGT_FAILURE`: ILLEGAL REQUEST, for what is in the CDB or the parameter list.
+    /// `SCSIML_STAT_TGT_FAILURE`: ILLEGAL REQUEST, because of the CDB or the parameter list.
     const TARGET_FAILURE: u8 = 0x04;
 
     let [_, host_status, layer, unit_status] = status.to_be_bytes();
@@ -47,7 +55,7 @@ fn of_status(status: u32, refusal: SenseCode, nvme: bool) -> Completion {
         0x18 if !nvme => conflict,
         0x08 | 0x28 | 0x40 if !nvme => Status::from_byte(unit_status).map_or(conflict, Completion::Status),
         0x02 if !nvme && layer == TARGET_FAILURE => Completion::check(refusal),
-        // PR_STS_IOERR: CHECK CONDITION whose sense data is lost, and whatever nobody knows.
+        // PR_STS_IOERR: CHECK CONDITION with lost sense data; and unknown results.
         _ => Completion::check(SenseCode::LUN_COMMUNICATION_FAILURE),
     }
 }

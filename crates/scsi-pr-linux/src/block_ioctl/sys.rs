@@ -7,7 +7,8 @@ use rustix::io::Errno;
 use rustix::ioctl::{Opcode, opcode};
 use scsi_pr::Key;
 
-use super::translate::{Failure, Held, Ioctls, KeyCount, Request};
+use super::outcome::Failure;
+use super::translate::{Held, Ioctls, KeyCount, Request};
 use crate::sys::call;
 use crate::type_number;
 

@@ -68,27 +68,27 @@ fn a_block_device_without_reservations_says_so_or_says_that_it_may_not_be_asked(
 #[test]
 fn what_a_device_is_comes_from_sysfs() {
     let Some((device, number)) = block_device() else { return };
-    let nature = |tree: &Tree| BlockIoctl::new(tree.sysfs()).nature(device.as_fd());
-    let expected = |device_mapper, nvme| Ok(Nature { device_mapper, nvme });
+    let quirks = |tree: &Tree| BlockIoctl::new(tree.sysfs()).quirks(device.as_fd());
+    let expected = |device_mapper, nvme| Ok(DriverQuirks { device_mapper, nvme });
     for (subsystem, nvme) in [("scsi", false), ("nvme", true), ("nvme-subsystem", true)] {
         let disk = Tree::new();
         disk.block("devices/block/disk", &number, &[]);
         disk.subsystem("devices/block/disk", subsystem);
-        assert_eq!(nature(&disk), expected(false, nvme), "{subsystem}");
+        assert_eq!(quirks(&disk), expected(false, nvme), "{subsystem}");
         for uuid in ["mpath-1", "LVM-1", ""] {
             let mapped = Tree::new();
             mapped.block("devices/block/disk", "99:0", &[]);
             mapped.subsystem("devices/block/disk", subsystem);
             mapped.device_mapper("devices/block/dm-0", &number, ["map", uuid], &["devices/block/disk"]);
-            assert_eq!(nature(&mapped), expected(true, nvme), "{subsystem} {uuid}");
+            assert_eq!(quirks(&mapped), expected(true, nvme), "{subsystem} {uuid}");
         }
     }
     // The worst is assumed of what nobody knows.
-    assert_eq!(nature(&Tree::new()), expected(true, true));
+    assert_eq!(quirks(&Tree::new()), expected(true, true));
     let partition = Tree::new();
     partition.partition("devices/block/sda/sda1", &number);
-    let refused = nature(&partition);
-    assert!(matches!(refused, Err(Stop::Because(SenseCode::INVALID_OPCODE, _))), "{refused:?}");
+    let refused = quirks(&partition);
+    assert!(matches!(refused, Err(CommandError::Refused(SenseCode::INVALID_OPCODE, _))), "{refused:?}");
 }
 
 proptest! {

@@ -54,23 +54,23 @@ pub enum DeviceClass {
         /// The whole disks and multipath maps beneath it.
         over: Vec<String>,
     },
-    /// Another device made of devices: md, bcache …
+    /// Another device over devices: md, bcache …
     Stacked {
         /// The whole disks and multipath maps beneath it.
         over: Vec<String>,
     },
     /// An NVMe namespace.
     NvmeNamespace,
-    /// Another block device with nothing beneath it that the kernel knows of: virtio-blk, loop, zram …
+    /// Another block device without a block device beneath it: virtio-blk, loop, zram …
     OtherBlock,
     /// A block device that sysfs does not explain.
     Unexplained {
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// Another character device.
     OtherCharacter,
-    /// No device at all: a file, a directory, a pipe, a socket …
+    /// A descriptor that is not of a device: a file, a directory, a pipe, a socket …
     NotADevice(FileType),
 }
 

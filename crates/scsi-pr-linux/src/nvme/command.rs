@@ -1,11 +1,11 @@
-//! The commands of NVMe that reservations take, in bytes (NVM Express Base Specification 2.0: 7.2 to 7.5 for the four of
+//! The NVMe commands for reservations, in bytes (NVM Express Base Specification 2.0: 7.2 to 7.5 for the four of
 //! reservations, 5.17 Identify, 5.15 Get Features). No I/O.
 
 use scsi_pr::{Key, Type};
 
 use crate::type_number;
 
-/// To which queue a command goes.
+/// The queue of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
     /// The admin queue.
@@ -14,7 +14,7 @@ pub(super) enum Queue {
     Io,
 }
 
-/// A command, but for its data and its namespace.
+/// A command without its data and its namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) queue: Queue,
@@ -38,7 +38,7 @@ pub(super) enum Change {
     Clear { key: Key },
 }
 
-/// What Reservation Register does. `current` is `None` where whatever key is registered will do (IEKEY).
+/// The action of Reservation Register. `current` is `None` for any registered key (IEKEY).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Registration {
     Register { new: Key },
@@ -46,12 +46,12 @@ pub(super) enum Registration {
     Replace { current: Option<Key>, new: Key },
 }
 
-/// CPTPL: whether registrations and reservation are to outlast a loss of power.
+/// CPTPL: whether registrations and reservation survive a loss of power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Persistence {
-    /// 10b: they go.
+    /// 10b: they do not.
     Volatile,
-    /// 11b: they stay.
+    /// 11b: they do.
     Persistent,
 }
 
@@ -65,9 +65,9 @@ const GET_FEATURES: u8 = 0x0a;
 /// IEKEY.
 const IGNORE_KEY: u32 = 1 << 3;
 
-/// What Identify returns, in bytes.
+/// The length of the data of Identify, in bytes.
 pub(super) const IDENTIFY_LENGTH: usize = 4096;
-/// Where RESCAP is in it.
+/// The offset of RESCAP in the data.
 pub(super) const RESCAP: usize = 31;
 
 impl Change {

@@ -1,10 +1,19 @@
-//! What the kernel or a namespace says when a command was not done, as a [`Completion`]. No I/O.
+//! Errors of the kernel and of a namespace, as a [`Completion`]. No I/O.
 
+use rustix::io::Errno;
 use scsi_pr::{Completion, SenseCode, Status};
 
-use super::translate::Failure;
 use crate::NotPermitted;
-use crate::permission::of_errno;
+use crate::command_error::of_errno;
+
+/// A command that was not a success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The kernel failed it.
+    Errno(Errno),
+    /// The status of the command. Never 0.
+    Status(u32),
+}
 
 /// Status Code Type and Status Code (NVM Express Base Specification 2.0, 3.3.3.2.1), without the bits above that say
 /// whether to try again and whether there is more to know.
@@ -14,10 +23,10 @@ pub(super) const fn code_of(status: u32) -> u32 {
 
 /// Reservation Conflict.
 const RESERVATION_CONFLICT: u32 = 0x083;
-/// Host Identifier Inconsistent Format: it is known by the other one.
+/// Host Identifier Inconsistent Format: the namespace uses the other length.
 pub(super) const HOST_ID_INCONSISTENT: u32 = 0x018;
 
-/// What a failure means. `refusal` is the sense that stands for Invalid Field in Command.
+/// The completion of a failed command. `refusal` is the sense code for Invalid Field in Command.
 pub(super) fn of_failure(failure: Failure, refusal: SenseCode) -> Result<Completion, NotPermitted> {
     match failure {
         Failure::Errno(errno) => of_errno(errno),
@@ -47,7 +56,6 @@ fn of_status(status: u32, refusal: SenseCode) -> Completion {
 mod tests {
     use super::*;
     use crate::sg_io::outcome::of_errno as sg_io_errno;
-    use rustix::io::Errno;
     use scsi_pr::SenseKey;
 
     fn check(key: u8, asc: u8, ascq: u8) -> Completion {

@@ -1,5 +1,5 @@
-//! What Reservation Report returns: the Reservation Status data structure (NVM Express Base Specification 2.0, figures
-//! 417 to 420), read. No I/O.
+//! Reads the data of Reservation Report: the Reservation Status data structure (NVM Express Base Specification 2.0, figures
+//! 417 to 420). No I/O.
 
 use scsi_pr::{Generation, InitiatorPort, Key, TransportId, Type};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::type_number;
 
-/// Which of the two structures it is.
+/// The format of the structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// With host identifiers of 64 bits.
@@ -23,9 +23,9 @@ pub(super) struct Report {
     pub(super) generation: Generation,
     /// RTYPE.
     pub(super) reservation_type: Option<Type>,
-    /// PTPLS: whether they outlast a loss of power as it is now.
+    /// PTPLS: whether they survive a loss of power at present.
     pub(super) persistent: bool,
-    /// One for each registered host, whatever its controllers, in the order in which they are told.
+    /// One for each registered host, however many controllers it has, in the order of the report.
     pub(super) registrants: Vec<Registrant>,
 }
 
@@ -39,17 +39,17 @@ pub(super) struct Registrant {
     pub(super) is_holder: bool,
 }
 
-/// Who a registrant is.
+/// The identity of a registrant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Host {
-    /// HOSTID, not zero. One of 64 bits has eight zero bytes before it; a subsystem knows its hosts by one format alone.
+    /// HOSTID, not zero. One of 64 bits follows eight zero bytes. A subsystem uses one length for all hosts.
     Named([u8; 16]),
-    /// HOSTID is zero: a host of its own for each controller. This is CNTLID.
+    /// HOSTID is zero: each controller has a host of its own. This is CNTLID.
     Controller(u16),
 }
 
 impl Host {
-    /// HOSTID: 16 or 8 bytes. `None` for zero, which says nothing without a controller.
+    /// HOSTID: 16 or 8 bytes. `None` for zero, which means nothing without a controller.
     pub(super) fn named(bytes: &[u8]) -> Option<Self> {
         let mut id = [0; 16];
         let start = id.len().checked_sub(bytes.len())?;
@@ -57,8 +57,8 @@ impl Host {
         (id != [0; 16]).then_some(Self::Named(id))
     }
 
-    /// The initiator port that stands for it: of the protocols of SPC-4, RDMA (SRP) alone has room for 128 bits that may
-    /// be any. INITIATOR PORT IDENTIFIER is HOSTID byte for byte, so that a host identifier that is a UUID reads alike.
+    /// Its initiator port. Of the protocols of SPC-4, only RDMA (SRP) has room for any 128 bits. INITIATOR PORT IDENTIFIER
+    /// is HOSTID byte for byte.
     pub(super) fn transport_id(self) -> TransportId {
         let id = match self {
             Self::Named(id) => id,
@@ -74,7 +74,7 @@ impl Host {
 struct Header {
     generation: U32,
     rtype: u8,
-    /// REGCTL: how many entries follow.
+    /// REGCTL: the number of entries that follow.
     entries: U16,
     reserved: [u8; 2],
     ptpls: u8,
@@ -123,14 +123,14 @@ impl Format {
     }
 }
 
-/// How long a report is whose beginning this is; `None` when that cannot be told yet.
+/// The length of the report that begins with these bytes; `None` where they are too few.
 pub(super) fn length(format: Format, bytes: &[u8]) -> Option<usize> {
     let (header, _) = Header::ref_from_prefix(bytes).ok()?;
     Some(format.header() + usize::from(header.entries.get()) * format.entry())
 }
 
-/// Whether what a controller returned for an extended report may be one. Those of NVMe 1.1 and 1.2 do not look at the bit
-/// that asks for it: where the extended header has reserved bytes, they have an entry, with a key in it.
+/// Whether the data may be an extended report. Controllers of NVMe 1.1 and 1.2 ignore the bit that requests one. They have
+/// an entry with a key where the extended header has reserved bytes.
 pub(super) fn may_be_extended(bytes: &[u8]) -> bool {
     bytes
         .get(Format::Short.header()..Format::Extended.header())
@@ -138,7 +138,7 @@ pub(super) fn may_be_extended(bytes: &[u8]) -> bool {
 }
 
 impl Report {
-    /// Reads a whole report; `None` when it is cut or its reservation is of a type that is none.
+    /// Reads a whole report; `None` where it is cut off, or has an unknown reservation type.
     pub(super) fn parse(format: Format, bytes: &[u8]) -> Option<Self> {
         let (header, _) = Header::ref_from_prefix(bytes).ok()?;
         let entries = bytes.get(format.header()..length(format, bytes)?)?;
@@ -149,7 +149,7 @@ impl Report {
         let mut registrants: Vec<Registrant> = Vec::new();
         for bytes in entries.chunks_exact(format.entry()) {
             let registrant = registrant(format, bytes)?;
-            // A host has one registration, told once for each of its controllers.
+            // A host has one registration, and the report has it once for each of its controllers.
             match registrants.iter_mut().find(|known| known.host == registrant.host) {
                 Some(known) => known.is_holder |= registrant.is_holder,
                 None => registrants.push(registrant),
@@ -168,7 +168,7 @@ impl Report {
         self.reservation_type.is_some_and(Type::is_all_registrants)
     }
 
-    /// How many hosts have `key`.
+    /// The number of hosts with `key`.
     pub(super) fn count(&self, key: Key) -> usize {
         self.registrants.iter().filter(|registrant| registrant.key == key).count()
     }

@@ -8,7 +8,8 @@ use rustix::io::Errno;
 use rustix::ioctl::{Opcode, opcode};
 
 use super::command::{Queue, Request};
-use super::translate::{Failure, Namespace};
+use super::outcome::Failure;
+use super::translate::Namespace;
 use crate::sys::call;
 
 const ID: Opcode = opcode::none(b'N', 0x40);

@@ -1,30 +1,20 @@
-//! SCSI to the reservation commands of NVMe and back. No I/O: the commands go through [`Namespace`].
+//! Translates SCSI to the reservation commands of NVMe and back. No I/O: the commands go through [`Namespace`].
 
 use std::cell::Cell;
 
-use rustix::io::Errno;
 use scsi_pr::{
     Capabilities, Completion, FullStatus, FullStatusDescriptor, Held, Key, Keys, Reservation, ReserveIn,
     ReserveInAction, ReserveOut, SenseCode, Status, Type, TypeMask,
 };
 
 use super::command::{self, Change, IDENTIFY_LENGTH, Persistence, RESCAP, Registration, Request};
-use super::outcome::{HOST_ID_INCONSISTENT, code_of, of_failure};
+use super::outcome::{Failure, HOST_ID_INCONSISTENT, code_of, of_failure};
 use super::report::{self, Format, Host, Report};
 use crate::NotPermitted;
-use crate::permission::Stop;
+use crate::command_error::CommandError;
 use crate::type_number;
 
-/// A command that was not a success.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// The kernel failed it.
-    Errno(Errno),
-    /// The status of the command. Never 0.
-    Status(u32),
-}
-
-/// One namespace, to which commands are sent.
+/// One namespace.
 pub(super) trait Namespace {
     /// Runs a command that takes `data`.
     fn send(&self, request: Request, data: &[u8]) -> Result<(), Failure>;
@@ -32,27 +22,27 @@ pub(super) trait Namespace {
     fn receive(&self, request: Request, data: &mut [u8]) -> Result<(), Failure>;
 }
 
-/// How much is read of a report at first: a page, which any controller can transfer.
-const FIRST_ROOM: usize = 4096;
-/// How often a report is read again because it has grown meanwhile.
-const MOST_READS: usize = 8;
-/// How often a host tries to register and, as it is registered already, to replace its key.
-const MOST_ROUNDS: usize = 3;
+/// The bytes of the first attempt to read a report: a page, which any controller can transfer.
+const INITIAL_LENGTH: usize = 4096;
+/// The most attempts to read a report that grows meanwhile.
+const MAX_READS: usize = 8;
+/// The most attempts to register and, where the host is registered already, to replace its key.
+const MAX_ROUNDS: usize = 3;
 
 const GOOD: Completion = Completion::Good(Vec::new());
 const CONFLICT: Completion = Completion::Status(Status::RESERVATION_CONFLICT);
 
-/// Why a preemption that was said to be done is not believed.
-pub(crate) const NOT_PREEMPTED: &str = "the namespace said that the preemption was done, and the registration to be \
-     removed is there; Linux' own target does this to who holds the reservation";
-/// Why a release that was said to be done is not believed.
-pub(crate) const NOT_RELEASED: &str = "the namespace said that the reservation was released, and it is still held by \
-     all registrants; Linux' own target does this to all but the first of them";
+/// Why a successful preemption is reported as failed.
+pub(crate) const NOT_PREEMPTED: &str = "the namespace reported success, but the victim is still registered; Linux' own \
+     target does this when the reservation holder preempts";
+/// Why a successful release is reported as failed.
+pub(crate) const NOT_RELEASED: &str = "the namespace reported success, but all registrants still hold the reservation; \
+     Linux' own target does this for all but the first of them";
 
-/// One command under way.
+/// One running command.
 pub(super) struct Session<'a, N> {
     namespace: &'a N,
-    /// Whether something has been changed: from then on, no other process must run the command.
+    /// Whether something has changed. From then on, no other process may run the command.
     changed: Cell<bool>,
 }
 
@@ -62,7 +52,7 @@ impl<'a, N: Namespace> Session<'a, N> {
     }
 
     /// Runs a PERSISTENT RESERVE IN.
-    pub(super) fn read(&self, command: &ReserveIn) -> Result<Completion, Stop> {
+    pub(super) fn read(&self, command: &ReserveIn) -> Result<Completion, CommandError> {
         let data = match command.action() {
             ReserveInAction::ReadKeys => keys(&self.report()?).encode(),
             ReserveInAction::ReadReservation => match reservation(&self.report()?) {
@@ -80,16 +70,16 @@ impl<'a, N: Namespace> Session<'a, N> {
     }
 
     /// Runs a PERSISTENT RESERVE OUT.
-    pub(super) fn write(&self, command: &ReserveOut) -> Result<Completion, Stop> {
+    pub(super) fn write(&self, command: &ReserveOut) -> Result<Completion, CommandError> {
         match *command {
-            ReserveOut::Register { initiator_ports: Some(_), .. } => Err(Stop::Because(
+            ReserveOut::Register { initiator_ports: Some(_), .. } => Err(CommandError::Refused(
                 SenseCode::INVALID_FIELD_IN_PARAMETER_LIST,
-                "an NVMe host can register nobody but itself: no SPEC_I_PT",
+                "an NVMe host can only register itself: no SPEC_I_PT",
             )),
             ReserveOut::Register { key, service_action_key, aptpl, .. } => {
                 let persistence = self.persistence(aptpl)?;
                 let registration = match (key.is_zero(), service_action_key.is_zero()) {
-                    (true, true) => return self.register_nothing(),
+                    (true, true) => return self.register_zero(),
                     (true, false) => Registration::Register { new: service_action_key },
                     (false, true) => Registration::Unregister { current: Some(key) },
                     (false, false) => Registration::Replace { current: Some(key), new: service_action_key },
@@ -99,8 +89,8 @@ impl<'a, N: Namespace> Session<'a, N> {
             ReserveOut::RegisterAndIgnoreExistingKey { service_action_key, aptpl, .. } => {
                 let persistence = self.persistence(aptpl)?;
                 match service_action_key {
-                    Key::ZERO => self.unregister_whatever(persistence),
-                    new => self.register_whatever(new, persistence),
+                    Key::ZERO => self.unregister_any(persistence),
+                    new => self.register_any(new, persistence),
                 }
             }
             ReserveOut::Reserve { key, reservation_type } => self.reserve(key, reservation_type),
@@ -112,52 +102,51 @@ impl<'a, N: Namespace> Session<'a, N> {
             ReserveOut::PreemptAndAbort { key, service_action_key, scope_type } => {
                 self.preempt(key, service_action_key, scope_type.reservation_type(), true)
             }
-            _ => Err(Stop::Because(SenseCode::INVALID_FIELD_IN_CDB, "NVMe has no such service action")),
+            _ => Err(CommandError::Refused(SenseCode::INVALID_FIELD_IN_CDB, "NVMe has no such service action")),
         }
     }
 
-    /// What CPTPL says for APTPL, if the namespace can do that.
-    fn persistence(&self, aptpl: bool) -> Result<Persistence, Stop> {
+    /// CPTPL for this APTPL, if the namespace supports it.
+    fn persistence(&self, aptpl: bool) -> Result<Persistence, CommandError> {
         if !aptpl {
             return Ok(Persistence::Volatile);
         }
         match self.rescap()? & PTPLS {
-            0 => Err(Stop::Because(
+            0 => Err(CommandError::Refused(
                 SenseCode::INVALID_FIELD_IN_PARAMETER_LIST,
-                "the namespace keeps no registrations without power: no APTPL",
+                "the namespace loses its registrations with the power: no APTPL",
             )),
             _ => Ok(Persistence::Persistent),
         }
     }
 
-    /// REGISTER of no key by who says that it has none. In NVMe the key zero would be registered.
-    fn register_nothing(&self) -> Result<Completion, Stop> {
+    /// REGISTER of zero by a sender that claims to be unregistered. NVMe would register the key zero.
+    fn register_zero(&self) -> Result<Completion, CommandError> {
         match self.own_key()? {
             Own::None => Ok(GOOD),
             Own::Key(_) => Ok(CONFLICT),
-            Own::Unknown => Err(Stop::Because(
+            Own::Unknown => Err(CommandError::Refused(
                 SenseCode::INVALID_FIELD_IN_PARAMETER_LIST,
-                "this host has no identifier (HOSTID), so whether it is registered cannot be told",
+                "this host has no identifier (HOSTID), so its registration cannot be found",
             )),
         }
     }
 
-    fn unregister_whatever(&self, persistence: Persistence) -> Result<Completion, Stop> {
+    fn unregister_any(&self, persistence: Persistence) -> Result<Completion, CommandError> {
         let change = Change::Register(Registration::Unregister { current: None }, persistence);
         let answer = self.change(change, SenseCode::INVALID_FIELD_IN_PARAMETER_LIST)?;
-        // To SCSI it is no conflict to have nothing to unregister.
+        // In SCSI it is no conflict to unregister without a registration.
         if answer == CONFLICT && self.own_key()? == Own::None {
             return Ok(GOOD);
         }
         Ok(answer)
     }
 
-    /// Registers, or replaces what is registered. Each of the two is one indivisible command, and where the first is a
-    /// conflict it has changed nothing; between them only somebody else can change this host's registration, by removing
-    /// it, and then the next round registers.
-    fn register_whatever(&self, new: Key, persistence: Persistence) -> Result<Completion, Stop> {
+    /// Registers, or replaces the registered key. Each of the two is one atomic command, and a conflict changes nothing.
+    /// Between them, another host can only remove this host's registration. Then the next attempt registers.
+    fn register_any(&self, new: Key, persistence: Persistence) -> Result<Completion, CommandError> {
         let steps = [Registration::Register { new }, Registration::Replace { current: None, new }];
-        for registration in steps.into_iter().cycle().take(MOST_ROUNDS * steps.len()) {
+        for registration in steps.into_iter().cycle().take(MAX_ROUNDS * steps.len()) {
             let change = Change::Register(registration, persistence);
             let answer = self.change(change, SenseCode::INVALID_FIELD_IN_PARAMETER_LIST)?;
             if answer != CONFLICT {
@@ -167,10 +156,10 @@ impl<'a, N: Namespace> Session<'a, N> {
         Ok(CONFLICT)
     }
 
-    fn reserve(&self, key: Key, reservation_type: Type) -> Result<Completion, Stop> {
+    fn reserve(&self, key: Key, reservation_type: Type) -> Result<Completion, CommandError> {
         let answer = self.change(Change::Acquire { key, reservation_type }, SenseCode::INVALID_FIELD_IN_CDB)?;
-        // Who is registered holds what all registrants hold, and may reserve it once more. Linux' own target (nvmet of
-        // 6.13 to 7.2) takes the first registrant alone for a holder. It counts if nothing is left to be done.
+        // Each registrant holds an all-registrants reservation, and may reserve it again. Linux' own target (nvmet of 6.13
+        // to 7.2) takes only the first registrant for a holder. The answer is GOOD if the reservation is as requested.
         if answer == CONFLICT
             && reservation_type.is_all_registrants()
             && self.report()?.reservation_type == Some(reservation_type)
@@ -181,7 +170,7 @@ impl<'a, N: Namespace> Session<'a, N> {
         Ok(answer)
     }
 
-    fn release(&self, key: Key, reservation_type: Type) -> Result<Completion, Stop> {
+    fn release(&self, key: Key, reservation_type: Type) -> Result<Completion, CommandError> {
         let before = self.report()?;
         if before.is_held_by_all() && before.reservation_type != Some(reservation_type) {
             return Ok(match before.count(key) {
@@ -191,14 +180,20 @@ impl<'a, N: Namespace> Session<'a, N> {
         }
         let answer = self.change(Change::Release { key, reservation_type }, SenseCode::INVALID_RELEASE)?;
         if answer == GOOD && before.is_held_by_all() && self.report()?.is_held_by_all() {
-            return Err(Stop::Because(SenseCode::TARGET_FAILURE, NOT_RELEASED));
+            return Err(CommandError::Refused(SenseCode::TARGET_FAILURE, NOT_RELEASED));
         }
         Ok(answer)
     }
 
-    fn preempt(&self, key: Key, victim: Key, reservation_type: Option<Type>, abort: bool) -> Result<Completion, Stop> {
+    fn preempt(
+        &self,
+        key: Key,
+        victim: Key,
+        reservation_type: Option<Type>,
+        abort: bool,
+    ) -> Result<Completion, CommandError> {
         let Some(reservation_type) = reservation_type else {
-            // The command must have a type, and one of our choice could end up in a reservation.
+            // The command needs a type, and an invented one could end up in a reservation.
             return Ok(Completion::check(SenseCode::INVALID_FIELD_IN_CDB));
         };
         let before = self.report()?;
@@ -215,21 +210,21 @@ impl<'a, N: Namespace> Session<'a, N> {
         let answer = self.change(change, SenseCode::INVALID_FIELD_IN_CDB)?;
         if answer == GOOD {
             let after = self.report()?;
-            // The sender itself may stay.
+            // The sender may remain.
             let (remaining, most) = match victim {
                 Key::ZERO => (after.registrants.len(), 1),
                 victim => (after.count(victim), usize::from(victim == key)),
             };
-            // One that registered anew meanwhile is taken for one that was not removed: an error on the safe side.
+            // A victim that registered again meanwhile looks like one that was not removed. That error is safe.
             if remaining > most {
-                return Err(Stop::Because(SenseCode::TARGET_FAILURE, NOT_PREEMPTED));
+                return Err(CommandError::Refused(SenseCode::TARGET_FAILURE, NOT_PREEMPTED));
             }
         }
         Ok(answer)
     }
 
-    /// Sends a command that changes something. `refusal` is the sense that stands for Invalid Field in Command.
-    fn change(&self, change: Change, refusal: SenseCode) -> Result<Completion, Stop> {
+    /// Sends a command that changes something. `refusal` is the sense code for Invalid Field in Command.
+    fn change(&self, change: Change, refusal: SenseCode) -> Result<Completion, CommandError> {
         let (request, data) = change.encode();
         match self.namespace.send(request, &data) {
             Ok(()) => {
@@ -240,7 +235,7 @@ impl<'a, N: Namespace> Session<'a, N> {
         }
     }
 
-    /// What a failure comes to. Not being permitted to do the rest of what was begun is no case for another process.
+    /// The completion of a failed command. After a change, no other process may run the command from the beginning.
     fn answer(&self, failure: Failure, refusal: SenseCode) -> Result<Completion, NotPermitted> {
         match of_failure(failure, refusal) {
             Err(not_permitted) if self.changed.get() => Ok(not_permitted.completion()),
@@ -248,27 +243,28 @@ impl<'a, N: Namespace> Session<'a, N> {
         }
     }
 
-    /// A failure of a command that only reads.
-    fn stop(&self, failure: Failure) -> Stop {
-        self.answer(failure, SenseCode::INVALID_FIELD_IN_CDB).map_or_else(Stop::NotPermitted, Stop::With)
+    /// The error of a failed command that only reads.
+    fn stop(&self, failure: Failure) -> CommandError {
+        self.answer(failure, SenseCode::INVALID_FIELD_IN_CDB)
+            .map_or_else(CommandError::NotPermitted, CommandError::Answer)
     }
 
-    /// RESCAP: what the namespace can do.
-    fn rescap(&self) -> Result<u8, Stop> {
+    /// RESCAP: the capabilities of the namespace.
+    fn rescap(&self) -> Result<u8, CommandError> {
         let mut identity = [0; IDENTIFY_LENGTH];
         let received = self.namespace.receive(command::identify_namespace(), &mut identity);
         received.map_err(|failure| self.stop(failure))?;
         Ok(identity[RESCAP])
     }
 
-    /// Who is registered, and the reservation.
-    fn report(&self) -> Result<Report, Stop> {
+    /// The registrations and the reservation.
+    fn report(&self) -> Result<Report, CommandError> {
         let is_inconsistent =
             |failure: &Failure| matches!(failure, Failure::Status(status) if code_of(*status) == HOST_ID_INCONSISTENT);
         let long = self.read_report(Format::Extended);
         let (format, bytes) = match &long {
             Ok(Some(bytes)) if report::may_be_extended(bytes) => (Format::Extended, long),
-            // It was not extended, unless the namespace insists.
+            // The report was not extended, unless the namespace refuses the short format.
             Ok(Some(_)) => match self.read_report(Format::Short) {
                 Err(failure) if is_inconsistent(&failure) => (Format::Extended, long),
                 short => (Format::Short, short),
@@ -277,14 +273,14 @@ impl<'a, N: Namespace> Session<'a, N> {
             Ok(None) | Err(_) => (Format::Extended, long),
         };
         let bytes = bytes.map_err(|failure| self.stop(failure))?;
-        let bytes = bytes.ok_or(Stop::With(Completion::Status(Status::BUSY)))?;
-        Report::parse(format, &bytes).ok_or(Stop::With(Completion::check(SenseCode::TARGET_FAILURE)))
+        let bytes = bytes.ok_or(CommandError::Answer(Completion::Status(Status::BUSY)))?;
+        Report::parse(format, &bytes).ok_or(CommandError::Answer(Completion::check(SenseCode::TARGET_FAILURE)))
     }
 
-    /// A whole report; `None` when it grew all the time.
+    /// A whole report; `None` where it grew with each attempt.
     fn read_report(&self, format: Format) -> Result<Option<Vec<u8>>, Failure> {
-        let mut room = FIRST_ROOM;
-        for _ in 0..MOST_READS {
+        let mut room = INITIAL_LENGTH;
+        for _ in 0..MAX_READS {
             let mut bytes = vec![0; room];
             self.namespace.receive(command::report(room, format == Format::Extended), &mut bytes)?;
             match report::length(format, &bytes) {
@@ -295,14 +291,14 @@ impl<'a, N: Namespace> Session<'a, N> {
         Ok(None)
     }
 
-    /// What this host has registered.
-    fn own_key(&self) -> Result<Own, Stop> {
+    /// The registration of this host.
+    fn own_key(&self) -> Result<Own, CommandError> {
         let Some(host) = self.own_host()? else { return Ok(Own::Unknown) };
         Ok(self.report()?.key_of(host).map_or(Own::None, Own::Key))
     }
 
-    /// Who this host is to the controller. `None` when it has no identifier.
-    fn own_host(&self) -> Result<Option<Host>, Stop> {
+    /// The identity of this host at the controller; `None` where it has no identifier.
+    fn own_host(&self) -> Result<Option<Host>, CommandError> {
         let mut long = [0; 16];
         match self.namespace.receive(command::host_identifier(true), &mut long) {
             Ok(()) => return Ok(Host::named(&long)),
@@ -318,14 +314,14 @@ impl<'a, N: Namespace> Session<'a, N> {
     }
 }
 
-/// What this host has registered.
+/// The registration of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Own {
     /// Nothing.
     None,
     /// This key.
     Key(Key),
-    /// It has no identifier by which its registration could be found.
+    /// Unknown: the host has no identifier.
     Unknown,
 }
 
@@ -337,11 +333,11 @@ fn keys(report: &Report) -> Keys {
     Keys { generation: report.generation, keys: report.registrants.iter().map(|registrant| registrant.key).collect() }
 }
 
-/// `None` when the report has a reservation of one holder and names none.
+/// `None` where the report has a reservation of one holder, but no holder.
 fn reservation(report: &Report) -> Option<Reservation> {
     let held = match report.reservation_type {
         None => None,
-        // To SCSI, no key is the holder's where every registrant is one.
+        // In SCSI an all-registrants reservation has no key.
         Some(reservation_type) if reservation_type.is_all_registrants() => {
             Some(Held { key: Key::ZERO, reservation_type })
         }
@@ -355,7 +351,7 @@ fn reservation(report: &Report) -> Option<Reservation> {
 
 fn full_status(report: &Report) -> FullStatus {
     let descriptors = report.registrants.iter().map(|registrant| {
-        // A host is registered with all controllers, which is what ALL_TG_PT says; one without an identifier, with one.
+        // A host is registered with all controllers, as by ALL_TG_PT. One without an identifier is registered with one.
         let (all_tg_pt, relative_target_port) = match registrant.host {
             Host::Named(_) => (true, 0),
             Host::Controller(controller) => (false, controller),

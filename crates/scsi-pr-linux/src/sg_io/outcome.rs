@@ -1,14 +1,13 @@
-//! What SG_IO reports, as a [`Completion`]. No I/O.
+//! The report of SG_IO, as a [`Completion`]. No I/O.
 //!
-//! Four parties may report an error: the kernel (errno), the host adapter, the driver and the unit. They are asked in
-//! this order, as QEMU's helper does, and its answers are kept, so that a guest notices no change of helper, with one
-//! exception: it takes for GOOD what it does not know. Here a command is good only when all four say so; a reservation
-//! that was never made must not be reported as taken.
+//! Four parties may report an error: the kernel (errno), the host adapter, the driver and the unit. They are checked in this
+//! order, as in QEMU's helper, with the same answers. There is one exception: QEMU's helper takes an unknown report for
+//! GOOD. Here a command is GOOD only when all four report success.
 
 use rustix::io::Errno;
 use scsi_pr::{Completion, Sense, SenseCode, Status};
 
-/// What the kernel filled in (`struct sg_io_hdr`).
+/// The fields that the kernel has written (`struct sg_io_hdr`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     /// The unit's status byte.
@@ -19,18 +18,18 @@ pub(crate) struct Report {
     pub(crate) driver_status: u16,
     /// How many bytes of sense data were written.
     pub(crate) sense_length: u8,
-    /// How many bytes of the transfer were not made; negative when the unit had more.
+    /// The bytes that were not transferred; negative when the unit had more.
     pub(crate) residual: i32,
 }
 
-/// How far a command got.
+/// Where a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reached {
-    /// The unit, or a part of the kernel that would say the same for every path to it.
+    /// At the unit, or in a part of the kernel that has the same answer for every path.
     Unit,
-    /// A path that did not carry it there, or not its answer back: another path may.
+    /// On a path that lost the command or its answer. Another path may work.
     Path,
-    /// A device-mapper device that is suspended, as it is while its table is swapped: nothing was sent (`EAGAIN`).
+    /// At a suspended device-mapper device, as during a swap of its table. Nothing was sent (`EAGAIN`).
     Suspended,
 }
 
@@ -41,8 +40,8 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// The completion of the command. `data` is the whole buffer that the unit could fill; what it filled is returned, at
-    /// most `allocation_length` bytes.
+    /// The completion of the command, with at most `allocation_length` bytes of data. `data` is the whole buffer for the
+    /// unit.
     pub(super) fn completion(&self, data: &[u8], allocation_length: usize) -> Completion {
         let report = match self.report {
             Ok(report) => report,
@@ -69,14 +68,14 @@ impl Answer {
         }
     }
 
-    /// How far the command got.
+    /// Where the command ended.
     pub(super) fn reached(&self) -> Reached {
         match self.report {
             Err(Errno::AGAIN) => Reached::Suspended,
             // A device that is offline, deleted or without a path; the others are those of `blk_status_to_errno`.
             Err(Errno::NODEV | Errno::NXIO | Errno::IO | Errno::NOLINK | Errno::TIMEDOUT) => Reached::Path,
             Err(_) => Reached::Unit,
-            // The first is none, the others the kernel makes of what the unit said.
+            // 0 is no error. The kernel derives the others from the unit's answer.
             Ok(Report { host_status: 0x00 | 0x10..=0x13, driver_status, .. })
                 if driver_status & DRIVER_TIMEOUT == 0 =>
             {
@@ -86,7 +85,7 @@ impl Answer {
         }
     }
 
-    /// The bytes that were written, when they say anything.
+    /// The sense data, unless they are all zero.
     fn sense_data(&self, length: u8) -> Option<Sense> {
         let written = &self.sense[..usize::from(length).min(Sense::LENGTH)];
         written.iter().any(|byte| *byte != 0).then(|| Sense::from_bytes(written))
@@ -99,8 +98,8 @@ const CHECK_CONDITION: u8 = 0x02;
 // Linux `scsi/scsi.h` until 5.13. Since then the driver's code is 0, or 8 when there is sense data.
 const DRIVER_OK: u16 = 0x00;
 const DRIVER_BUSY: u16 = 0x01;
-/// QEMU's helper looks for these two bits, and so takes SOFT (2), MEDIA (3), ERROR (4), INVALID (5), TIMEOUT (6) and HARD
-/// (7) for BUSY. It is not quite what they mean, but it is not GOOD, and guests know what to do with it.
+/// QEMU's helper checks these two bits, and so answers BUSY to SOFT (2), MEDIA (3), ERROR (4), INVALID (5), TIMEOUT (6) and
+/// HARD (7). That is not their meaning, but it is not GOOD, and guests can handle it.
 const DRIVER_TIMEOUT: u16 = 0x06;
 const DRIVER_SENSE: u16 = 0x08;
 
@@ -142,20 +141,19 @@ pub(crate) fn of_host_status(report: Report, sense: Option<Sense>) -> Completion
     })
 }
 
-/// The unit's CHECK CONDITION. Sense data that got lost on the way, or are all zero, are replaced: a guest that finds no
-/// sense key cannot tell the failure from a success.
+/// The unit's CHECK CONDITION. Sense data that were lost, or are all zero, are replaced. Without a sense key a guest cannot
+/// tell the failure from a success.
 fn check_condition(sense: Option<Sense>) -> Completion {
     Completion::CheckCondition(sense.unwrap_or(Sense::fixed(SenseCode::LUN_COMMUNICATION_FAILURE)))
 }
 
-/// Whether a command with this sense data was not done: any sense key but NO SENSE (0h), RECOVERED ERROR (1h) and
-/// COMPLETED (Fh), which may come with GOOD as well (SPC-4 4.5.1).
+/// Whether these sense data mean a failure: any sense key but NO SENSE (0h), RECOVERED ERROR (1h) and COMPLETED (Fh). Those
+/// may come with GOOD (SPC-4 4.5.1).
 fn tells_failure(sense: &Sense) -> bool {
     sense.code().is_some_and(|code| !matches!(code.key.byte(), 0x0 | 0x1 | 0xf))
 }
 
-/// The part of the buffer that the unit filled. Drivers are known to report more missing than was asked for, or less than
-/// nothing.
+/// The part of the buffer that the unit has written. Some drivers report a residual above the length, or below zero.
 fn transferred(data: &[u8], residual: i32, allocation_length: usize) -> &[u8] {
     let missing = usize::try_from(residual).unwrap_or(0).min(data.len());
     &data[..(data.len() - missing).min(allocation_length)]

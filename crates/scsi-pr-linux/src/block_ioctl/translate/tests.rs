@@ -7,9 +7,9 @@ use crate::NotPermitted;
 use scsi_pr::{ScopeType, TransportId};
 use std::cell::{Cell, RefCell};
 
-const SCSI: Nature = Nature { device_mapper: false, nvme: false };
-const NVME: Nature = Nature { device_mapper: false, nvme: true };
-const MAPPED: Nature = Nature { device_mapper: true, nvme: false };
+const SCSI: DriverQuirks = DriverQuirks { device_mapper: false, nvme: false };
+const NVME: DriverQuirks = DriverQuirks { device_mapper: false, nvme: true };
+const MAPPED: DriverQuirks = DriverQuirks { device_mapper: true, nvme: false };
 
 fn check<T>(code: SenseCode) -> Result<Completion, T> {
     Ok(Completion::check(code))
@@ -83,11 +83,11 @@ impl Ioctls for Script {
     }
 }
 
-fn ask(script: &Script, action: ReserveInAction, nature: Nature) -> Result<Completion, Stop> {
-    read(script, &ReserveIn::new(action, MAX_TRANSFER), nature)
+fn ask(script: &Script, action: ReserveInAction, quirks: DriverQuirks) -> Result<Completion, CommandError> {
+    read(script, &ReserveIn::new(action, MAX_TRANSFER), quirks)
 }
 
-fn data(completion: Result<Completion, Stop>) -> Vec<u8> {
+fn data(completion: Result<Completion, CommandError>) -> Vec<u8> {
     match completion {
         Ok(Completion::Good(data)) => data,
         other => panic!("{other:?}"),
@@ -191,7 +191,7 @@ fn what_the_ioctls_cannot_express_is_refused_and_not_sent() {
         reservation_type: Type::WriteExclusive,
         aptpl: false,
     };
-    for (command, nature, code) in [
+    for (command, quirks, code) in [
         (with(Some(vec![port()]), false, false), SCSI, list),
         (with(Some(Vec::new()), false, false), SCSI, list),
         (with(None, true, false), SCSI, list),
@@ -209,19 +209,19 @@ fn what_the_ioctls_cannot_express_is_refused_and_not_sent() {
         (for_good, NVME, list),
     ] {
         let script = Script::default();
-        let answer = write(&script, &command, nature);
-        assert!(matches!(answer, Err(Stop::Because(sense, _)) if sense == code), "{command:?} {answer:?}");
+        let answer = write(&script, &command, quirks);
+        assert!(matches!(answer, Err(CommandError::Refused(sense, _)) if sense == code), "{command:?} {answer:?}");
         assert_eq!(script.issued(), [], "{command:?}");
     }
     // These it can, where it can.
-    for (command, nature) in [
+    for (command, quirks) in [
         (with(None, false, true), SCSI),
         (with(None, false, true), MAPPED),
         (aborting(1, 2), NVME),
         (register(1, 0), MAPPED),
     ] {
         let script = Script { keys: Err(Failure::Errno(Errno::NOTTY)), ..Script::default() };
-        assert_eq!(write(&script, &command, nature), good(), "{command:?}");
+        assert_eq!(write(&script, &command, quirks), good(), "{command:?}");
     }
 }
 
@@ -351,14 +351,14 @@ fn a_reservation_has_its_type_by_scsi_and_no_key_if_it_is_everybodys() {
 
 #[test]
 fn capabilities_promise_nothing_that_is_not_known() {
-    for (nature, ptpl_c) in [(SCSI, true), (MAPPED, true), (NVME, false)] {
-        let data = data(ask(&Script::default(), ReserveInAction::ReportCapabilities, nature));
+    for (quirks, ptpl_c) in [(SCSI, true), (MAPPED, true), (NVME, false)] {
+        let data = data(ask(&Script::default(), ReserveInAction::ReportCapabilities, quirks));
         let expected = Capabilities { ptpl_c, ..Capabilities::default() };
         assert_eq!(Capabilities::parse(&data).unwrap().value, expected);
     }
     for (known, expected) in [
         (Ok(false), check(SenseCode::INVALID_OPCODE)),
-        (Err(Errno::PERM), Err(Stop::NotPermitted(NotPermitted(Errno::PERM)))),
+        (Err(Errno::PERM), Err(CommandError::NotPermitted(NotPermitted(Errno::PERM)))),
         (Err(Errno::NODEV), check(SenseCode::TARGET_FAILURE)),
     ] {
         let script = Script { known, ..Script::default() };
@@ -372,13 +372,13 @@ fn reading_that_a_kernel_does_not_know_is_told_from_a_device_that_has_nothing_to
         for errno in [Errno::NOTTY, Errno::OPNOTSUPP, Errno::INVAL] {
             let script = |known| Script { keys: Err(Failure::Errno(errno)), known, ..Script::default() };
             let answer = ask(&script(Ok(true)), action, SCSI);
-            assert!(matches!(answer, Err(Stop::Because(SenseCode::INVALID_FIELD_IN_CDB, _))), "{answer:?}");
+            assert!(matches!(answer, Err(CommandError::Refused(SenseCode::INVALID_FIELD_IN_CDB, _))), "{answer:?}");
             assert_eq!(ask(&script(Ok(false)), action, SCSI), check(SenseCode::INVALID_OPCODE));
-            let not_permitted = Err(Stop::NotPermitted(NotPermitted(Errno::PERM)));
+            let not_permitted = Err(CommandError::NotPermitted(NotPermitted(Errno::PERM)));
             assert_eq!(ask(&script(Err(Errno::PERM)), action, SCSI), not_permitted);
         }
         for (failure, expected) in [
-            (Failure::Errno(Errno::PERM), Err(Stop::NotPermitted(NotPermitted(Errno::PERM)))),
+            (Failure::Errno(Errno::PERM), Err(CommandError::NotPermitted(NotPermitted(Errno::PERM)))),
             (Failure::Errno(Errno::AGAIN), Ok(Completion::Status(Status::BUSY))),
             (Failure::Status(0x18), Ok(CONFLICT)),
             (Failure::Status(0x1_0000), check(SenseCode::LUN_NOT_RESPONDING)),
@@ -389,18 +389,18 @@ fn reading_that_a_kernel_does_not_know_is_told_from_a_device_that_has_nothing_to
     }
     let script = Script { held: Err(Failure::Errno(Errno::OPNOTSUPP)), ..Script::default() };
     let answer = ask(&script, ReserveInAction::ReadReservation, SCSI);
-    assert!(matches!(answer, Err(Stop::Because(SenseCode::INVALID_FIELD_IN_CDB, _))), "{answer:?}");
+    assert!(matches!(answer, Err(CommandError::Refused(SenseCode::INVALID_FIELD_IN_CDB, _))), "{answer:?}");
 }
 
 #[test]
 fn nobody_tells_who_is_registered() {
     let answer = ask(&Script::default(), ReserveInAction::ReadFullStatus, SCSI);
-    assert!(matches!(answer, Err(Stop::Because(SenseCode::INVALID_FIELD_IN_CDB, _))), "{answer:?}");
+    assert!(matches!(answer, Err(CommandError::Refused(SenseCode::INVALID_FIELD_IN_CDB, _))), "{answer:?}");
 }
 
 #[test]
 fn a_preemption_on_nvme_is_believed_when_the_key_is_gone() {
-    let (done, lie) = (good(), Err(Stop::Because(SenseCode::TARGET_FAILURE, NOT_PREEMPTED)));
+    let (done, lie) = (good(), Err(CommandError::Refused(SenseCode::TARGET_FAILURE, NOT_PREEMPTED)));
     let lost = check(SenseCode::LUN_COMMUNICATION_FAILURE);
     for (own, victim, after, expected) in [
         (1, 2, Ok(vec![1, 3]), done.clone()),
@@ -459,7 +459,7 @@ fn a_release_on_nvme_is_believed_when_nobody_holds_what_all_held() {
         (&all, Ok(0), good()),
         // Somebody else's.
         (&all, Ok(1), good()),
-        (&all, Ok(5), Err(Stop::Because(SenseCode::TARGET_FAILURE, NOT_RELEASED))),
+        (&all, Ok(5), Err(CommandError::Refused(SenseCode::TARGET_FAILURE, NOT_RELEASED))),
         (&all, Ok(6), check(SenseCode::INVALID_RELEASE)),
         (&release(1), Ok(5), check(SenseCode::INVALID_RELEASE)),
         (&all, Err(Failure::Errno(Errno::NOTTY)), good()),
@@ -477,7 +477,7 @@ fn a_release_on_nvme_is_believed_when_nobody_holds_what_all_held() {
 fn a_preemption_on_nvme_that_has_nobody_to_hit_is_not_sent() {
     let held = |kind| Ok(Held { key: 1, generation: 7, kind });
     let list = check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
-    let not_permitted = Err(Stop::NotPermitted(NotPermitted(Errno::PERM)));
+    let not_permitted = Err(CommandError::NotPermitted(NotPermitted(Errno::PERM)));
     for (victim, keys, held, expected) in [
         (9, Ok(vec![1, 2]), held(1), Ok(CONFLICT)),
         (0, Ok(vec![1, 2]), held(0), list.clone()),

@@ -60,7 +60,7 @@ fn identify(
     }
 }
 
-/// On the way down a stack of devices.
+/// A position on the way down a stack of devices.
 #[derive(Clone, Copy)]
 struct Walk<'a> {
     sysfs: &'a Sysfs,
@@ -107,7 +107,7 @@ impl Walk<'_> {
     }
 
     fn device_mapper(self, directory: &Directory, uuid: &str) -> Result<Identity, SysfsError> {
-        // multipath-tools has its own prefix, which others may not use; kpartx puts its own before that of what it divides.
+        // The prefix of multipath-tools is reserved. kpartx puts its own before the UUID of the device that it divides.
         if is_multipath(uuid) {
             return self.multipath(directory);
         }
@@ -125,8 +125,8 @@ impl Walk<'_> {
         Identity::new(format!("dm.{uuid}"), scope)
     }
 
-    /// The identity that all paths of a map have. Its uuid would do only as far as multipath.conf and all versions of
-    /// multipath-tools make the same of a designator.
+    /// The identity that all paths of a map have. The UUID of the map depends on multipath.conf and on the version of
+    /// multipath-tools.
     fn multipath(self, directory: &Directory) -> Result<Identity, SysfsError> {
         let mut paths = directory.slaves()?.into_iter();
         let Some(first) = paths.next() else {
@@ -155,13 +155,13 @@ impl Walk<'_> {
         Ok(identity)
     }
 
-    /// sysfs tells the file behind a loop device by its path alone, as it is now; it is believed if it is still the same
-    /// once the file has been looked at, and the size is right.
+    /// sysfs has only the path of the file behind a loop device. It counts if the path is still the same after the file was
+    /// identified, and the size matches.
     fn loop_device(self, directory: &Directory, path: Vec<u8>) -> Result<Identity, SysfsError> {
         if directory.required("loop/offset")? != "0" || directory.required("loop/sizelimit")? != "0" {
             return Err(SysfsError::NoIdentity("it is a loop device over a part of a file"));
         }
-        // What the kernel appends to the path of a deleted file may be the end of a name, too.
+        // The kernel appends this to the path of a deleted file. A file name may end with it too.
         if !path.starts_with(b"/") || path.ends_with(b" (deleted)") {
             return Err(SysfsError::unexplained("it is a loop device over a file that cannot be found by its name"));
         }
@@ -217,14 +217,14 @@ fn kpartx(uuid: &str) -> Option<&str> {
     (!number.is_empty() && !rest.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then_some(number)
 }
 
-/// `LVM-`, 32 characters for the volume group, 32 for the volume, and for hidden volumes what they are.
+/// `LVM-`, 32 characters for the volume group, 32 for the volume, and a suffix for hidden volumes.
 fn is_lvm(uuid: &str) -> bool {
     let Some((ids, rest)) = uuid.strip_prefix("LVM-").and_then(|ids| ids.split_at_checked(64)) else { return false };
     ids.bytes().all(|byte| byte.is_ascii_alphanumeric()) && (rest.is_empty() || rest.starts_with('-'))
 }
 
-/// Of `CRYPT-LUKS2-`, 32 digits of the header's uuid, and the name of the mapping, all but the name. With a name in `_dif`
-/// it is the integrity device beneath.
+/// `CRYPT-LUKS2-` and the 32 digits of the header's UUID, without the name of the mapping. A name that ends with `_dif` is
+/// that of the integrity device beneath.
 fn luks(uuid: &str) -> Option<&str> {
     let digits = uuid.strip_prefix("CRYPT-LUKS1-").or_else(|| uuid.strip_prefix("CRYPT-LUKS2-"))?;
     let (digits, name) = digits.split_at_checked(32)?;
@@ -265,7 +265,7 @@ fn rbd(directory: &Directory) -> Result<Identity, SysfsError> {
         text.push_str(&format!(".{namespace}"));
     }
     text.push_str(&format!(".{}", required("device/image_id")?));
-    // A snapshot is not what its image is.
+    // A snapshot is not its image.
     if required("device/current_snap")? != "-" {
         text.push_str(&format!(".snap-{}", required("device/snap_id")?));
     }

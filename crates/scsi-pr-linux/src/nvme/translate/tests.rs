@@ -5,6 +5,7 @@ use crate::models::nvme::{self as model, HostIds, Rules, is_good};
 use crate::models::spc::{NEXUSES, Nexus, Unit, histories};
 use crate::nvme::command::Queue;
 use proptest::prelude::*;
+use rustix::io::Errno;
 use scsi_pr::{AllowCommands, Generation, InitiatorPort, MAX_TRANSFER, ScopeType, TransportId};
 use std::cell::RefCell;
 
@@ -62,11 +63,11 @@ fn namespace(rules: Rules, host_ids: HostIds) -> RefCell<model::Namespace> {
     RefCell::new(model::Namespace::new(rules, host_ids))
 }
 
-fn write(namespace: &impl Namespace, command: &ReserveOut) -> Result<Completion, Stop> {
+fn write(namespace: &impl Namespace, command: &ReserveOut) -> Result<Completion, CommandError> {
     Session::new(namespace).write(command)
 }
 
-fn read(namespace: &impl Namespace, action: ReserveInAction) -> Result<Completion, Stop> {
+fn read(namespace: &impl Namespace, action: ReserveInAction) -> Result<Completion, CommandError> {
     Session::new(namespace).read(&ReserveIn::new(action, MAX_TRANSFER))
 }
 
@@ -77,7 +78,7 @@ fn data(namespace: &impl Namespace, action: ReserveInAction) -> Vec<u8> {
     }
 }
 
-fn check(code: SenseCode) -> Result<Completion, Stop> {
+fn check(code: SenseCode) -> Result<Completion, CommandError> {
     Ok(Completion::check(code))
 }
 
@@ -258,7 +259,7 @@ fn what_nvme_cannot_express_is_refused_and_not_sent() {
         ),
     ] {
         let answer = write(&Silent(0xfe), &command);
-        assert!(matches!(answer, Err(Stop::Because(sense, _)) if sense == code), "{command:?} {answer:?}");
+        assert!(matches!(answer, Err(CommandError::Refused(sense, _)) if sense == code), "{command:?} {answer:?}");
     }
     for scope_type in [0x00, 0x02, 0x15] {
         let command = ReserveOut::Preempt { key, service_action_key, scope_type: ScopeType(scope_type) };
@@ -271,7 +272,7 @@ fn a_host_without_an_identifier_is_not_taken_for_unregistered() {
     let namespace = namespace(Rules::Standard, HostIds::Long);
     let a = Connection { nameless: true, ..Connection::new(&namespace, 0) };
     let answer = write(&a, &register(0, 0));
-    assert!(matches!(answer, Err(Stop::Because(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST, _))), "{answer:?}");
+    assert!(matches!(answer, Err(CommandError::Refused(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST, _))), "{answer:?}");
     assert_eq!(write(&a, &ignoring(0)), Ok(CONFLICT));
     assert_eq!(write(&a, &ignoring(1)), Ok(GOOD));
     assert_eq!(write(&a, &ignoring(0)), Ok(GOOD));
@@ -291,7 +292,7 @@ fn linux_own_target_is_not_believed_when_it_lies() {
         service_action_key: Key(victim),
         scope_type: ONE.into(),
     };
-    assert_eq!(write(&a, &fence(1, 2)), Err(Stop::Because(SenseCode::TARGET_FAILURE, NOT_PREEMPTED)));
+    assert_eq!(write(&a, &fence(1, 2)), Err(CommandError::Refused(SenseCode::TARGET_FAILURE, NOT_PREEMPTED)));
     assert_eq!(write(&a, &release(1, ONE)), Ok(GOOD));
     assert_eq!(write(&a, &reserve(1, ALL)), Ok(GOOD));
     // To the target the second registrant holds nothing.
@@ -299,7 +300,7 @@ fn linux_own_target_is_not_believed_when_it_lies() {
     assert_eq!(write(&b, &reserve(9, ALL)), Ok(CONFLICT));
     assert_eq!(write(&b, &release(2, ONE)), check(SenseCode::INVALID_RELEASE));
     assert_eq!(write(&b, &release(9, ONE)), Ok(CONFLICT));
-    assert_eq!(write(&b, &release(2, ALL)), Err(Stop::Because(SenseCode::TARGET_FAILURE, NOT_RELEASED)));
+    assert_eq!(write(&b, &release(2, ALL)), Err(CommandError::Refused(SenseCode::TARGET_FAILURE, NOT_RELEASED)));
     assert_eq!(write(&a, &release(1, ALL)), Ok(GOOD));
 }
 
@@ -317,7 +318,7 @@ fn a_report_that_grows_all_the_time_is_read_later() {
         }
     }
     for action in [ReserveInAction::ReadKeys, ReserveInAction::ReadReservation, ReserveInAction::ReadFullStatus] {
-        assert_eq!(read(&Growing(Cell::new(0)), action), Err(Stop::With(Completion::Status(Status::BUSY))));
+        assert_eq!(read(&Growing(Cell::new(0)), action), Err(CommandError::Answer(Completion::Status(Status::BUSY))));
     }
 }
 
@@ -335,7 +336,7 @@ fn a_report_that_makes_no_sense_is_a_failure_of_the_target() {
     }
     // No such type; a reservation without a holder.
     let failure = Completion::check(SenseCode::TARGET_FAILURE);
-    assert_eq!(read(&Odd(vec![0, 0, 0, 0, 7]), ReserveInAction::ReadKeys), Err(Stop::With(failure.clone())));
+    assert_eq!(read(&Odd(vec![0, 0, 0, 0, 7]), ReserveInAction::ReadKeys), Err(CommandError::Answer(failure.clone())));
     assert_eq!(read(&Odd(vec![0, 0, 0, 0, 1]), ReserveInAction::ReadReservation), Ok(failure));
 }
 
@@ -465,7 +466,7 @@ proptest! {
                     prop_assert!(namespace.borrow().agrees_with(&after), "{:?} of {:?}", command, before);
                 }
                 // It may have changed the type of its reservation, but removed nobody.
-                Err(Stop::Because(SenseCode::TARGET_FAILURE, _)) => {
+                Err(CommandError::Refused(SenseCode::TARGET_FAILURE, _)) => {
                     prop_assert_eq!(namespace.borrow().unit().keys, before.keys);
                 }
                 _ => prop_assert!(namespace.borrow().agrees_with(&before), "{:?} of {:?}", command, before),
@@ -490,7 +491,7 @@ proptest! {
                 Ok(answer) if is_good(&answer) => {
                     prop_assert!(namespace.borrow().agrees_with(&expected), "{:?} of {:?}", command, before);
                 }
-                Err(Stop::NotPermitted(_)) => {
+                Err(CommandError::NotPermitted(_)) => {
                     prop_assert!(namespace.borrow().agrees_with(&before), "{:?} of {:?}", command, before);
                 }
                 _ => {}
@@ -509,7 +510,7 @@ proptest! {
             let other = matches!(failure, Failure::Status(status) if status & 0x7ff == 0x18);
             prop_assert!(other || !answer.as_ref().is_ok_and(is_good), "{:?}", answer);
             let permission = matches!(failure, Failure::Errno(Errno::ACCESS | Errno::PERM));
-            prop_assert_eq!(matches!(answer, Err(Stop::NotPermitted(_))), permission);
+            prop_assert_eq!(matches!(answer, Err(CommandError::NotPermitted(_))), permission);
         }
     }
 }

@@ -209,7 +209,7 @@ proptest! {
                         if before.keys[step.nexus] == Some(service_action_key));
                     prop_assert!(is_good(&expected) || again, "{:?} of {:?}: {}", command, before, expected);
                 }
-                Err(Stop::Because(SenseCode::TARGET_FAILURE, _)) => prop_assert!(nvmet, "{:?}", command),
+                Err(CommandError::Refused(SenseCode::TARGET_FAILURE, _)) => prop_assert!(nvmet, "{:?}", command),
                 _ => prop_assert!(namespace.borrow().agrees_with(&before), "{:?} of {:?}", command, before),
             }
             assert_shown(&ioctls, &namespace.borrow().unit())?;
@@ -230,18 +230,18 @@ proptest! {
             let _ = expected.run(step.nexus, &command);
             // An errno that says "not permitted" says "not done" too.
             let after = after && !matches!(failure, Failure::Errno(Errno::PERM | Errno::ACCESS));
-            let nature = if nvme { NVME } else { SCSI };
+            let quirks = if nvme { NVME } else { SCSI };
             let answer = if nvme {
                 let inner = NvmeDisk { namespace: &namespace, host: step.nexus };
-                write(&Broken { inner, turn: Cell::new(turn), after, failure }, &command, nature)
+                write(&Broken { inner, turn: Cell::new(turn), after, failure }, &command, quirks)
             } else {
                 let inner = ScsiDisk { unit: &disk, nexus: step.nexus };
-                write(&Broken { inner, turn: Cell::new(turn), after, failure }, &command, nature)
+                write(&Broken { inner, turn: Cell::new(turn), after, failure }, &command, quirks)
             };
             let same = |a: &Unit, b: &Unit| (a.keys, a.reservation) == (b.keys, b.reservation);
             match answer {
                 Ok(answer) if is_good(&answer) => prop_assert!(same(&state(), &expected), "{:?}", command),
-                Err(Stop::NotPermitted(_)) => prop_assert!(same(&state(), &before), "{:?}", command),
+                Err(CommandError::NotPermitted(_)) => prop_assert!(same(&state(), &before), "{:?}", command),
                 _ => {}
             }
         }
@@ -250,10 +250,10 @@ proptest! {
     #[test]
     fn no_failure_of_the_first_ioctl_is_good(command in spc::commands(), failure in failures(), nvme: bool) {
         let script = Script { outcomes: vec![Err(failure), Err(failure)].into(), ..Script::default() };
-        let nature = if nvme { NVME } else { SCSI };
-        let answer = write(&script, &command, nature);
+        let quirks = if nvme { NVME } else { SCSI };
+        let answer = write(&script, &command, quirks);
         prop_assert!(!matches!(&answer, Ok(answer) if is_good(answer)), "{:?}", answer);
         let permission = matches!(failure, Failure::Errno(Errno::PERM | Errno::ACCESS));
-        prop_assert_eq!(matches!(answer, Err(Stop::NotPermitted(_))), permission && !script.issued().is_empty());
+        prop_assert_eq!(matches!(answer, Err(CommandError::NotPermitted(_))), permission && !script.issued().is_empty());
     }
 }
