@@ -1,4 +1,4 @@
-//! Who runs the commands for a device: the store, the helper, or neither.
+//! The owner of the commands for a device: the store, the helper, or neither.
 //!
 //! [`reservation_owner`] and the administrator's options decide, never an attempt. If a disk that fails for a moment were
 //! moved to the store, its reservations would be in two places.
@@ -33,7 +33,7 @@ pub(crate) struct Devices {
     refusals: Refusals,
 }
 
-/// Who runs a command.
+/// The owner of a command.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// The store.
@@ -58,7 +58,7 @@ impl Devices {
         Self { keep, kept, passes, sysfs: Sysfs::at(root), refusals: Refusals::new(REMEDY) }
     }
 
-    /// Who runs `command`, which came with this descriptor.
+    /// The owner of `command`, which came with this descriptor.
     pub(crate) fn owner(&self, descriptor: BorrowedFd<'_>, command: Command<'_>) -> Owner {
         let refuse =
             |device: &Device, why| Owner::Neither(self.refusals.refuse(command, device.number(), || device, why));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_reservations_of_its_own_is_passed_or_refused_or_kept_by_name() {
+    fn device_with_reservations_is_passed_or_refused_or_kept_by_name() {
         let Some((device, path, number)) = block_device() else { return };
         let mpath = [("dm/uuid", "mpath-3600140500000001"), ("dm/name", "mpatha")];
         for tree in [
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_none_is_kept() {
+    fn device_without_reservations_is_kept() {
         let Some((device, _, number)) = block_device() else { return };
         let volume = [("dm/uuid", "LVM-x"), ("dm/name", "vg-lv")];
         for tree in [
@@ -259,7 +259,7 @@ mod tests {
 
     /// A disk with several paths, and the map over them: the store knows them by one identifier, so all have one owner.
     #[test]
-    fn what_is_kept_by_one_path_is_kept_by_all() {
+    fn unit_kept_by_one_path_is_kept_by_all() {
         let (Some((_, map, number)), Some((_, path, below))) = (block_device(), another_block_device()) else { return };
         let open = |path| open(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty());
         let (Ok(map_device), Ok(path_device)) = (open(&map), open(&path)) else {
@@ -282,7 +282,7 @@ mod tests {
 
     /// The store would know it by the identifier of the disk, whose reservations are elsewhere.
     #[test]
-    fn a_loop_device_has_the_owner_of_the_disk_behind_it() {
+    fn loop_device_has_the_owner_of_the_disk_behind_it() {
         let (Some((device, path, number)), Some((_, disk, below))) = (block_device(), another_block_device()) else {
             return;
         };
@@ -297,7 +297,7 @@ mod tests {
                 }
             }
         }
-        // What is behind is not known, and may be anything.
+        // The disk behind is unknown.
         assert_eq!(Tree::block(number, &backing, None).owner(&device, &[], true), refused());
         // A file, one that has gone.
         for file in ["/etc/passwd", "/nonexistent (deleted)"] {
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_nobody_s_unless_it_is_named() {
+    fn unknown_device_is_refused_unless_it_is_kept() {
         let Some((device, path, _)) = block_device() else { return };
         for passes in [false, true] {
             assert_eq!(Tree::new().owner(&device, &[], passes), refused());
@@ -320,7 +320,7 @@ mod tests {
 
     /// `/dev/sdX` and `/dev/sgX` of one unit. A character device of this machine plays the latter.
     #[test]
-    fn a_path_stands_for_the_other_node_of_its_unit() {
+    fn path_stands_for_the_other_node_of_its_unit() {
         let Some((device, path, number)) = block_device() else { return };
         let null = Path::new("/dev/null");
         let generic = rustix::fs::openat(CWD, null, OFlags::RDWR, Mode::empty()).unwrap();

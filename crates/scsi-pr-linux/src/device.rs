@@ -1,4 +1,4 @@
-//! What a descriptor is of: its class and its identity, by stat(2), statx(2) and sysfs.
+//! The class and the identity of the device behind a descriptor, by stat(2), statx(2) and sysfs.
 //!
 //! This module is the one reader of sysfs and of identities. It opens no files but those of sysfs, and the file behind a loop
 //! device with `O_PATH`. It sends nothing to a device, and guesses nothing.

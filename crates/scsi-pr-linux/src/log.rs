@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Level, Metadata, Subscriber};
 
-/// What was logged.
+/// A logged event.
 #[derive(Clone, Debug)]
 pub(crate) struct LoggedEvent {
     pub(crate) name: &'static str,

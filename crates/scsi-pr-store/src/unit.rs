@@ -1,16 +1,15 @@
-//! Which logical unit a descriptor is of, so that one disk has one truth, by whichever way it is reached.
+//! The identity of the logical unit behind a descriptor. A disk has one identity by every path to it.
 //!
-//! Told from statx(2), fcntl(2) and sysfs. Nothing is opened but files of sysfs (and, without access to it, the file behind
-//! a loop device), nothing is sent to a device, and nothing is guessed: what has no identity of its own is refused, until
-//! the administrator gives it a name (`--unit=NAME=PATH`, [`Naming`]), which it then has by every way that leads to it.
-//! Identities are read anew for every command, so a device number that now belongs to another disk, or a logical unit that
-//! was mapped anew, is never taken for the old one.
+//! [`scsi_pr_linux::device`] reads the identifiers that a device or a file has itself, by statx(2), fcntl(2) and sysfs. It
+//! sends nothing to a device, and guesses nothing. A unit without an identifier is refused, until the administrator names it
+//! (`--unit=NAME=PATH`, [`Naming`]). It then has this name by every path to it. Identities are read again for each command. So
+//! a reused device number, or a unit that was mapped again, is never taken for the former unit.
 //!
-//! | what | identifier | known | stays |
+//! | unit | identifier | known | stable |
 //! | --- | --- | --- | --- |
 //! | named by the administrator | `name.NAME` | everywhere | as long as the name is given |
 //! | SCSI disk, `/dev/sdX`, `/dev/srX` or `/dev/sgX` | a designator of VPD page 83h: `naa.…`, `eui.…`, `uuid.…`, `t10.…`, `iqn.…` | everywhere | always |
-//! | SCSI disk that has but a locally assigned NAA designator (NAA 3h) | `naa.3…` | this host | always |
+//! | SCSI disk with only a locally assigned NAA designator (NAA 3h) | `naa.3…` | this host | always |
 //! | dm-multipath map | that of its paths, which must agree | as theirs | as theirs |
 //! | NVMe namespace with a UUID, an NGUID or an EUI-64 | `nvme.uuid.…`, `nvme.eui.…` | everywhere | always |
 //! | NVMe namespace with only a serial number | `nvme.nvme.…` | this host | always |
@@ -20,37 +19,35 @@
 //! | any other device-mapper device with a uuid | `dm.UUID` | this host | as its uuid |
 //! | partition, by the kernel or by kpartx | that of the disk, and `-part1` | as the disk | as the disk |
 //! | loop device over the whole of a file or device | that of the file or device | as that | as that |
-//! | regular file | that of its file system, `.inode.NUMBER`, and when it was made, where ext2/3/4, XFS and Btrfs tell | as the file system | as the file system |
+//! | regular file | that of its file system, `.inode.NUMBER`, and its birth time on ext2/3/4, XFS and Btrfs | as the file system | as the file system |
 //! | device-mapper device without a uuid, loop device over a part, md, bcache, NBD, virtio-blk, zram … | refused | | |
 //! | deleted file, memfd, descriptor opened with `O_PATH` | refused | | |
 //! | pipe, socket, directory, character device other than sg | refused, and a name does not help | | |
 //!
-//! The file system of a regular file is identified by
+//! The file system of a regular file is identified by the first of these that applies:
 //!
-//! 1. for ext2/3/4, XFS, F2FS, GFS2 and OCFS2, whose inode numbers are on the disk: the block device that it is on, where
-//!    this table identifies that one. What is known of the disk everywhere makes its files known everywhere, also to the
-//!    hosts of a cluster file system;
-//! 2. else, for ext2/3/4, Btrfs, ZFS and CephFS: `fsid.…`, `f_fsid` of statfs(2), which they make of their UUID. This host
-//!    only, because the UUID goes along when a host's disk is copied;
-//! 3. else, for those of 1. and for file systems that are on no block device: `dev.MAJOR:MINOR`, its device number. This host
-//!    only, and *not stable*: it may be another one after a restart of the host or a new mount. So are NFS, CIFS, FUSE,
-//!    overlay file systems, tmpfs, and XFS on a disk without identity.
+//! 1. The block device that it is on, where this table identifies that device. This applies to ext2/3/4, XFS, F2FS, GFS2 and
+//!    OCFS2, whose inode numbers are on the disk. If the device is known everywhere, so are its files, also to the hosts of a
+//!    cluster file system.
+//! 2. `fsid.…`, the `f_fsid` of statfs(2), for ext2/3/4, Btrfs, ZFS and CephFS. They derive it from their UUID. It is known on
+//!    this host only, because a copy of the disk has the same UUID.
+//! 3. `dev.MAJOR:MINOR`, its device number, for those of 1. and for file systems on no block device: NFS, CIFS, FUSE, overlay
+//!    file systems, tmpfs. It is known on this host only and *not stable*: a restart of the host or a new mount may change it.
 //!
-//! Files of any other file system on a block device are refused: FAT, for one, makes inode numbers up when a file is opened.
+//! Files of other file systems on block devices are refused. FAT, for one, invents inode numbers when a file is opened.
 //!
-//! A store that several hosts share takes only what is known everywhere: an identifier that two hosts may understand
-//! differently would give one disk two truths, or two disks one. A file that is replaced (`mv new.img disk.img`) is another
-//! unit, and so is one that was copied: a disk that moves from file to file is given a name.
+//! A store that several hosts share accepts only identifiers that are known everywhere. Otherwise one disk could have two
+//! records, or two disks one record. A file that is replaced (`mv new.img disk.img`) or copied is another unit. So name a
+//! disk that moves from file to file.
 //!
-//! **Parts.** A partition, a volume or a file is a unit of its own, and never the disk that it is on; who hands out both
-//! the whole and a part has two truths for the bytes of that part, which cannot be told here.
+//! **Parts.** A partition, a volume or a file is a unit of its own, apart from its disk. If an administrator gives out both,
+//! the bytes of the part have two records. This crate cannot detect that.
 //!
-//! **Copies.** Two disks with one identifier (clones of a LUKS header or of a volume group, targets whose vendor repeats
-//! T10 designators) have one truth: reservations of the one are reservations of the other. It errs on the side of refusing,
-//! and a name ends it.
+//! **Copies.** Two disks with one identifier share a record: clones of a LUKS header or of a volume group, or targets whose
+//! vendor repeats T10 designators. Reservations of one then apply to the other, which is safe. A name separates them.
 //!
-//! **Mounts.** A file on a file server is one file for each time that the server is mounted with options of its own, because
-//! the host makes another file system of it. It has two truths then, until it is given a name.
+//! **Mounts.** A host makes another file system of each mount of a file server with different options. A file then has two
+//! records, unless it has a name.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -67,8 +64,8 @@ pub use units::Units;
 
 /// Identifies a logical unit.
 ///
-/// Its text is made of ASCII letters, digits and `.`, `_`, `:`, `+`, `-`, `%` alone, begins with a letter and has at most
-/// [`UnitId::MAX_LENGTH`] bytes: it can be (a part of) a file name. Two are equal when their texts are.
+/// The text has ASCII letters, digits and `.`, `_`, `:`, `+`, `-`, `%` alone, begins with a letter, and has at most
+/// [`UnitId::MAX_LENGTH`] bytes. It can be (a part of) a file name. Two are equal when their texts are.
 #[derive(Clone, Debug)]
 pub struct UnitId {
     text: Arc<str>,
@@ -151,10 +148,10 @@ impl fmt::Display for UnitId {
     }
 }
 
-/// Why a descriptor is of no known unit.
+/// Why the unit of a descriptor is not identified.
 #[derive(Debug)]
 pub struct Unidentified {
-    /// What the descriptor is of: "the block device 252:0 (vda)".
+    /// The description of the descriptor: "the block device 252:0 (vda)".
     what: String,
     why: Why,
 }
@@ -164,12 +161,12 @@ pub struct Unidentified {
 pub(crate) enum Why {
     /// A pipe, a socket …
     NotADisk,
-    /// It tells nothing of its identity, or not so that it can be trusted.
-    Unknown(String),
-    /// Its identifier is no use to a store that hosts share.
+    /// It has no identifier that can be trusted.
+    NoIdentity(String),
+    /// A store that hosts share cannot use its identifier.
     Local(UnitId),
-    /// The system has no room to find out, or fails to tell.
-    ForNow(io::Error),
+    /// The system failed to tell, or has no room to find out.
+    Temporary(io::Error),
 }
 
 impl Unidentified {
@@ -177,9 +174,9 @@ impl Unidentified {
         Self { what: what.into(), why }
     }
 
-    /// Whether it may be known later, without anybody's doing.
+    /// Whether it may work later, without a change by an administrator.
     pub fn passes(&self) -> bool {
-        matches!(self.why, Why::ForNow(_))
+        matches!(self.why, Why::Temporary(_))
     }
 }
 
@@ -189,12 +186,12 @@ impl fmt::Display for Unidentified {
         const NAME_IT: &str = "give it a name, the same on every host, with --unit=NAME=PATH";
         match &self.why {
             Why::NotADisk => write!(f, "{what} is no disk"),
-            Why::Unknown(reason) => write!(f, "cannot identify {what}: {reason}; {NAME_IT}"),
+            Why::NoIdentity(reason) => write!(f, "cannot identify {what}: {reason}; {NAME_IT}"),
             Why::Local(unit) => write!(
                 f,
                 "{what} is known on this host only, as {unit}, and the store is shared between hosts; {NAME_IT}"
             ),
-            Why::ForNow(error) => write!(f, "cannot tell what {what} is: {error}"),
+            Why::Temporary(error) => write!(f, "cannot tell what {what} is: {error}"),
         }
     }
 }

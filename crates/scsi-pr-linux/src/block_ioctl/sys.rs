@@ -128,7 +128,7 @@ impl Ioctls for Device<'_> {
     }
 }
 
-/// What an ioctl of this family returned: 0 alone is success.
+/// The result of an ioctl of this family: 0 alone is success.
 fn done(returned: Result<u32, Errno>) -> Result<(), Failure> {
     match returned {
         Ok(0) => Ok(()),
@@ -156,7 +156,7 @@ fn release(device: BorrowedFd<'_>, key: Key, kind: u32) -> Result<u32, Errno> {
     unsafe { call(device, RELEASE, &raw mut argument) }
 }
 
-/// In the kernel's structure, `old_key` is the key of who preempts and `new_key` that of the victim.
+/// In the kernel's structure, `old_key` is the sender's key and `new_key` that of the victim.
 fn preempt(device: BorrowedFd<'_>, own: Key, victim: Key, kind: u32, abort: bool) -> Result<u32, Errno> {
     let mut argument = Preempt { old_key: own.0, new_key: victim.0, kind, flags: 0 };
     let opcode = if abort { PREEMPT_ABORT } else { PREEMPT };
@@ -187,14 +187,14 @@ fn read_reservation(device: BorrowedFd<'_>) -> Result<Held, Failure> {
     Ok(Held { key: argument.key, generation: argument.generation, kind: argument.kind })
 }
 
-/// Asks for an IOC_PR_CLEAR without saying of what, which the kernel refuses once it has found that this process may ask
-/// and that the driver has such a function, and before it calls that function: nothing reaches the device. It works since
-/// the ioctls exist.
+/// Makes an IOC_PR_CLEAR without an argument. The kernel first checks the permission and that the driver has the function.
+/// Then it fails to copy the argument, before it calls the function. So nothing reaches the device. This works in every
+/// version that has the ioctls.
 fn are_known(device: BorrowedFd<'_>) -> Result<bool, Errno> {
     // SAFETY: IOC_PR_CLEAR copies its argument from user space and fails with EFAULT where there is none.
     match unsafe { call(device, CLEAR, ptr::null_mut::<Clear>()) } {
         Err(Errno::FAULT) => Ok(true),
-        // Nobody can have done anything with no argument.
+        // No driver can do anything without an argument.
         Ok(_) | Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL) => Ok(false),
         Err(errno) => Err(errno),
     }

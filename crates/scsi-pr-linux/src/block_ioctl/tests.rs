@@ -83,7 +83,7 @@ fn what_a_device_is_comes_from_sysfs() {
             assert_eq!(quirks(&mapped), expected(true, nvme), "{subsystem} {uuid}");
         }
     }
-    // The worst is assumed of what nobody knows.
+    // An unknown property counts as `true`.
     assert_eq!(quirks(&Tree::new()), expected(true, true));
     let partition = Tree::new();
     partition.partition("devices/block/sda/sda1", &number);

@@ -1,4 +1,4 @@
-//! Device numbers, and what the kernel tells of a descriptor or a path without sysfs.
+//! Device numbers, and the properties of a descriptor or a path without sysfs.
 
 use std::fmt;
 use std::io;
@@ -134,7 +134,7 @@ pub(crate) fn is_block_device(descriptor: BorrowedFd<'_>) -> io::Result<bool> {
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8; rustix has no name for it yet): the number of a mount is never reused.
 const UNIQUE_MOUNT: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
-/// What statx(2) tells of a file: one system call, which does not wait for a file server.
+/// The properties of a file by statx(2): one system call, which does not wait for a file server.
 #[derive(Clone, Copy, Debug)]
 pub struct Node {
     /// The type of the file.

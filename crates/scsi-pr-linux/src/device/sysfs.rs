@@ -87,7 +87,7 @@ impl Directory {
         fs::canonicalize(path).map(Self).map_err(SysfsError::with_path(path))
     }
 
-    /// What `read` reads of this device, which must be there all the while. It must have `number`, where that is known.
+    /// The result of `read`, if this device was there all the while. It must have `number`, where that is known.
     pub(super) fn read_consistent<T>(
         &self,
         number: Option<Number>,

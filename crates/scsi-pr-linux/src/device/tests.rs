@@ -338,10 +338,10 @@ fn disks_are_told_apart_by_their_sequence_numbers() {
         let Ok(file) = File::open(format!("/dev/loop{minor}")) else { continue };
         let device = BlockDevice::of(file.as_fd()).unwrap().unwrap();
         assert_eq!(device.number(), Number { major: 7, minor });
-        let told = fs::read_to_string(format!("/sys/block/loop{minor}/diskseq")).ok();
-        let told: Option<u64> = told.map(|told| told.trim().parse().unwrap());
-        assert_eq!(device.sequence_number(), told, "loop{minor}");
-        assert!(told.is_none_or(|told| seen.insert(told)), "loop{minor}");
+        let diskseq = fs::read_to_string(format!("/sys/block/loop{minor}/diskseq")).ok();
+        let diskseq: Option<u64> = diskseq.map(|text| text.trim().parse().unwrap());
+        assert_eq!(device.sequence_number(), diskseq, "loop{minor}");
+        assert!(diskseq.is_none_or(|number| seen.insert(number)), "loop{minor}");
     }
     let Some((path_only, _)) = block_device() else { return };
     assert_eq!(BlockDevice::of(path_only.as_fd()).unwrap().unwrap().sequence_number(), None);

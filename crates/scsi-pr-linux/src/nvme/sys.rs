@@ -95,7 +95,7 @@ impl Namespace for Device<'_> {
     }
 }
 
-/// What a passthrough ioctl returned: 0 is success, anything else the status of the command.
+/// The result of a passthrough ioctl: 0 is success, and any other number the status of the command.
 fn done(returned: Result<u32, Errno>) -> Result<(), Failure> {
     match returned {
         Ok(0) => Ok(()),
@@ -116,7 +116,7 @@ const fn opcode_of(queue: Queue) -> Opcode {
     }
 }
 
-/// The low bits of a command's opcode say which way its data go.
+/// The low bits of a command's opcode give the direction of its data.
 const TO_CONTROLLER: u8 = 0b01;
 const FROM_CONTROLLER: u8 = 0b10;
 

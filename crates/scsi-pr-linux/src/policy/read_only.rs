@@ -42,7 +42,7 @@ mod tests {
     use scsi_pr::SenseCode;
     use std::os::fd::AsFd;
 
-    /// What this opened `/dev/null` answers to IN, OUT and CLEANUP, and how many of them the manager inside saw.
+    /// The answers of `/dev/null`, opened so, to IN, OUT and CLEANUP, and how many of them the inner manager got.
     fn answers(flags: OFlags) -> ([Completion; 3], usize) {
         let device = open("/dev/null", flags, Mode::empty()).unwrap();
         let inner = Recorder::good();

@@ -29,7 +29,7 @@ use Mechanism::{
     BlockIoctl, BlockIoctlWorker, MultipathReader, MultipathWorker, Nvme, NvmeWorker, SgIo, SgIoWhereSupported,
 };
 
-/// What happens to a command.
+/// The route of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     /// These mechanisms run it. The next one gets it only where the one before has done nothing.
@@ -116,7 +116,7 @@ impl Target {
         }
     }
 
-    /// What happens to a command with this opcode. A descriptor that is not open for writing has been refused before.
+    /// The route of a command with this opcode. A descriptor that is not open for writing has been refused before.
     pub(super) const fn route(self, opcode: Opcode) -> Route {
         let [reserve_in, reserve_out, cleanup] = self.routes();
         match opcode {
@@ -148,7 +148,7 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// What happens to a command with this opcode, whatever its device is.
+    /// The route of a command with this opcode, for every device.
     pub(super) const fn route(self, opcode: Opcode) -> Route {
         match self {
             Self::SgIo => SG_IO,

@@ -21,12 +21,14 @@ const SG_IO: Steps = &[Mechanism::SgIo];
 const NVME: Steps = &[Mechanism::Nvme, Mechanism::NvmeWorker];
 const OTHER: Steps = &[Mechanism::SgIoWhereSupported, Mechanism::BlockIoctl, Mechanism::BlockIoctlWorker];
 
+type Answers = HashMap<Mechanism, VecDeque<Result<Completion, Declined>>>;
+
 /// Mechanisms that record the commands that they get.
 #[derive(Clone, Default)]
 struct Recording {
     attempts: Arc<Mutex<Vec<Mechanism>>>,
-    /// What each mechanism answers; GOOD, if there is nothing here.
-    answers: Arc<Mutex<HashMap<Mechanism, VecDeque<Result<Completion, Declined>>>>>,
+    /// The answers of each mechanism; GOOD, if there is none here.
+    answers: Arc<Mutex<Answers>>,
 }
 
 impl Mechanisms for Recording {
@@ -74,7 +76,7 @@ impl Recorded {
     }
 }
 
-/// What a device is, in the terms of the tests.
+/// A device of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
     Scsi,
@@ -104,7 +106,7 @@ const EVERYTHING: [What; 13] = [
     What::Unexplained,
 ];
 
-/// What must become of a command for it, after the table in the documentation.
+/// The expected route, by the table in the documentation.
 fn expected(what: What, opcode: Opcode) -> Result<Steps, Completion> {
     use Opcode::{Cleanup, ReserveIn, ReserveOut};
     match (what, opcode) {
@@ -210,7 +212,7 @@ fn all_commands() -> Vec<CommandBuf> {
 }
 
 #[test]
-fn each_device_has_its_manager_and_what_is_not_whole_has_none_for_changes() {
+fn each_device_has_its_route_and_a_part_has_none_for_changes() {
     for what in EVERYTHING {
         let world = World::with(what, NUMBER);
         let recorded = Recorded::new(world.tree.sysfs());
@@ -228,14 +230,14 @@ fn each_device_has_its_manager_and_what_is_not_whole_has_none_for_changes() {
 }
 
 #[test]
-fn a_known_device_is_not_looked_up_again() {
+fn known_device_is_not_looked_up_again() {
     for what in EVERYTHING {
         let mut world = World::with(what, NUMBER);
         let recorded = Recorded::new(world.tree.sysfs());
         let list = keys(1, 2);
         let choose = |sequence_number| recorded.choose(NUMBER, sequence_number, reserve_out(1, &list));
         assert_eq!(choose(Some(7)), expected(what, Opcode::ReserveOut));
-        // What sysfs says from now on is not heard.
+        // sysfs is not read from now on.
         world.disappear(NUMBER);
         let lasts = match what {
             What::Scsi | What::Nvme | What::Virtio | What::Map | What::Partition { .. } => true,
@@ -244,10 +246,10 @@ fn a_known_device_is_not_looked_up_again() {
         };
         let then = if lasts { expected(what, Opcode::ReserveOut) } else { Err(REFUSED) };
         assert_eq!(choose(Some(7)), then, "{what:?}");
-        // Another disk, and one without a number, are nobody that is known.
+        // Another disk, and one without a number, are unknown.
         assert_eq!(choose(Some(8)), Err(REFUSED), "{what:?}");
         assert_eq!(choose(None), Err(REFUSED), "{what:?}");
-        assert_eq!(choose(Some(7)), then, "{what:?}: what was not told is not remembered");
+        assert_eq!(choose(Some(7)), then, "{what:?}: an unknown device is not remembered");
     }
 }
 
@@ -262,14 +264,14 @@ fn without_sequence_numbers_nothing_is_remembered() {
 }
 
 #[test]
-fn what_a_volume_is_over_is_looked_up_each_time() {
+fn device_beneath_a_volume_is_looked_up_each_time() {
     let mut world = World::with(What::Volume { uuid: true, nvme: false }, NUMBER);
     let recorded = Recorded::new(world.tree.sysfs());
     assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(SG_IO));
     world.appear(NUMBER, What::Volume { uuid: true, nvme: true });
     assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(NVME));
     world.disappear(NUMBER);
-    assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(SG_IO), "nobody knows");
+    assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(SG_IO), "unknown");
 }
 
 #[test]
@@ -317,7 +319,7 @@ fn loop_device() -> Option<File> {
 }
 
 #[test]
-fn commands_reach_the_manager_and_its_answer_comes_back() {
+fn command_reaches_the_mechanism_and_its_answer_returns() {
     let Some(device) = loop_device() else { return };
     for what in EVERYTHING {
         let world = World::with(what, NUMBER);
@@ -332,9 +334,9 @@ fn commands_reach_the_manager_and_its_answer_comes_back() {
     }
 }
 
-/// Whatever the kernel says by then, as of a device that is removed while it is open.
+/// As of a device that is removed while it is open.
 #[test]
-fn a_device_that_is_gone_still_has_its_manager() {
+fn removed_device_keeps_its_route() {
     let Some(device) = loop_device() else { return };
     if BlockDevice::of(device.as_fd()).unwrap().unwrap().sequence_number().is_none() {
         return;
@@ -353,7 +355,7 @@ fn a_device_that_is_gone_still_has_its_manager() {
 }
 
 #[test]
-fn what_is_no_block_device_is_told_so_by_the_kernel_and_sysfs_is_not_asked() {
+fn descriptor_of_another_type_goes_to_sg_io_without_a_lookup() {
     let recorded = Recorded::new(Sysfs::at("/nonexistent"));
     let path_only = open("/dev/null", OFlags::PATH, Mode::empty()).unwrap();
     let files: [(&str, OwnedFd); 7] = [
@@ -399,7 +401,7 @@ fn the_connection_is_that_of_all() {
     assert!(!DeviceRouter::new(workers(&worker)).is_connected());
 }
 
-/// What happens on a machine.
+/// An event on a machine.
 #[derive(Clone, Debug)]
 enum Event {
     /// A device is there, under this number, instead of what was. It is another disk.
@@ -415,7 +417,7 @@ enum Event {
     CommandWithoutSequenceNumber(Number, Opcode),
 }
 
-/// What the same disk may turn into.
+/// Whether the same disk may become this.
 fn may_become(before: What, after: What) -> bool {
     match (before, after) {
         (What::Volume { uuid, .. }, What::Volume { uuid: then, .. }) => then >= uuid,
@@ -442,7 +444,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn whatever_comes_and_goes_a_device_is_never_taken_for_another(history in prop::collection::vec(events(), 1..60)) {
+    fn device_is_never_taken_for_another_in_any_history(history in prop::collection::vec(events(), 1..60)) {
         let mut world = World::new();
         let recorded = Recorded::new(world.tree.sysfs());
         // The kernel counts disks, and no number comes twice.
@@ -463,7 +465,7 @@ proptest! {
                 Event::Changes(number, what) if may_become(world.what(number), what) => world.appear(number, what),
                 Event::Changes(..) => {}
                 Event::Command(number, opcode) => {
-                    // Nobody has a descriptor of a device that is not there.
+                    // There is no descriptor of a device that is not there.
                     let Some(sequence_number) = disks.get(&number) else { continue };
                     let chosen = recorded.choose(number, Some(*sequence_number), command(opcode).command());
                     prop_assert_eq!(chosen, expected(world.what(number), opcode));

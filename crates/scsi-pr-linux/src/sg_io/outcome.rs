@@ -202,7 +202,7 @@ mod tests {
             let errno = Errno::from_raw_os_error(raw);
             let row = special.iter().find(|(special, _)| *special == errno);
             let expected = row.map_or(check(0xb, 0x00, 0x06), |(_, completion)| completion.clone());
-            // Whatever the buffers hold, it is not looked at.
+            // The content of the buffers is ignored.
             assert_eq!(answer(Err(errno), REFUSAL.bytes()).completion(&[1; 24], 24), expected, "{errno:?}");
         }
     }
@@ -285,7 +285,7 @@ mod tests {
                 _ => check(0xb, 0x08, 0x00),
             };
             assert_eq!(completion(report, REFUSAL), expected, "{driver_status:#x}");
-            // What the unit itself said counts, unless the driver's timeout bits are set.
+            // The unit's own answer counts, unless the driver's timeout bits are set.
             let conflict = Report { status: 0x18, ..report };
             let expected = if driver_status & 0x06 != 0 { BUSY } else { RESERVATION_CONFLICT };
             assert_eq!(completion(conflict, REFUSAL), expected, "{driver_status:#x}");

@@ -11,7 +11,7 @@ use scsi_pr::Sense;
 
 use super::outcome::Report;
 
-/// What moves besides the CDB.
+/// The data of a command.
 pub(super) enum Transfer<'a> {
     /// The unit may fill this, from its beginning.
     FromDevice(&'a mut [u8]),
@@ -79,7 +79,7 @@ const _: () = {
 ///
 /// # Errors
 ///
-/// The kernel's: the command was not sent, or (`EINTR`, on `/dev/sgN`) nobody waited for its answer.
+/// The kernel's: the command was not sent, or (`EINTR`, on `/dev/sgN`) its answer was not awaited.
 pub(super) fn sg_io(
     device: BorrowedFd<'_>,
     cdb: &[u8; 16],
@@ -136,7 +136,7 @@ pub(super) fn sg_io(
 struct Call<'a>(&'a mut SgIoHdr);
 
 // SAFETY: the opcode is SG_IO's, it takes a pointer to a `sg_io_hdr`, which is what `as_ptr` gives; the kernel writes to
-// it, so it is mutating; nothing is made of the pointer afterwards. What its pointers point to is the caller's promise.
+// it, so it is mutating. The pointer is not used afterwards. The caller promises that its pointers are valid.
 unsafe impl Ioctl for Call<'_> {
     type Output = ();
     const IS_MUTATING: bool = true;

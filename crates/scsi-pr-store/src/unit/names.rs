@@ -10,13 +10,12 @@ use scsi_pr_linux::device::{FileType, Node, Number};
 
 use super::{UnitId, is_plain};
 
-/// A name for a unit, and what has it: `NAME=PATH` of a device or a regular file, `NAME=MAJOR:MINOR` of a block device, or
-/// `NAME=IDENTIFIER`, the [`UnitId`] that it has without a name.
+/// A name for a unit: `NAME=PATH` for a device or a regular file, `NAME=MAJOR:MINOR` for a block device, or
+/// `NAME=IDENTIFIER`, the [`UnitId`] without a name.
 ///
-/// Whatever leads to a unit that identifies itself has its name, be it only one way to it that is named here: another path
-/// to a disk, a map over it, a loop device over a file. Paths are followed anew for every command, to what is there then; a
-/// path that leads nowhere names nothing, so a disk with several paths is better named by its identifier. A path that does
-/// not answer, on a server that is dead, holds up every command.
+/// A unit with an identifier has the name by every path to it: another path to a disk, a map over it, a loop device over a
+/// file. Each command follows the paths again. A path that leads nowhere names nothing, so name a disk with several paths
+/// by its identifier. A path on a dead file server delays every command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Naming {
     unit: UnitId,
@@ -30,20 +29,20 @@ enum Place {
     Identifier(String),
 }
 
-/// What is at the place of a name.
+/// The target of a name.
 pub(super) enum Followed<'a> {
     /// The unit with this identifier.
     Unit(&'a str),
     /// This block device.
     Block(Number),
-    /// A device or a file, by a descriptor that is good for nothing but looking.
+    /// A device or a file, by a descriptor with `O_PATH`.
     Open(OwnedFd),
     /// Nothing, now.
     Nowhere,
 }
 
 impl Naming {
-    /// What is at `path` is called `name`.
+    /// Names the device or file at `path`.
     ///
     /// # Errors
     ///
@@ -56,7 +55,7 @@ impl Naming {
         }
     }
 
-    /// The block device with this number is called `name`.
+    /// Names the block device with this number.
     ///
     /// # Errors
     ///
@@ -65,7 +64,7 @@ impl Naming {
         Ok(Self { unit: UnitId::named(name)?, place: Place::Block(Number { major, minor }) })
     }
 
-    /// The unit that would be `identifier` without a name is called `name`.
+    /// Names the unit that is `identifier` without a name.
     ///
     /// # Errors
     ///
@@ -87,8 +86,7 @@ impl Naming {
         &self.unit
     }
 
-    /// The path that is named, if nothing is there now: then this names nothing, and what comes there later has another
-    /// identifier from then on.
+    /// The path, if it leads nowhere now. The name then has no effect. A disk that appears there later changes its identifier.
     pub fn missing(&self) -> Option<&Path> {
         match &self.place {
             Place::Path(path) if matches!(self.followed(), Followed::Nowhere) => Some(path),
@@ -105,7 +103,7 @@ impl Naming {
         }
     }
 
-    /// What the name leads to.
+    /// The target of the name, now.
     pub(super) fn followed(&self) -> Followed<'_> {
         match &self.place {
             Place::Identifier(identifier) => Followed::Unit(identifier),
@@ -134,7 +132,7 @@ impl FromStr for Naming {
     }
 }
 
-/// Why a unit cannot be named so.
+/// Why a name is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InvalidNaming {
@@ -142,7 +140,7 @@ pub enum InvalidNaming {
     Shape(String),
     /// The name has characters that are not allowed, or too many or too few.
     Name(String),
-    /// What should be the path of the unit is neither an absolute path nor the number of a device nor an identifier.
+    /// The text after `=` is neither an absolute path nor a device number nor an identifier.
     Place(String),
 }
 

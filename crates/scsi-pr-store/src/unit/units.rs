@@ -11,8 +11,7 @@ use scsi_pr_linux::device::{FileSystems, FileType, Identified, Node, Number, Sys
 use super::names::{Followed, Naming};
 use super::{Unidentified, UnitId, Why};
 
-/// Finds out of which unit a descriptor is: by the names that the administrator gave, else by what the unit tells of itself.
-/// Cheap to clone.
+/// Identifies the unit of a descriptor: by the administrator's names, else by the unit's own identifiers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Units(Arc<Inner>);
 
@@ -30,7 +29,7 @@ impl Default for Units {
 }
 
 impl Units {
-    /// With these names, of which the first that fits counts.
+    /// With these names. The first that fits counts.
     pub fn new(names: impl IntoIterator<Item = Naming>) -> Self {
         Self::with_sysfs("/sys", names)
     }
@@ -41,19 +40,20 @@ impl Units {
         Self(Arc::new(Inner { sysfs: Sysfs::at(root), names, file_systems: FileSystems::default() }))
     }
 
-    /// The unit that `descriptor` is of.
+    /// The unit of `descriptor`.
     ///
-    /// A descriptor that was opened with `O_PATH` is refused: whoever has it may not have been allowed to open the disk.
+    /// A descriptor that was opened with `O_PATH` is refused: its owner may have no permission to open the disk.
     ///
     /// # Errors
     ///
-    /// What the descriptor is of, and why that is not known.
+    /// Describes the descriptor, and why its unit is not identified.
     pub fn identify(&self, descriptor: BorrowedFd<'_>) -> Result<UnitId, Unidentified> {
-        let fails = |error: Errno| Unidentified::new(describe(descriptor), Why::ForNow(error.into()));
+        let fails = |error: Errno| Unidentified::new(describe(descriptor), Why::Temporary(error.into()));
         if fcntl_getfl(descriptor).map_err(fails)?.contains(OFlags::PATH) {
             return Err(Unidentified::new("a descriptor that was opened with O_PATH", Why::NotADisk));
         }
-        let node = Node::of(descriptor).map_err(|error| Unidentified::new(describe(descriptor), Why::ForNow(error)))?;
+        let node =
+            Node::of(descriptor).map_err(|error| Unidentified::new(describe(descriptor), Why::Temporary(error)))?;
         if let Some(unit) = self.named_at(&node) {
             return Ok(unit);
         }
@@ -61,7 +61,7 @@ impl Units {
         Ok(self.named_as(&unit, &node).unwrap_or(unit))
     }
 
-    /// The unit that `descriptor` is of, for a store that several hosts share.
+    /// The unit of `descriptor`, for a store that several hosts share.
     ///
     /// # Errors
     ///
@@ -73,7 +73,7 @@ impl Units {
         }
     }
 
-    /// The name of the disk that is open, by where it is found. A name makes no disk of what is none.
+    /// The name of the open disk, by its path or number. A name does not apply to a descriptor that is not of a disk.
     fn named_at(&self, node: &Node) -> Option<UnitId> {
         let is_disk = match node.file_type {
             _ if self.0.names.is_empty() => false,
@@ -88,8 +88,8 @@ impl Units {
         self.0.names.iter().find(|naming| naming.is_of(node)).map(|naming| naming.unit().clone())
     }
 
-    /// The name of a unit that identifies itself, when it is another way to it that was named: another path to a disk, or a
-    /// loop device over a file.
+    /// The name of a unit with an identifier, where another path to it has the name: another path to a disk, or a loop device
+    /// over a file.
     fn named_as(&self, unit: &UnitId, node: &Node) -> Option<UnitId> {
         let is_file = |node: &Node| node.file_type == FileType::RegularFile;
         let leads_to = |naming: &&Naming| match naming.followed() {
@@ -98,7 +98,7 @@ impl Units {
                 self.0.sysfs.identify_block(number).identity.is_ok_and(|there| there.as_str() == unit.as_str())
             }
             Followed::Open(opened) => Node::of(opened.as_fd()).is_ok_and(|there| {
-                // Two files are one if they are the same file, which has been looked for.
+                // `named_at` has compared files.
                 !(is_file(&there) && is_file(node))
                     && self.own(opened.as_fd(), &there).is_ok_and(|there| there == *unit)
             }),
@@ -107,7 +107,7 @@ impl Units {
         self.0.names.iter().find(leads_to).map(|naming| naming.unit().clone())
     }
 
-    /// What is open, by what it tells of itself.
+    /// The open unit, by its own identifiers.
     fn own(&self, descriptor: BorrowedFd<'_>, node: &Node) -> Result<UnitId, Unidentified> {
         let number = node.number;
         match node.file_type {
@@ -137,8 +137,8 @@ fn unit(kind: &str, number: Number, identified: Identified) -> Result<UnitId, Un
 
 fn unidentified(what: String, error: SysfsError) -> Unidentified {
     let why = match error {
-        SysfsError::TooManyOpenFiles(error) => Why::ForNow(error),
-        error => Why::Unknown(error.to_string()),
+        SysfsError::TooManyOpenFiles(error) => Why::Temporary(error),
+        error => Why::NoIdentity(error.to_string()),
     };
     Unidentified::new(what, why)
 }
@@ -147,7 +147,7 @@ fn not_a_disk(what: &str) -> Unidentified {
     Unidentified::new(what, Why::NotADisk)
 }
 
-/// The file or device as this process would find it, for the log: no file system is asked for that.
+/// The path of the file or device, for the log. The kernel knows it without the file system.
 fn describe(descriptor: BorrowedFd<'_>) -> String {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
     path.map_or_else(|_| "the descriptor".to_owned(), |path| format!("{path:?}"))

@@ -1,5 +1,5 @@
-//! Regular files: the file system, the inode number, and the time at which the inode was made. By that time a new file is
-//! told from a deleted one that had the same inode number.
+//! Regular files: the file system, the inode number, and the birth time. The birth time tells a new file from a deleted one
+//! with the same inode number.
 
 use std::os::fd::BorrowedFd;
 

@@ -387,7 +387,7 @@ fn is_refusal(failure: Failure) -> bool {
     }
 }
 
-/// What all READs show must be the state of the namespace.
+/// All READs must show the state of the namespace.
 fn assert_shown(connection: &Connection<'_>, unit: &Unit) -> Result<(), TestCaseError> {
     let mut keys = Keys::parse(&data(connection, ReserveInAction::ReadKeys)).unwrap().value;
     keys.keys.sort_unstable();
@@ -465,7 +465,7 @@ proptest! {
                 Ok(answer) if is_good(&answer) => {
                     prop_assert!(namespace.borrow().agrees_with(&after), "{:?} of {:?}", command, before);
                 }
-                // It may have changed the type of its reservation, but removed nobody.
+                // It may have changed the type of its reservation, but removed no registration.
                 Err(CommandError::Refused(SenseCode::TARGET_FAILURE, _)) => {
                     prop_assert_eq!(namespace.borrow().unit().keys, before.keys);
                 }
