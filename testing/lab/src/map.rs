@@ -13,8 +13,8 @@ use crate::target::{Target, name_of};
 /// The initiator that is another host.
 const OTHER_HOST: &str = "other";
 
-/// How many units there are for the maps of scenarios. The other host has them from the start: multipathd is told by name
-/// what to leave alone, which is every disk that is there when it starts.
+/// How many units there are for the maps of scenarios. The other host has them from the start: its configuration
+/// excludes by name every disk that is there when multipathd starts.
 pub(crate) const UNITS: usize = 5;
 
 /// The part of multipathd's configuration that stays.
@@ -56,7 +56,7 @@ impl Disk {
         Path::new("/dev").join(&self.name)
     }
 
-    /// Has the kernel hold the disk for dead, or alive again.
+    /// Makes the kernel take the disk for dead, or alive again.
     pub(crate) fn set_alive(&self, alive: bool) -> Result<()> {
         write(format!("/sys/block/{}/device/state", self.name), if alive { "running\n" } else { "offline\n" })
     }
@@ -66,7 +66,7 @@ impl Multipath {
     /// Starts udev and multipathd, with `reservation_key file`, for so many maps.
     pub(crate) fn start(target: Rc<Target>, units: usize) -> Result<Self> {
         run("modprobe", &["dm-multipath"])?;
-        // Without udev, nobody tells multipathd of new disks, and nobody makes /dev/mapper.
+        // udev tells multipathd of new disks, and makes /dev/mapper.
         for program in
             [&["/lib/systemd/systemd-udevd", "--daemon"][..], &["udevadm", "trigger"], &["udevadm", "settle"]]
         {
@@ -100,7 +100,7 @@ impl Multipath {
         self.maps.iter().filter(|map| map.paths.len() == paths).nth(number).context("it was just made")
     }
 
-    /// A disk that is no path of any map, of a unit that nobody has used yet.
+    /// A disk that is no path of any map, of an unused unit.
     pub(crate) fn disk(&mut self) -> Result<Disk> {
         Ok(self.free.pop().context("all units have maps")?.1)
     }
@@ -188,7 +188,7 @@ fn write_configuration(line: &str) -> Result<()> {
     fs::write("/etc/multipath.conf", text).context("write /etc/multipath.conf")
 }
 
-/// Starts multipathd and waits until it answers.
+/// Starts multipathd, whose log goes to /run/multipathd.log, and waits until it answers.
 pub(crate) fn start_multipathd() -> Result<()> {
     run("sh", &["-c", "exec setsid multipathd -d -v3 >>/run/multipathd.log 2>&1 </dev/null &"])?;
     wait_for("answer of multipathd", || {
@@ -202,7 +202,7 @@ pub(crate) fn multipathd() -> Result<String> {
     Ok(fs::read_to_string("/run/multipathd.pid").context("read /run/multipathd.pid")?.trim().to_owned())
 }
 
-/// Whether the kernel holds the disk for alive.
+/// Whether the kernel takes the disk for alive.
 pub(crate) fn is_alive(disk: &Disk) -> bool {
     let state = fs::read_to_string(format!("/sys/block/{}/device/state", disk.name));
     state.is_ok_and(|state| state.trim() == "running")

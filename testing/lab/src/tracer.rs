@@ -1,6 +1,6 @@
 //! [`Tracer`]: stops a worker of a helper in the middle of a command, at an exact step, by ptrace(2).
 //!
-//! A step is what may change something, or tell somebody that it has: a PERSISTENT RESERVE command to a path, a change of
+//! A step is what may change something, or tell another process of it: a PERSISTENT RESERVE command to a path, a change of
 //! a device-mapper device, something said over a socket (to multipathd, or the answer). They are counted over all threads,
 //! and what is done at a step is done before it.
 
@@ -21,13 +21,13 @@ use nix::unistd::Pid;
 
 /// Waits for the next worker of a helper, and does something to it.
 pub(crate) struct Tracer {
-    thread: JoinHandle<Result<Seen>>,
+    thread: JoinHandle<Result<Trace>>,
     enough: Arc<AtomicBool>,
 }
 
-/// What came of it.
+/// The result of a trace.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct Trace {
     /// The steps, up to the one at which something was done.
     pub(crate) steps: Vec<String>,
     /// Whether there was one.
@@ -36,39 +36,39 @@ pub(crate) struct Seen {
     pub(crate) stopped: Option<Pid>,
 }
 
-impl fmt::Display for Seen {
+impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {}, {}", self.steps.len(), self.steps.last().map_or("none", String::as_str))
     }
 }
 
-/// What to do at the step.
-pub(crate) enum Act {
+/// The action at the step.
+pub(crate) enum Action {
     /// Kill the worker.
     Kill,
-    /// Stop it, until somebody has it go on (SIGCONT).
+    /// Stop it, until SIGCONT.
     Stop,
     /// This, with what the step is, while the worker stands still; then it goes on.
     Do(Box<dyn FnOnce(&str) + Send>),
 }
 
-/// Which step: its number, counted from 1, and what it is.
-pub(crate) type Which = Box<dyn Fn(usize, &str) -> bool + Send>;
+/// StepFilter step: its number, counted from 1, and what it is.
+pub(crate) type StepFilter = Box<dyn Fn(usize, &str) -> bool + Send>;
 
 /// The step of this number.
-pub(crate) fn number(number: usize) -> Which {
+pub(crate) fn number(number: usize) -> StepFilter {
     Box::new(move |step, _| step == number)
 }
 
 /// The first PERSISTENT RESERVE OUT with this service action.
-pub(crate) fn first_out(action: u8) -> Which {
+pub(crate) fn first_out(action: u8) -> StepFilter {
     let beginning = format!("PERSISTENT RESERVE OUT {action} ");
     Box::new(move |_, what| what.starts_with(&beginning))
 }
 
 impl Tracer {
     /// Does `act` at the first step that is wanted of the next worker that the monitor of `helper` starts.
-    pub(crate) fn start(helper: u32, which: Which, act: Act) -> Result<Self> {
+    pub(crate) fn start(helper: u32, which: StepFilter, act: Action) -> Result<Self> {
         let monitor = monitor_of(helper)?;
         let enough = Arc::new(AtomicBool::new(false));
         let (ready, is_ready) = std::sync::mpsc::channel();
@@ -84,13 +84,13 @@ impl Tracer {
         Ok(Self { thread, enough })
     }
 
-    /// What came of it, once it was done.
-    pub(crate) fn seen_at_once(self) -> Result<Seen> {
+    /// The result, once the action was done.
+    pub(crate) fn wait_for_action(self) -> Result<Trace> {
         self.thread.join().expect("the tracer does not panic")
     }
 
-    /// What came of it, once the command is answered.
-    pub(crate) fn seen(self) -> Result<Seen> {
+    /// The result, once the command is answered.
+    pub(crate) fn wait_for_answer(self) -> Result<Trace> {
         self.enough.store(true, Ordering::Relaxed);
         self.thread.join().expect("the tracer does not panic")
     }
@@ -102,8 +102,8 @@ const FOLLOW: Options = Options::PTRACE_O_TRACESYSGOOD
     .union(Options::PTRACE_O_TRACEVFORK)
     .union(Options::PTRACE_O_TRACEEXEC);
 
-fn trace(monitor: Pid, which: &Which, act: Act, enough: &AtomicBool) -> Result<Seen> {
-    let mut seen = Seen::default();
+fn trace(monitor: Pid, which: &StepFilter, act: Action, enough: &AtomicBool) -> Result<Trace> {
+    let mut seen = Trace::default();
     let mut act = Some(act);
     let mut monitor_is_traced = true;
     loop {
@@ -115,7 +115,7 @@ fn trace(monitor: Pid, which: &Which, act: Act, enough: &AtomicBool) -> Result<S
             Err(Errno::ECHILD) => return Ok(seen),
             status => status?,
         };
-        // Who was killed is gone before it can go on.
+        // A killed process may be gone before it is continued.
         let go_on = |pid: Pid, signal: Option<Signal>| match ptrace::syscall(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             error => error,
@@ -141,13 +141,13 @@ fn trace(monitor: Pid, which: &Which, act: Act, enough: &AtomicBool) -> Result<S
                     if wanted {
                         seen.hit = true;
                         match act.take() {
-                            Some(Act::Kill) => kill(process_of(pid)?, Signal::SIGKILL)?,
-                            Some(Act::Stop) => {
+                            Some(Action::Kill) => kill(process_of(pid)?, Signal::SIGKILL)?,
+                            Some(Action::Stop) => {
                                 let process = process_of(pid)?;
                                 kill(process, Signal::SIGSTOP)?;
                                 seen.stopped = Some(process);
                             }
-                            Some(Act::Do(act)) => act(&what),
+                            Some(Action::Do(act)) => act(&what),
                             None => {}
                         }
                     }
@@ -165,7 +165,7 @@ fn trace(monitor: Pid, which: &Which, act: Act, enough: &AtomicBool) -> Result<S
     }
 }
 
-/// What the thread is about to do, if that is a step. x86-64, as the lab is.
+/// The step that the thread is about to take, if it is one. x86-64, as the lab is.
 fn step_of(thread: Pid) -> Result<Option<String>> {
     const SENDTO: u64 = 44;
     const SENDMSG: u64 = 46;

@@ -9,27 +9,27 @@ use nix::sys::signal::{Signal, kill};
 use scsi_pr::{Completion, PrManager, SenseCode, Status};
 
 use crate::commands::{Request, preempt, register, release};
+use crate::fixture::{Fixture, GOOD, OTHER, OURS, RO, THEIRS};
 use crate::scenario::Scenario;
-use crate::stage::{GOOD, OTHER, OURS, RO, Stage, THEIRS};
 use crate::system::{run, wait_for};
-use crate::tracer::{Act, Seen, Tracer, number};
+use crate::tracer::{Action, Trace, Tracer, number};
 
 /// Before each step of what takes a reservation from a dead path.
 pub(super) const KILLED: Scenario = Scenario {
     name: "multipath-killed",
     boot: "multipath-lost",
     purpose: "a worker killed at any step, with the holder's path dead: 0B/08/01, no map suspended, no foreign key lost",
-    run: |lab, report| Stage::new(lab, report, 2)?.killed(),
+    run: |lab, report| Fixture::new(lab, report, 2)?.killed(),
 };
 
 /// More steps than a command has.
 const MOST_STEPS: usize = 100;
 
-impl Stage<'_> {
+impl Fixture<'_> {
     fn killed(mut self) -> Result<()> {
         // The helper says no more than so many lines a minute, so of those that come later it may not.
-        let told = self.kill_at_each_step(&release(OURS, RO))?;
-        let outcome = if told { Ok(()) } else { Err("it does not".to_owned()) };
+        let logged = self.kill_at_each_step(&release(OURS, RO))?;
+        let outcome = if logged { Ok(()) } else { Err("it does not".to_owned()) };
         self.report.check("the log says what is registered after a kill", outcome);
         self.kill_at_each_step(&preempt(OURS, OURS, RO))?;
         self.kill_at_each_step(&register(OURS, OTHER))?;
@@ -39,24 +39,24 @@ impl Stage<'_> {
     /// Has the worker killed before its first step, before its second one, and so on, until it is done before it is killed.
     /// Whether the log has said what is registered then.
     fn kill_at_each_step(&mut self, request: &Request) -> Result<bool> {
-        let mut told = false;
+        let mut logged = false;
         for step in 1..MOST_STEPS {
             self.hold_by_dead_path()?;
-            let tracer = Tracer::start(self.helper.process(), number(step), Act::Kill)?;
+            let tracer = Tracer::start(self.helper.process(), number(step), Action::Kill)?;
             let answer = self.answer(request);
-            let seen = tracer.seen()?;
+            let seen = tracer.wait_for_answer()?;
             if !seen.hit {
                 let outcome = if answer == GOOD { Ok(()) } else { Err(answer.to_string()) };
                 self.report.check(format!("{request}: not killed in {} steps, it is GOOD", seen.steps.len()), outcome);
                 self.map.pair()[0].set_alive(true)?;
-                return Ok(told);
+                return Ok(logged);
             }
-            told |= self
+            logged |= self
                 .logged()
                 .iter()
                 .any(|line| line.contains("as it is now after the process of a command died: registered: "));
             let outcome = self.judge(&answer, &seen);
-            // Who tries again gets there, as far as the unit lets him.
+            // A second try succeeds as far as the unit permits.
             let again = self.answer(request);
             self.report.check(
                 format!("{request}, killed before {seen}: {answer}; again: {again}"),
@@ -66,8 +66,8 @@ impl Stage<'_> {
         bail!("{request} has more than {MOST_STEPS} steps")
     }
 
-    /// What is left when a worker was killed.
-    fn judge(&self, answer: &Completion, seen: &Seen) -> Result<()> {
+    /// The state after a worker was killed.
+    fn judge(&self, answer: &Completion, seen: &Trace) -> Result<()> {
         let unknown = Completion::check(SenseCode::LUN_COMMUNICATION_TIMEOUT);
         // Before it has taken the command, nothing was done.
         let untouched = seen.steps.len() <= 1 && *answer == Completion::Status(Status::BUSY);
@@ -100,12 +100,12 @@ impl Stage<'_> {
     /// libmpathpersist of Debian 12 (0.9.4) suspends no map; later ones do, in the middle of a command. So it is done for it.
     fn leave_suspended(&mut self) -> Result<()> {
         self.hold_by_dead_path()?;
-        let tracer = Tracer::start(self.helper.process(), number(3), Act::Stop)?;
+        let tracer = Tracer::start(self.helper.process(), number(3), Action::Stop)?;
         let map = File::options().read(true).write(true).open(&self.map.device)?;
         let (client, request) = (self.helper.client(), release(OURS, RO));
         let (answer, seen) = thread::scope(|scope| {
             let lost = scope.spawn(|| client.execute(map.as_fd(), request.command()));
-            let seen = tracer.seen_at_once()?;
+            let seen = tracer.wait_for_action()?;
             run("dmsetup", &["suspend", "--noflush", &self.map.name()])?;
             if let Some(worker) = seen.stopped {
                 kill(worker, Signal::SIGKILL)?;
@@ -113,9 +113,9 @@ impl Stage<'_> {
             anyhow::Ok((lost.join().expect("it does not panic")?, seen))
         })?;
         let log = self.logged();
-        let told = log.iter().any(|line| line.contains("was left suspended") && line.contains("and is resumed"));
+        let logged = log.iter().any(|line| line.contains("was left suspended") && line.contains("and is resumed"));
         let outcome = match self.is_resumed() {
-            Ok(()) if told && seen.hit => Ok(()),
+            Ok(()) if logged && seen.hit => Ok(()),
             outcome => Err(format!("{answer}, {seen}, {outcome:?}, {log:#?}")),
         };
         self.report.check("a map that is suspended when its worker is killed is resumed, and the log says so", outcome);

@@ -9,18 +9,18 @@ use scsi_pr::Key;
 
 use crate::commands::{clear, preempt, preempt_and_abort, register, register_ignoring, release, reserve};
 use crate::disk::{self, is_conflict};
+use crate::fixture::{Fixture, GOOD, OTHER, OURS, RO, Registration, THEIRS};
 use crate::map::{Disk, is_alive};
 use crate::scenario::Scenario;
-use crate::stage::{GOOD, OTHER, OURS, RO, Registration, Stage, THEIRS};
 use crate::system::wait_for;
-use crate::tracer::{Act, Tracer, first_out};
+use crate::tracer::{Action, Tracer, first_out};
 
 /// Every service action.
 pub(super) const LOST: Scenario = Scenario {
     name: "multipath-lost",
     boot: "multipath-lost",
     purpose: "every service action with a path that is dead before it, or dies just when it is used for it",
-    run: |lab, report| Stage::new(lab, report, 2)?.lost(),
+    run: |lab, report| Fixture::new(lab, report, 2)?.lost(),
 };
 
 /// Writes of both hosts.
@@ -28,7 +28,7 @@ pub(super) const FAILOVER: Scenario = Scenario {
     name: "multipath-failover",
     boot: "multipath-lost",
     purpose: "three of four paths die, the holder's first: our writes pass, and none of another host's ever does",
-    run: |lab, report| Stage::new(lab, report, 4)?.failover(),
+    run: |lab, report| Fixture::new(lab, report, 4)?.failover(),
 };
 
 /// A path that is dead for a moment only.
@@ -36,10 +36,10 @@ pub(super) const FLAPPING: Scenario = Scenario {
     name: "multipath-flapping",
     boot: "multipath-lost",
     purpose: "the holder's path dies, loses its registration to a preempt and is back at once: it is registered again",
-    run: |lab, report| Stage::new(lab, report, 2)?.flapping(),
+    run: |lab, report| Fixture::new(lab, report, 2)?.flapping(),
 };
 
-/// What is there before a command.
+/// The state before a command.
 #[derive(Clone, Copy, Debug)]
 enum Before {
     /// The other host alone is registered.
@@ -52,16 +52,16 @@ enum Before {
     HeldByThem,
 }
 
-/// What is there after it.
+/// The state after it.
 #[derive(Clone, Copy, Debug)]
 enum After {
     /// Our paths are registered with this key, if it is not zero; the other host is, or not.
     Registered(Key, bool),
-    /// And one of ours holds the reservation.
+    /// And one of our paths holds the reservation.
     Held(bool),
 }
 
-impl Stage<'_> {
+impl Fixture<'_> {
     fn lost(mut self) -> Result<()> {
         use {After as A, Before as B};
         let none = Key::ZERO;
@@ -90,14 +90,14 @@ impl Stage<'_> {
             self.prepare(before)?;
             let (sender, lost) = std::sync::mpsc::channel();
             let paths = self.map.paths.clone();
-            let act = Act::Do(Box::new(move |what| {
+            let act = Action::Do(Box::new(move |what| {
                 let path = paths.iter().find(|path| what.ends_with(&path.name));
                 let _ = sender.send(path.map(|path| path.set_alive(false).map(|()| path.clone())));
             }));
             let tracer =
                 Tracer::start(self.helper.process(), first_out(request.command().cdb().service_action()), act)?;
             let answer = self.answer(&request);
-            let seen = tracer.seen()?;
+            let seen = tracer.wait_for_answer()?;
             let log = self.logged();
             let Ok(Some(Ok(path))) = lost.try_recv() else { bail!("{request}: no path was lost: {seen}, {answer}") };
             let what = format!("{request}, lost at {seen}: {answer}");
@@ -112,7 +112,7 @@ impl Stage<'_> {
             self.report.check(&what, outcome);
             let what = format!("{request}, the path lost in it is back");
             match after {
-                // What a path has at the unit stays there when the path dies before that is taken back.
+                // A path that dies before it is unregistered keeps its registration at the unit.
                 After::Registered(Key::ZERO, true) => self.come_back(&path, &what)?,
                 after => self.return_of(&path, after, &what)?,
             }

@@ -12,17 +12,17 @@ use crate::commands::{
     Request, clear, preempt, read_full_status, read_keys, read_reservation, register, register_aptpl,
     register_ignoring, register_spec_i_pt, release, report_capabilities, reserve, short,
 };
+use crate::fixture::{AR, CONFLICT, Fixture, GOOD, OTHER, OURS, RO, THEIRS};
 use crate::map::{Disk, multipathd, start_multipathd};
 use crate::scenario::Scenario;
-use crate::stage::{AR, CONFLICT, GOOD, OTHER, OURS, RO, Stage, THEIRS};
 use crate::system::{run, wait_for};
 
-/// What guests do.
+/// Commands of guests.
 pub(super) const ACTIONS: Scenario = Scenario {
     name: "multipath",
     boot: "multipath",
     purpose: "every service action on a multipath map reaches every path, and nothing of another host's",
-    run: |lab, report| Stage::new(lab, report, 2)?.actions(),
+    run: |lab, report| Fixture::new(lab, report, 2)?.actions(),
 };
 
 /// The same on more paths.
@@ -30,7 +30,7 @@ pub(super) const FOUR: Scenario = Scenario {
     name: "multipath-four",
     boot: "multipath",
     purpose: "the same on a map of four paths",
-    run: |lab, report| Stage::new(lab, report, 4)?.actions(),
+    run: |lab, report| Fixture::new(lab, report, 4)?.actions(),
 };
 
 /// Two hosts with one key.
@@ -38,23 +38,23 @@ pub(super) const SHARED_KEY: Scenario = Scenario {
     name: "multipath-shared-key",
     boot: "multipath",
     purpose: "two hosts with one reservation_key: neither loses its reservation or registration to the other",
-    run: |lab, report| Stage::new(lab, report, 2)?.shared_key(),
+    run: |lab, report| Fixture::new(lab, report, 2)?.shared_key(),
 };
 
-/// What paths do.
+/// Events of paths.
 pub(super) const PATHS: Scenario = Scenario {
     name: "multipath-paths",
     boot: "multipath",
     purpose: "paths that die, come back and come later; a map without paths, and one that is suspended",
-    run: |lab, report| Stage::new(lab, report, 2)?.paths(),
+    run: |lab, report| Fixture::new(lab, report, 2)?.paths(),
 };
 
-/// What administrators do.
+/// Mistakes of administrators.
 pub(super) const DIAGNOSIS: Scenario = Scenario {
     name: "multipath-diagnosis",
     boot: "multipath",
-    purpose: "a missing reservation_key, another one, and a multipathd that hangs or is down are told apart in the log",
-    run: |lab, report| Stage::new(lab, report, 2)?.diagnosis(),
+    purpose: "a missing reservation_key, another one, and a multipathd that hangs or is down are distinct in the log",
+    run: |lab, report| Fixture::new(lab, report, 2)?.diagnosis(),
 };
 
 /// The last of its boot: it takes a path away.
@@ -62,10 +62,10 @@ pub(super) const PORTS: Scenario = Scenario {
     name: "multipath-ports",
     boot: "multipath",
     purpose: "the TransportIDs of other initiators are registered whole where a map has one path, and refused where it has more",
-    run: |lab, report| Stage::new(lab, report, 2)?.ports(),
+    run: |lab, report| Fixture::new(lab, report, 2)?.ports(),
 };
 
-impl<'a> Stage<'a> {
+impl<'a> Fixture<'a> {
     fn actions(mut self) -> Result<()> {
         let other_host = &self.map.other_host;
         self.theirs(&register(Key::ZERO, THEIRS))?;
@@ -88,7 +88,7 @@ impl<'a> Stage<'a> {
         self.expect_their_write(false)?;
         self.expect_our_write("whichever path carries it");
         self.expect(&reserve(OURS, RO), &GOOD);
-        self.expect_told(&reserve(OTHER, RO), &CONFLICT, &["multipathd getprkey", &self.map.name()]);
+        self.expect_and_log(&reserve(OTHER, RO), &CONFLICT, &["multipathd getprkey", &self.map.name()]);
         self.expect(&reserve(OURS, Type::WriteExclusive), &CONFLICT);
         self.theirs(&register(Key::ZERO, THEIRS))?;
         let (holder, _) = self.holder_and_rest()?;
@@ -170,7 +170,7 @@ impl<'a> Stage<'a> {
             a.set_alive(false)?;
             self.map.wait_for_paths(1)?;
             self.expect(&release(OURS, kind), &GOOD);
-            self.expect_registered(&format!("{kind}: also when a path of ours is dead"), &theirs)?;
+            self.expect_registered(&format!("{kind}: also when one of our paths is dead"), &theirs)?;
             self.expect(&register(OURS, Key::ZERO), &GOOD);
             let alone = [(a, OURS, false), (other_host, OURS, true)];
             self.expect_registered(&format!("{kind}: also when we unregister"), &alone)?;
@@ -258,7 +258,7 @@ impl<'a> Stage<'a> {
         self.expect(&register(OTHER, OURS), &GOOD);
         self.map.remove_path(&third)?;
         self.map.wait_for_paths(2)?;
-        // Its registration stays with the unit, which nobody can undo but by a preempt.
+        // Its registration stays with the unit, until a preempt removes it.
         self.expect(&reserve(OURS, RO), &GOOD);
         self.expect(&preempt(OURS, OURS, RO), &GOOD);
 
@@ -292,7 +292,7 @@ impl<'a> Stage<'a> {
         self.wait_for_registrations("the path is registered when it comes back", &taken)?;
         self.map.wait_for_paths(2)?;
 
-        // Who unregisters with a dead path leaves nothing reserved, and can come back.
+        // A host that unregisters with a dead path leaves nothing reserved, and can register again.
         let (holder, _) = self.holder_and_other()?;
         holder.set_alive(false)?;
         self.map.wait_for_paths(1)?;
@@ -322,10 +322,10 @@ impl<'a> Stage<'a> {
         a.set_alive(false)?;
         b.set_alive(false)?;
         self.expect(&read_keys(), &not_ready);
-        self.expect_told(&clear(OURS), &not_ready, &["none of its paths works", &self.map.name()]);
+        self.expect_and_log(&clear(OURS), &not_ready, &["none of its paths works", &self.map.name()]);
         self.map.wait_for_paths(0)?;
         self.expect(&read_full_status(), &not_ready);
-        self.expect_told(&register_ignoring(OURS), &not_ready, &["none of its paths works"]);
+        self.expect_and_log(&register_ignoring(OURS), &not_ready, &["none of its paths works"]);
         a.set_alive(true)?;
         b.set_alive(true)?;
         self.map.wait_for_paths(2)?;
@@ -358,13 +358,12 @@ impl<'a> Stage<'a> {
         // As the unit has it, which goes by sessions.
         self.theirs(&register(Key::ZERO, THEIRS))?;
         let Completion::Good(status) = self.theirs(&read_full_status())? else { bail!("the status cannot be read") };
-        let port =
-            FullStatus::parse(&status)?.value.descriptors.first().context("nobody is registered")?.transport_id()?;
+        let port = FullStatus::parse(&status)?.value.descriptors.first().context("no registration")?.transport_id()?;
         self.theirs(&clear(THEIRS))?;
         let request = register_spec_i_pt(OURS, &[port]);
         let refused = Completion::check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
         self.report.differs("multipath-initiator-ports");
-        self.expect_told(&request, &refused, &["SPEC_I_PT", &self.map.name()]);
+        self.expect_and_log(&request, &refused, &["SPEC_I_PT", &self.map.name()]);
         self.expect_registered("nothing is registered then", &[])?;
 
         self.map.remove_path(b)?;
@@ -408,18 +407,18 @@ impl<'a> Stage<'a> {
         self.report.differs("multipath-causes");
         self.map.configure("")?;
         let missing = ["multipath.conf has no reservation_key", "`reservation_key file`", &name];
-        self.expect_told(&register(Key::ZERO, OURS), &refused, &missing);
-        self.expect_told(&register_ignoring(OURS), &refused, &missing);
+        self.expect_and_log(&register(Key::ZERO, OURS), &refused, &missing);
+        self.expect_and_log(&register_ignoring(OURS), &refused, &missing);
         self.expect_registered("nothing was registered", &[])?;
 
         self.report.differs("multipath-configuration");
         self.map.configure("reservation_key 0xbbb")?;
         let another = ["allows it the reservation_key 0x0000000000000bbb alone", &name];
-        self.expect_told(&register(Key::ZERO, OURS), &refused, &another);
+        self.expect_and_log(&register(Key::ZERO, OURS), &refused, &another);
         self.expect_registered("nothing was registered", &[])?;
         self.expect(&register(Key::ZERO, OTHER), &GOOD);
-        self.expect_told(&register(OTHER, OURS), &refused, &another);
-        self.expect_told(&reserve(OURS, RO), &CONFLICT, &another);
+        self.expect_and_log(&register(OTHER, OURS), &refused, &another);
+        self.expect_and_log(&reserve(OURS, RO), &CONFLICT, &another);
         self.expect(&reserve(OTHER, RO), &GOOD);
         self.expect(&clear(OTHER), &GOOD);
 
@@ -430,7 +429,7 @@ impl<'a> Stage<'a> {
             Ok(kill_process(process, signal)?)
         };
         signal(Signal::STOP)?;
-        self.expect_told(&register(Key::ZERO, OURS), &failed, &["multipathd did not answer within", &name]);
+        self.expect_and_log(&register(Key::ZERO, OURS), &failed, &["multipathd did not answer within", &name]);
         signal(Signal::CONT)?;
         self.expect(&register(Key::ZERO, OURS), &GOOD);
         self.expect(&register(OURS, Key::ZERO), &GOOD);
@@ -442,10 +441,10 @@ impl<'a> Stage<'a> {
             true => bail!("it runs"),
         })?;
         let down = ["multipathd does not listen", "systemctl start multipathd", &name];
-        self.expect_told(&register(Key::ZERO, OURS), &failed, &down);
+        self.expect_and_log(&register(Key::ZERO, OURS), &failed, &down);
         let cleanup = self.send_cleanup()?;
-        let told = self.logged().iter().any(|line| line.contains("CLEANUP") && line.contains(down[0]));
-        let outcome = if cleanup == failed && told { Ok(()) } else { Err(cleanup.to_string()) };
+        let logged = self.logged().iter().any(|line| line.contains("CLEANUP") && line.contains(down[0]));
+        let outcome = if cleanup == failed && logged { Ok(()) } else { Err(cleanup.to_string()) };
         self.report.check("CLEANUP without multipathd fails, and the log says why", outcome);
         start_multipathd()?;
         self.map.wait_for_paths(2)?;

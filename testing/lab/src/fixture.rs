@@ -1,4 +1,4 @@
-//! [`Stage`]: a multipath map, our helper, and another host of the same unit.
+//! [`Fixture`]: a multipath map, the helper of this project, and another host of the same unit.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -30,10 +30,10 @@ pub(crate) const GOOD: Completion = Completion::Good(Vec::new());
 pub(crate) const CONFLICT: Completion = Completion::Status(Status::RESERVATION_CONFLICT);
 
 /// Two hosts and what they share.
-pub(crate) struct Stage<'a> {
+pub(crate) struct Fixture<'a> {
     pub(crate) map: &'a Map,
     pub(crate) report: &'a mut Report,
-    /// What serves the map.
+    /// The helper that serves the map.
     pub(crate) helper: Helper,
     client: HelperClient,
     pub(crate) device: disk::Disk,
@@ -44,19 +44,19 @@ pub(crate) struct Stage<'a> {
 /// A registration as READ FULL STATUS has it: whose and with which key; held?
 pub(crate) type Registration = (String, Key, bool);
 
-impl<'a> Stage<'a> {
+impl<'a> Fixture<'a> {
     /// A map of so many paths, and our helper as an ordinary user.
     pub(crate) fn new(lab: &'a mut Lab, report: &'a mut Report, paths: usize) -> Result<Self> {
-        let helper = Helper::start(&lab.helper(), "stage", &["-u", "nobody"])?;
+        let helper = Helper::start(&lab.helper(), "fixture", &["-u", "nobody"])?;
         let map = lab.multipath()?.map(paths, 0)?;
         let device = disk::Disk::open(&map.device)?;
         let theirs = disk::Disk::open(&map.other_host.path())?;
-        let mut stage = Self { map, report, client: helper.client(), helper, device, theirs };
-        stage.reset()?;
-        Ok(stage)
+        let mut fixture = Self { map, report, client: helper.client(), helper, device, theirs };
+        fixture.reset()?;
+        Ok(fixture)
     }
 
-    /// Nothing is registered, reserved or waiting to be told.
+    /// Removes every registration, reservation and pending unit attention.
     pub(crate) fn reset(&mut self) -> Result<()> {
         self.map.configure("reservation_key file")?;
         self.theirs(&register_ignoring(THEIRS))?;
@@ -70,17 +70,17 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// What the map answers.
+    /// The map's answer.
     pub(crate) fn answer(&self, request: &Request) -> Completion {
         self.client.execute(self.device.file().as_fd(), request.command()).expect("there is always an answer")
     }
 
-    /// What was logged since this was last asked.
+    /// The lines that were logged since the last call.
     pub(crate) fn logged(&self) -> Vec<String> {
         self.helper.logged()
     }
 
-    /// What the map answers to CLEANUP, sent as QEMU sends it: without having been offered it.
+    /// The map's answer to CLEANUP, sent as QEMU sends it: without feature negotiation.
     pub(crate) fn send_cleanup(&self) -> Result<Completion> {
         let mut socket = UnixStream::connect(self.helper.socket())?;
         let mut features = [0; 4];
@@ -90,12 +90,12 @@ impl<'a> Stage<'a> {
         answer(&mut socket)
     }
 
-    /// What the other host's disk answers, past the helper; what the unit has to tell first is heard before.
+    /// The answer of the other host's disk, without the helper and after pending unit attentions.
     pub(crate) fn theirs(&self, request: &Request) -> Result<Completion> {
         past_the_helper(self.theirs.file(), request)
     }
 
-    /// Does what the map should answer so; nothing is logged about it.
+    /// Sends a request: the answer must be this, and the log stays empty.
     pub(crate) fn expect(&mut self, request: &Request, expected: &Completion) {
         let answer = self.answer(request);
         let log = self.logged();
@@ -107,22 +107,22 @@ impl<'a> Stage<'a> {
         self.report.check(format!("{request}: {expected}"), outcome);
     }
 
-    /// Does what should be answered so, and a line in the log must have all these parts.
-    pub(crate) fn expect_told(&mut self, request: &Request, expected: &Completion, parts: &[&str]) {
+    /// Sends a request: the answer must be this, and a line in the log must have all these parts.
+    pub(crate) fn expect_and_log(&mut self, request: &Request, expected: &Completion, parts: &[&str]) {
         let answer = self.answer(request);
         let log = self.logged();
-        let told = |line: &String| parts.iter().all(|part| line.contains(part));
-        let outcome = match answer == *expected && log.iter().filter(|line| told(line)).count() == 1 {
+        let logged = |line: &String| parts.iter().all(|part| line.contains(part));
+        let outcome = match answer == *expected && log.iter().filter(|line| logged(line)).count() == 1 {
             true => Ok(()),
             false => Err(format!("expected {expected} and {parts:?}, got {answer} and {log:#?}")),
         };
         self.report.check(format!("{request}: {expected}, and the log says {parts:?}"), outcome);
     }
 
-    /// What the map returns is, byte for byte, what the unit returns to the other host.
+    /// The map returns, byte for byte, the data that the unit returns to the other host.
     pub(crate) fn expect_same(&mut self, request: &Request) -> Result<()> {
         self.theirs(&read_keys())?;
-        // With no code of ours in it.
+        // Without any code of this project.
         let expected = SgRaw.execute(self.theirs.file().as_fd(), request.command())?;
         // Each path may have something to tell first.
         let mut answer = self.answer(request);
@@ -140,7 +140,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Who is registered, read by the other host.
+    /// The registrations, read by the other host.
     pub(crate) fn registrations(&self) -> Result<Vec<Registration>> {
         let data = match self.theirs(&read_full_status())? {
             Completion::Good(data) => data,
@@ -211,7 +211,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The other host is registered, and nobody else.
+    /// Only the other host is registered.
     pub(crate) fn register_them(&mut self) -> Result<()> {
         for path in &self.map.paths {
             path.set_alive(true)?;
@@ -235,13 +235,13 @@ impl<'a> Stage<'a> {
     }
 
     /// A line in the log since it was last looked at has all these parts.
-    pub(crate) fn expect_told_before(&mut self, parts: &[&str]) {
+    pub(crate) fn expect_logged(&mut self, parts: &[&str]) {
         let log = self.logged();
-        let told = log.iter().any(|line| parts.iter().all(|part| line.contains(part)));
-        self.report.check(format!("the log says {parts:?}"), if told { Ok(()) } else { Err(format!("{log:#?}")) });
+        let logged = log.iter().any(|line| parts.iter().all(|part| line.contains(part)));
+        self.report.check(format!("the log says {parts:?}"), if logged { Ok(()) } else { Err(format!("{log:#?}")) });
     }
 
-    /// One of our paths holds the reservation, or nobody does.
+    /// One of our paths holds the reservation, or no path does.
     pub(crate) fn expect_reserved(&mut self, reserved: bool) -> Result<()> {
         let registrations = self.registrations()?;
         let ours = registrations.iter().any(|(_, key, held)| *held && *key == OURS);
@@ -250,7 +250,7 @@ impl<'a> Stage<'a> {
             (false, false) if registrations.iter().all(|(.., held)| !held) => Ok(()),
             _ => Err(format!("{registrations:?}")),
         };
-        self.report.check(if reserved { "we hold the reservation" } else { "nobody holds a reservation" }, outcome);
+        self.report.check(if reserved { "we hold the reservation" } else { "no path holds a reservation" }, outcome);
         Ok(())
     }
 
@@ -302,7 +302,7 @@ fn by_path(path: &Disk, request: &Request) -> Result<()> {
     if answer == GOOD { Ok(()) } else { bail!("{request} by {}: {answer}", path.name) }
 }
 
-/// What a disk answers by SG_IO, once it has heard what the unit has to tell it first.
+/// The answer of a disk to SG_IO, after pending unit attentions.
 fn past_the_helper(disk: &File, request: &Request) -> Result<Completion> {
     let sg_io = SgIo::new();
     while is_attention(&sg_io.execute(disk.as_fd(), read_keys().command())?) {}
