@@ -20,10 +20,15 @@ const BUSY_STATUS: Completion = Completion::Status(Status::BUSY);
 
 /// Any block device: nothing is done to it.
 fn block_device() -> Option<File> {
-    let mut names = ["loop0", "vda", "sda", "nvme0n1", "zram0"].into_iter();
-    let found = names.find_map(|name| File::open(format!("/dev/{name}")).ok());
+    block_devices::<1>().map(|[device]| device)
+}
+
+fn block_devices<const COUNT: usize>() -> Option<[File; COUNT]> {
+    let names = ["loop0", "loop1", "vda", "sda", "nvme0n1", "zram0"].into_iter();
+    let found: Vec<_> = names.filter_map(|name| File::open(format!("/dev/{name}")).ok()).take(COUNT).collect();
+    let found = found.try_into().ok();
     if found.is_none() {
-        eprintln!("skipped: needs a block device");
+        eprintln!("skipped: needs {COUNT} block devices");
     }
     found
 }
@@ -282,4 +287,42 @@ fn command_does_not_wait_for_that_of_another_device() {
         assert_eq!(same.join().unwrap(), Some(2));
     });
     assert!(pool.turns().is_empty());
+}
+
+#[test]
+fn commands_that_hang_on_one_device_hold_one_worker() {
+    let Some([hanging, other]) = block_devices() else { return };
+    let (pool, monitor) = pool(LONG_TIMEOUTS);
+    let (go_on, going_on) = mpsc::channel::<()>();
+    let going_on = Mutex::new(going_on);
+    thread::scope(|scope| {
+        let number = {
+            let stat = fstat(&hanging).unwrap();
+            Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) }
+        };
+        let commands: Vec<_> = (0..64).map(|_| scope.spawn(|| run(&pool, &hanging))).collect();
+        let first = monitor.asked();
+        let running = thread::spawn(move || {
+            first.serve(move || {
+                let _ = going_on.lock().unwrap().recv();
+                Completion::Good(Vec::new())
+            });
+        });
+        // All of them wait: the list, this handle, and one for each command.
+        while Arc::strong_count(&pool.turns_of(number)) < 64 + 2 {
+            thread::yield_now();
+        }
+        // The next request to the monitor is that of the other device.
+        let answered = scope.spawn(|| run(&pool, &other));
+        let asked = monitor.asked();
+        assert_ne!(asked.task.device, number.to_string());
+        asked.serve(|| Completion::Good(Vec::new()));
+        assert_eq!(answered.join().unwrap(), Completion::Good(Vec::new()));
+        go_on.send(()).unwrap();
+        running.join().unwrap();
+        for _ in 1..64 {
+            monitor.asked().serve(|| Completion::Good(Vec::new()));
+        }
+        assert!(commands.into_iter().all(|command| command.join().unwrap() == Completion::Good(Vec::new())));
+    });
 }
