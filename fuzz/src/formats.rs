@@ -3,9 +3,10 @@
 use std::fmt;
 
 use scsi_pr::{
-    Capabilities, Cdb, Command, FullStatus, InvalidData, Keys, MAX_TRANSFER, Parsed, Reservation, ReserveInAction,
-    ReserveOut, Sense, SenseCode, TransportId,
+    Capabilities, Cdb, Command, FullStatus, InvalidData, Keys, Parsed, Reservation, ReserveInAction, ReserveOut, Sense,
+    SenseCode, TransportId,
 };
+use scsi_pr_helper::MAX_TRANSFER;
 
 /// Checks that a log may show `text`: a guest must not be able to add lines, or to reverse the direction of text.
 pub(crate) fn assert_printable(text: &str) {

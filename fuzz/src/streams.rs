@@ -8,13 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use scsi_pr::{Cdb, Command, Completion, Error, MAX_TRANSFER, Opcode, PrManager, SenseCode};
-use scsi_pr_helper::HelperClient;
+use scsi_pr::{Cdb, Command, Completion, Error, Opcode, PrManager, SenseCode};
 use scsi_pr_helper::client::Config;
 use scsi_pr_helper::wire::{
     self, Event, FEATURE_CLEANUP, RESPONSE_HEADER_LENGTH, RequestDecoder, RequestViolation, ResponseDecoder,
     ResponseViolation,
 };
+use scsi_pr_helper::{HelperClient, MAX_TRANSFER};
 
 /// Ways to cut a stream, each as sizes of pieces that repeat.
 fn cuts(data: &[u8]) -> [Vec<usize>; 3] {

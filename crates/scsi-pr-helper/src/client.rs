@@ -20,6 +20,7 @@ use connection::{Connection, SendError};
 
 use crate::deadline::Deadline;
 use crate::turn::{Turn, Turns};
+use crate::wire::MAX_TRANSFER;
 
 /// How long and how often a [`HelperClient`] tries.
 ///
@@ -216,6 +217,10 @@ impl HelperClient {
             // A helper that does not know it closes the connection. The guest's registration stays: this must not look
             // like success.
             return Ok(Completion::check(SenseCode::INVALID_OPCODE));
+        }
+        if command.cdb().check_transfer_length(MAX_TRANSFER).is_err() {
+            // The helper would close the connection.
+            return Ok(Completion::check(SenseCode::INVALID_FIELD_IN_CDB));
         }
         let answer = connection
             .send(device, &command, &Deadline::after(self.config.send))

@@ -20,6 +20,7 @@ pub mod wire;
 
 pub use client::HelperClient;
 pub use server::{Draining, Limits, Peer, Served, serve, serve_all, serve_one};
+pub use wire::MAX_TRANSFER;
 
 /// Compiles the examples of README.md.
 #[cfg(doctest)]

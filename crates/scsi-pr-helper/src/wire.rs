@@ -18,6 +18,9 @@ use scsi_pr::{Cdb, CommandBuf, Completion, InvalidCommand, Sense, Status};
 use zerocopy::byteorder::big_endian::{I32, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// The most bytes that one command moves, each way (QEMU's `PR_HELPER_DATA_SIZE`).
+pub const MAX_TRANSFER: usize = 8192;
+
 /// Feature bit 0: the helper runs CLEANUP (FFh). QEMU after 11.1.
 pub const FEATURE_CLEANUP: u32 = 1;
 
@@ -144,6 +147,7 @@ impl RequestDecoder {
             }
             Phase::Cdb => {
                 let cdb = Cdb::new(self.head).map_err(RequestViolation::Command)?;
+                cdb.check_transfer_length(MAX_TRANSFER).map_err(RequestViolation::Command)?;
                 match cdb.parameter_list_length() {
                     0 => Ok(Some(request(cdb, Vec::new()))),
                     length => {

@@ -14,10 +14,10 @@ use fake::{
     wait_until,
 };
 use rustix::net::{RecvFlags, SendFlags, recv};
-use scsi_pr::{Command, Completion, Error, PrManager, Sense, SenseCode, Status};
-use scsi_pr_helper::HelperClient;
+use scsi_pr::{Command, Completion, Error, PrManager, ReserveIn, ReserveInAction, Sense, SenseCode, Status};
 use scsi_pr_helper::client::Config;
 use scsi_pr_helper::wire::FEATURE_CLEANUP;
+use scsi_pr_helper::{HelperClient, MAX_TRANSFER};
 
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -215,6 +215,19 @@ fn a_silent_helper_is_given_up_and_its_late_answer_is_nobodys() {
     late.send(()).unwrap();
     assert_eq!(run(&client, read_keys_command()).unwrap(), Completion::Good(vec![0x55; 8]));
     assert_eq!((helper.connections(), helper.requests()), (2, 2));
+}
+
+/// A helper closes the connection on which such a command comes.
+#[test]
+fn command_beyond_the_transfer_length_is_refused_without_being_sent() {
+    let helper = FakeHelper::new(play_well);
+    let client = client(&helper);
+    let command = |length| ReserveIn::new(ReserveInAction::ReadKeys, length).encode();
+    let refused = Completion::check(SenseCode::INVALID_FIELD_IN_CDB);
+    assert_eq!(run(&client, command(MAX_TRANSFER + 1).command()).unwrap(), refused);
+    assert_eq!(helper.requests(), 0);
+    assert!(matches!(run(&client, command(MAX_TRANSFER).command()), Ok(Completion::Good(_))));
+    assert_eq!(helper.requests(), 1);
 }
 
 #[test]

@@ -11,13 +11,17 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities};
-use scsi_pr::{Command, Completion, Error, MAX_TRANSFER, Opcode, PrManager, Sense};
+use scsi_pr::{Command, Completion, Error, Opcode, PrManager, Sense};
 use scsi_pr_daemon::RateLimiter;
 use tracing::warn;
 
 use outcome::Answer;
 pub(crate) use outcome::Reached;
 use sys::Transfer;
+
+/// The least length of a buffer for data from the device. LIO of Linux 6.1 writes past the end of a shorter one, whatever the
+/// allocation length.
+const MIN_BUFFER: usize = 8192;
 
 /// Sends every command to the device by SG_IO.
 ///
@@ -82,9 +86,8 @@ impl SgIo {
     fn exchange(&self, device: BorrowedFd<'_>, command: Command<'_>) -> (Completion, Reached, Option<Errno>) {
         match command.opcode() {
             Opcode::ReserveIn => {
-                // As long as a transfer can be, whatever length the guest wants: LIO of Linux 6.1 writes past the end of a
-                // shorter one. It is new for each command, so it has no byte of another.
-                let mut data = [0; MAX_TRANSFER];
+                // A new buffer for each command, so it has no byte of another.
+                let mut data = vec![0; command.cdb().allocation_length().max(MIN_BUFFER)];
                 let answer = self.issue(device, command, Transfer::FromDevice(&mut data));
                 let completion = answer.completion(&data, command.cdb().allocation_length());
                 (completion, answer.reached(), answer.report.err())

@@ -5,9 +5,6 @@
 
 use std::fmt;
 
-/// The most bytes that one command moves, each way (QEMU's `PR_HELPER_DATA_SIZE`).
-pub const MAX_TRANSFER: usize = 8192;
-
 /// The commands that a [`PrManager`](crate::PrManager) runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Opcode {
@@ -58,20 +55,28 @@ pub struct Cdb {
 }
 
 impl Cdb {
-    /// Checks 16 bytes as they come over the helper protocol.
+    /// Checks the opcode of 16 bytes.
     ///
-    /// The transfer length is bytes 7–8, big endian, for IN and OUT alike: for OUT, SPC-4 has a 32-bit length in bytes
-    /// 5–8, of which QEMU and its helper use the low half. The other bytes are not looked at, reserved ones included.
+    /// The transfer length is bytes 7–8, big endian, for IN and OUT alike. For OUT, SPC-4 has a 32-bit length in bytes 5–8, of
+    /// which QEMU and its helper use the low half. The other bytes are ignored, reserved ones included.
     ///
     /// # Errors
     ///
-    /// [`InvalidCommand::Opcode`] and [`InvalidCommand::TransferLength`].
+    /// [`InvalidCommand::Opcode`].
     pub fn new(bytes: [u8; 16]) -> Result<Self, InvalidCommand> {
         let opcode = Opcode::from_byte(bytes[0]).ok_or(InvalidCommand::Opcode(bytes[0]))?;
-        let cdb = Self { bytes, opcode };
-        match cdb.transfer_length() {
-            length if length <= MAX_TRANSFER => Ok(cdb),
-            length => Err(InvalidCommand::TransferLength { opcode, length }),
+        Ok(Self { bytes, opcode })
+    }
+
+    /// Checks that the command moves at most `max` bytes each way: the limit of a transport.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidCommand::TransferLength`].
+    pub fn check_transfer_length(&self, max: usize) -> Result<(), InvalidCommand> {
+        match self.transfer_length() {
+            length if length <= max => Ok(()),
+            length => Err(InvalidCommand::TransferLength { opcode: self.opcode, length, max }),
         }
     }
 
@@ -213,12 +218,14 @@ pub enum InvalidCommand {
     Opcode(u8),
     /// A CDB of fewer than 10 or more than 16 bytes.
     CdbLength(usize),
-    /// More than [`MAX_TRANSFER`] bytes to move.
+    /// More bytes to move than one command may.
     TransferLength {
         /// The command.
         opcode: Opcode,
         /// The length in its CDB.
         length: usize,
+        /// The most bytes that one command may move.
+        max: usize,
     },
     /// A parameter list of another length than the CDB says.
     ParameterList {
@@ -236,8 +243,8 @@ impl fmt::Display for InvalidCommand {
                 write!(f, "opcode {byte:#04x} is not PERSISTENT RESERVE IN (0x5e), OUT (0x5f) or CLEANUP (0xff)")
             }
             Self::CdbLength(length) => write!(f, "a CDB has 10 to 16 bytes, not {length}"),
-            Self::TransferLength { opcode, length } => {
-                write!(f, "{opcode} of {length} bytes, more than the {MAX_TRANSFER} that one command may move")
+            Self::TransferLength { opcode, length, max } => {
+                write!(f, "{opcode} of {length} bytes, more than the {max} that one command may move")
             }
             Self::ParameterList { expected, actual } => {
                 write!(f, "the CDB announces a parameter list of {expected} bytes, not {actual}")
@@ -261,14 +268,13 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_8192_each_way() {
+    fn transfer_length_beyond_the_limit_is_refused_each_way() {
         for opcode in [Opcode::ReserveIn, Opcode::ReserveOut] {
-            assert!(Cdb::new(cdb(opcode.byte(), 8192)).is_ok());
-            assert_eq!(
-                Cdb::new(cdb(opcode.byte(), 8193)),
-                Err(InvalidCommand::TransferLength { opcode, length: 8193 })
-            );
+            let check = |length| Cdb::new(cdb(opcode.byte(), length)).unwrap().check_transfer_length(8192);
+            assert_eq!(check(8192), Ok(()));
+            assert_eq!(check(8193), Err(InvalidCommand::TransferLength { opcode, length: 8193, max: 8192 }));
         }
+        assert_eq!(Command::cleanup().cdb().check_transfer_length(0), Ok(()));
     }
 
     #[test]
@@ -289,18 +295,11 @@ mod tests {
         #[test]
         fn any_bytes_are_kept_or_refused(bytes: [u8; 16]) {
             match Cdb::new(bytes) {
-                Ok(cdb) => {
-                    prop_assert_eq!(cdb.bytes(), &bytes);
-                    prop_assert!(cdb.allocation_length() <= MAX_TRANSFER && cdb.parameter_list_length() <= MAX_TRANSFER);
+                Ok(cdb) => prop_assert_eq!(cdb.bytes(), &bytes),
+                Err(error) => {
+                    prop_assert_eq!(error, InvalidCommand::Opcode(bytes[0]));
+                    prop_assert!(![0x5e, 0x5f, 0xff].contains(&bytes[0]));
                 }
-                Err(InvalidCommand::Opcode(byte)) => prop_assert!(![0x5e, 0x5f, 0xff].contains(&byte)),
-                Err(error) => prop_assert_eq!(
-                    error,
-                    InvalidCommand::TransferLength {
-                        opcode: Opcode::from_byte(bytes[0]).unwrap(),
-                        length: usize::from(bytes[7]) << 8 | usize::from(bytes[8]),
-                    }
-                ),
             }
         }
 

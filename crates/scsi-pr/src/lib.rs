@@ -26,7 +26,7 @@ mod sense;
 mod text;
 mod transport_id;
 
-pub use command::{Cdb, Command, CommandBuf, InvalidCommand, MAX_TRANSFER, Opcode};
+pub use command::{Cdb, Command, CommandBuf, InvalidCommand, Opcode};
 pub use completion::{Completion, Status};
 pub use key::{Generation, InvalidKey, Key};
 #[cfg(unix)]

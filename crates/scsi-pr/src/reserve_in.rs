@@ -18,7 +18,7 @@ pub use full_status::{FullStatus, FullStatusDescriptor};
 pub use keys::Keys;
 pub use reservation::{Held, Reservation};
 
-use crate::{Cdb, Command, CommandBuf, Completion, Generation, MAX_TRANSFER, Opcode, SenseCode};
+use crate::{Cdb, Command, CommandBuf, Completion, Generation, Opcode, SenseCode};
 
 /// The service actions of PERSISTENT RESERVE IN (SPC-4 6.15.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,7 +65,6 @@ impl fmt::Display for ReserveInAction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReserveIn {
     action: ReserveInAction,
-    /// At most [`MAX_TRANSFER`].
     allocation_length: u16,
 }
 
@@ -82,10 +81,9 @@ struct CdbLayout {
 }
 
 impl ReserveIn {
-    /// Asks for `action`, with room for `allocation_length` bytes; [`MAX_TRANSFER`] if that is less.
+    /// Asks for `action`, with room for `allocation_length` bytes, at most 65,535.
     pub fn new(action: ReserveInAction, allocation_length: usize) -> Self {
-        let allocation_length = allocation_length.min(MAX_TRANSFER);
-        Self { action, allocation_length: u16::try_from(allocation_length).expect("MAX_TRANSFER fits") }
+        Self { action, allocation_length: u16::try_from(allocation_length).unwrap_or(u16::MAX) }
     }
 
     /// Reads what `command` asks for. Reserved bits are not looked at, except those beside the service action.
@@ -108,7 +106,7 @@ impl ReserveIn {
         self.action
     }
 
-    /// The most bytes that may be returned, at most [`MAX_TRANSFER`].
+    /// The most bytes that may be returned.
     pub fn allocation_length(&self) -> usize {
         self.allocation_length.into()
     }
@@ -121,7 +119,7 @@ impl ReserveIn {
             allocation_length: self.allocation_length.into(),
             ..CdbLayout::default()
         };
-        let cdb = Cdb::new(zerocopy::transmute!(cdb)).expect("the opcode is known and the length was limited");
+        let cdb = Cdb::new(zerocopy::transmute!(cdb)).expect("the opcode is known");
         CommandBuf::new(cdb, Vec::new()).expect("it has no parameter list")
     }
 

@@ -10,9 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use scsi_pr::{
-    CommandBuf, Completion, InitiatorPort, Key, Keys, MAX_TRANSFER, ReserveIn, ReserveInAction, ReserveOut, TransportId,
-};
+use scsi_pr::{CommandBuf, Completion, InitiatorPort, Key, Keys, ReserveIn, ReserveInAction, ReserveOut, TransportId};
+use scsi_pr_helper::MAX_TRANSFER;
 
 use crate::client::{Connection, null};
 use crate::figures::{Programs, summary};

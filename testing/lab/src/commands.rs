@@ -3,9 +3,9 @@
 use std::fmt;
 
 use scsi_pr::{
-    Cdb, Command, CommandBuf, Key, MAX_TRANSFER, Opcode, ReserveIn, ReserveInAction, ReserveOut, ScopeType,
-    TransportId, Type,
+    Cdb, Command, CommandBuf, Key, Opcode, ReserveIn, ReserveInAction, ReserveOut, ScopeType, TransportId, Type,
 };
+use scsi_pr_helper::MAX_TRANSFER;
 
 /// A command to send.
 #[derive(Clone)]

@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::process::{Command as Process, Stdio};
 
 use anyhow::{Context, Result, bail};
-use scsi_pr::{Command, Completion, Error, MAX_TRANSFER, Opcode, PrManager, Sense, Status};
+use scsi_pr::{Command, Completion, Error, Opcode, PrManager, Sense, Status};
+use scsi_pr_helper::MAX_TRANSFER;
 
 const DATA: &str = "/run/sg_raw.data";
 

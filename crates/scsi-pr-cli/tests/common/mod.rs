@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use scsi_pr::{
-    CommandBuf, Completion, FullStatus, Key, Keys, MAX_TRANSFER, PrManager, Reservation, ReserveIn, ReserveInAction,
-    ReserveOut, ScopeType, Status, Type,
+    CommandBuf, Completion, FullStatus, Key, Keys, PrManager, Reservation, ReserveIn, ReserveInAction, ReserveOut,
+    ScopeType, Status, Type,
 };
-use scsi_pr_helper::HelperClient;
 use scsi_pr_helper::client::Config;
+use scsi_pr_helper::{HelperClient, MAX_TRANSFER};
 use tempfile::TempDir;
 use testing_support::{DEADLINE, Launcher, Program};
 

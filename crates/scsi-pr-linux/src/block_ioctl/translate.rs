@@ -2,8 +2,8 @@
 
 use rustix::io::Errno;
 use scsi_pr::{
-    Capabilities, Completion, Generation, Held as HeldReservation, Key, Keys, MAX_TRANSFER, Reservation, ReserveIn,
-    ReserveInAction, ReserveOut, SenseCode, Status, Type,
+    Capabilities, Completion, Generation, Held as HeldReservation, Key, Keys, Reservation, ReserveIn, ReserveInAction,
+    ReserveOut, SenseCode, Status, Type,
 };
 
 use super::outcome::{self, Failure};
@@ -67,7 +67,9 @@ pub(super) struct DriverQuirks {
 /// The room for keys in the first attempt. It makes the NVMe driver's buffer one page. A controller may not take a larger
 /// transfer.
 const INITIAL_KEYS: usize = 60;
-/// The most keys in the data of one command.
+/// The most bytes of data that are read: as many as a command of the helper protocol returns.
+const MAX_TRANSFER: usize = 8192;
+/// The most keys in so much data.
 const MAX_KEYS: usize = (MAX_TRANSFER - 8) / 8;
 /// More registrants than NVMe can report and SCSI can transfer.
 const MAX_PLAUSIBLE_KEYS: u32 = u16::MAX as u32;

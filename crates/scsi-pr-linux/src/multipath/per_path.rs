@@ -14,7 +14,7 @@
 //! path that does not work is found by the initiator port, in READ FULL STATUS.
 
 use scsi_pr::{
-    Capabilities, Command, CommandBuf, Completion, FullStatus, Held, Key, Keys, MAX_TRANSFER, Reservation, ReserveIn,
+    Capabilities, Command, CommandBuf, Completion, FullStatus, Held, Key, Keys, Reservation, ReserveIn,
     ReserveInAction, ReserveOut, ScopeType, Sense, SenseCode, Status, Type,
 };
 
@@ -297,7 +297,7 @@ fn keys<P: Path>(paths: &[P]) -> Option<Vec<Key>> {
 
 /// The data that PERSISTENT RESERVE IN returns; `Err` is the answer without data.
 pub(super) fn read<P: Path>(paths: &[P], action: ReserveInAction) -> Result<Vec<u8>, Completion> {
-    let command = ReserveIn::new(action, MAX_TRANSFER).encode();
+    let command = ReserveIn::new(action, 8192).encode();
     match ask(paths, |path| path.retry(command.command())).unwrap_or(NOT_READY) {
         Completion::Good(data) => Ok(data),
         refusal => Err(refusal),

@@ -4,7 +4,7 @@ use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{ReserveOut, ReserveOutAction};
-use crate::{Cdb, Command, CommandBuf, InvalidCommand, Key, MAX_TRANSFER, Opcode, ScopeType, SenseCode, TransportId};
+use crate::{Cdb, Command, CommandBuf, InvalidCommand, Key, Opcode, ScopeType, SenseCode, TransportId};
 
 /// The CDB, padded to 16 bytes.
 #[derive(Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -129,7 +129,8 @@ impl ReserveOut {
     ///
     /// # Errors
     ///
-    /// [`InvalidCommand::TransferLength`] when there are more initiator ports than one command can carry.
+    /// [`InvalidCommand::TransferLength`] for more initiator ports than 65,535 bytes have room for. A transport may have a lower
+    /// limit: [`Cdb::check_transfer_length`].
     pub fn encode(&self) -> Result<CommandBuf, InvalidCommand> {
         let none = ScopeType(0);
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
@@ -189,8 +190,9 @@ impl ReserveOut {
 
     fn command(&self, scope_type: ScopeType, parameter_list: Vec<u8>) -> Result<CommandBuf, InvalidCommand> {
         let opcode = Opcode::ReserveOut;
-        if parameter_list.len() > MAX_TRANSFER {
-            return Err(InvalidCommand::TransferLength { opcode, length: parameter_list.len() });
+        let max = usize::from(u16::MAX);
+        if parameter_list.len() > max {
+            return Err(InvalidCommand::TransferLength { opcode, length: parameter_list.len(), max });
         }
         let cdb = CdbLayout {
             opcode: opcode.byte(),

@@ -6,7 +6,7 @@ use crate::models::spc::{NEXUSES, Nexus, Unit, histories};
 use crate::nvme::command::Queue;
 use proptest::prelude::*;
 use rustix::io::Errno;
-use scsi_pr::{AllowCommands, Generation, InitiatorPort, MAX_TRANSFER, ScopeType, TransportId};
+use scsi_pr::{AllowCommands, Generation, InitiatorPort, ScopeType, TransportId};
 use std::cell::RefCell;
 
 /// A host of a namespace of the model.
@@ -68,7 +68,7 @@ fn write(namespace: &impl Namespace, command: &ReserveOut) -> Result<Completion,
 }
 
 fn read(namespace: &impl Namespace, action: ReserveInAction) -> Result<Completion, CommandError> {
-    Session::new(namespace).read(&ReserveIn::new(action, MAX_TRANSFER))
+    Session::new(namespace).read(&ReserveIn::new(action, 8192))
 }
 
 fn data(namespace: &impl Namespace, action: ReserveInAction) -> Vec<u8> {
