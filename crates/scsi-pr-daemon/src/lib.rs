@@ -107,6 +107,11 @@ pub fn reason(error: impl Into<io::Error>) -> String {
     reason_of(&error.into())
 }
 
+/// Compiles the examples of README.md.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
+
 #[cfg(test)]
 mod tests {
     use super::*;
