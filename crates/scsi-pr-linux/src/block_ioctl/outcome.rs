@@ -142,7 +142,7 @@ mod tests {
             for nvme in [false, true] {
                 match of_status(status, REFUSAL, nvme) {
                     Completion::Good(_) => panic!("{status:#x}"),
-                    Completion::Status(told) => assert_ne!(told, Status::CONDITION_MET, "{status:#x}"),
+                    Completion::Status(reported) => assert_ne!(reported, Status::CONDITION_MET, "{status:#x}"),
                     Completion::CheckCondition(_) => {}
                 }
             }

@@ -117,7 +117,7 @@ fn names(names: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_scsi_disk_and_its_partition() {
+fn scsi_disk_and_its_partition_are_classified() {
     let tree = multipath();
     let disk = tree.explain(8, 0);
     assert_eq!((disk.class(), disk.name()), (&DeviceClass::ScsiBlock, Some("sda")));
@@ -129,7 +129,7 @@ fn a_scsi_disk_and_its_partition() {
 }
 
 #[test]
-fn a_multipath_map() {
+fn multipath_map_is_classified() {
     let map = multipath().explain(252, 0);
     assert_eq!(
         map.class(),
@@ -140,7 +140,7 @@ fn a_multipath_map() {
 }
 
 #[test]
-fn device_mapper_over_a_partition_of_a_map() {
+fn device_mapper_over_a_partition_of_a_map_is_classified() {
     let tree = multipath();
     let part = "devices/virtual/block/dm-1";
     tree.device_mapper(part, "252:1", ["mpatha-part1", "part1-mpath-3600140500000001"], &[MAP]);
@@ -153,7 +153,7 @@ fn device_mapper_over_a_partition_of_a_map() {
 }
 
 #[test]
-fn device_mapper_over_partitions_of_disks() {
+fn device_mapper_over_partitions_of_disks_is_classified() {
     let tree = multipath();
     let parts = [format!("{DISK}/sda1"), format!("{OTHER_DISK}/sdb2")];
     tree.partition(&parts[0], "8:1");
@@ -167,7 +167,7 @@ fn device_mapper_over_partitions_of_disks() {
 }
 
 #[test]
-fn other_devices_over_devices() {
+fn other_device_over_devices_is_stacked() {
     let tree = multipath();
     tree.block("devices/virtual/block/md0", "9:0", &[DISK, OTHER_DISK]);
     assert_eq!(tree.explain(9, 0).class(), &DeviceClass::Stacked { over: names(&["sda", "sdb"]) });
@@ -175,7 +175,7 @@ fn other_devices_over_devices() {
 }
 
 #[test]
-fn other_disks() {
+fn other_disk_is_classified_by_its_subsystem() {
     let tree = Tree::new();
     for (minor, subsystem, kind) in [
         (0, "nvme", DeviceClass::NvmeNamespace),
@@ -198,7 +198,7 @@ fn unexplained(device: &Device, part: &str) -> bool {
 }
 
 #[test]
-fn what_sysfs_does_not_tell_is_not_guessed() {
+fn device_unknown_to_sysfs_is_unexplained() {
     let tree = multipath();
     assert!(unexplained(&tree.explain(8, 32), "dev/block/8:32: No such file"));
     let nowhere = Sysfs::at("/nonexistent").block(Number { major: 8, minor: 0 }).unwrap();
@@ -225,7 +225,7 @@ fn what_sysfs_does_not_tell_is_not_guessed() {
 }
 
 #[test]
-fn a_circle_of_devices_ends() {
+fn circle_of_devices_is_unexplained() {
     let tree = multipath();
     tree.device_mapper("devices/dm-5", "252:5", ["a", ""], &["devices/dm-6"]);
     tree.device_mapper("devices/dm-6", "252:6", ["b", ""], &["devices/dm-5"]);
@@ -233,7 +233,7 @@ fn a_circle_of_devices_ends() {
 }
 
 #[test]
-fn what_is_no_block_device() {
+fn descriptor_of_another_type_is_classified() {
     let kind = |descriptor: BorrowedFd<'_>| Device::of(descriptor).unwrap().class().clone();
     assert_eq!(kind(tempfile::tempfile().unwrap().as_fd()), DeviceClass::NotADevice(FileType::RegularFile));
     assert_eq!(kind(File::open("/").unwrap().as_fd()), DeviceClass::NotADevice(FileType::Directory));
@@ -244,7 +244,7 @@ fn what_is_no_block_device() {
 }
 
 #[test]
-fn a_scsi_generic_device() {
+fn scsi_generic_device_is_classified() {
     let tree = Tree::new();
     fs::create_dir_all(tree.0.path().join("dev/char")).unwrap();
     symlink("../../devices/host0/0:0:0:0/scsi_generic/sg0", tree.0.path().join("dev/char/21:0")).unwrap();
@@ -257,7 +257,7 @@ fn a_scsi_generic_device() {
 
 /// Every block device of the machine that the tests run on is explained, and by the name that it goes by.
 #[test]
-fn the_devices_of_this_machine() {
+fn every_device_of_this_machine_is_explained() {
     let Ok(entries) = fs::read_dir("/sys/dev/block") else { return };
     for entry in entries {
         let entry = entry.unwrap();
@@ -275,7 +275,7 @@ fn the_devices_of_this_machine() {
 }
 
 #[test]
-fn what_reaches_nvme() {
+fn device_over_nvme_reaches_nvme() {
     let tree = multipath();
     let namespace = "devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1";
     tree.block(namespace, "259:0", &[]);
@@ -294,7 +294,7 @@ fn what_reaches_nvme() {
         (259, 1, Some(true)),
         (252, 1, Some(true)),
         (252, 2, Some(true)),
-        // Nobody knows what that is.
+        // sysfs does not know this one.
         (99, 9, None),
     ] {
         let number = Number { major, minor };
@@ -303,7 +303,7 @@ fn what_reaches_nvme() {
 }
 
 #[test]
-fn what_lasts() {
+fn only_a_class_that_cannot_change_is_permanent() {
     let tree = multipath();
     tree.partition(&format!("{DISK}/sda1"), "8:1");
     tree.block("devices/virtio/block/vda", "254:0", &[]);
@@ -329,7 +329,7 @@ fn what_lasts() {
 }
 
 #[test]
-fn disks_are_told_apart_by_their_sequence_numbers() {
+fn each_disk_has_its_own_sequence_number() {
     assert!(BlockDevice::of(File::open("/dev/null").unwrap().as_fd()).unwrap().is_none());
     assert!(BlockDevice::of(tempfile::tempfile().unwrap().as_fd()).unwrap().is_none());
     let mut seen = BTreeSet::new();

@@ -224,7 +224,7 @@ mod tests {
         ];
         for host_status in 1..=u16::MAX {
             let report = Report { host_status, ..Report::default() };
-            let told = Report { status: 0x02, driver_status: 0x08, sense_length: 18, ..report };
+            let reported = Report { status: 0x02, driver_status: 0x08, sense_length: 18, ..report };
             let row = special.iter().find(|(special, _)| *special == host_status);
             let (plain, with_sense) = match row {
                 Some((_, completion)) => (completion.clone(), completion.clone()),
@@ -232,7 +232,7 @@ mod tests {
                 None => (check(0xb, 0x08, 0x00), Completion::CheckCondition(REFUSAL)),
             };
             assert_eq!(completion(report, REFUSAL), plain, "{host_status:#x}");
-            assert_eq!(completion(told, REFUSAL), with_sense, "{host_status:#x} with sense");
+            assert_eq!(completion(reported, REFUSAL), with_sense, "{host_status:#x} with sense");
         }
     }
 
@@ -243,7 +243,7 @@ mod tests {
             let report = Report { host_status: 0x07, status: 0x02, sense_length: 18, ..Report::default() };
             assert_eq!(completion(report, sense), check(0xb, 0x08, 0x00));
         }
-        // Nor by sense data of no known format, nor by those of a command that was not told to have any.
+        // Nor by sense data of no known format, nor by those of a command that was not reported to have any.
         let report = Report { host_status: 0x07, status: 0x02, sense_length: 18, ..Report::default() };
         assert_eq!(completion(report, Sense::from_bytes(&[0x7f; 18])), check(0xb, 0x08, 0x00));
         assert_eq!(completion(Report { status: 0, ..report }, REFUSAL), check(0xb, 0x08, 0x00));
@@ -394,7 +394,7 @@ mod tests {
                     prop_assert_eq!((report.status, report.host_status, report.driver_status & !0x08), (0, 0, 0));
                     prop_assert!(data.len() <= allocation_length);
                 }
-                Completion::CheckCondition(told) => prop_assert!(told.bytes().iter().any(|byte| *byte != 0)),
+                Completion::CheckCondition(reported) => prop_assert!(reported.bytes().iter().any(|byte| *byte != 0)),
                 Completion::Status(_) => {}
             }
         }

@@ -82,7 +82,7 @@ impl Tree {
     }
 
     /// The text of the identifier, and whether it is global.
-    fn told(&self, major: u32, minor: u32) -> (String, bool) {
+    fn identifier(&self, major: u32, minor: u32) -> (String, bool) {
         let unit = self.unit(major, minor).unwrap();
         assert!(unit.is_stable());
         (unit.to_string(), unit.is_global())
@@ -131,7 +131,7 @@ fn a_disk_is_one_by_whichever_way_it_is_reached() {
     tree.number("char", generic, "21:0");
     tree.device_mapper(MAP, "252:0", "mpath-360014005010203040506070809 0a0b0c", &[DISK, OTHER_DISK]);
     for (major, minor) in [(8, 0), (8, 16), (252, 0)] {
-        assert_eq!(tree.told(major, minor), global(NAA_TEXT));
+        assert_eq!(tree.identifier(major, minor), global(NAA_TEXT));
     }
     let generic = Sysfs::at(tree.0.path()).identify_generic(Number { major: 21, minor: 0 }).unwrap();
     assert_eq!(generic.identity.unwrap().as_str(), global(NAA_TEXT).0);
@@ -162,13 +162,13 @@ fn a_part_is_a_unit_of_its_own() {
     // kpartx makes the same partition of the map.
     tree.device_mapper("devices/virtual/block/dm-1", "252:1", "part3-mpath-3", &[MAP]);
     for (major, minor) in [(8, 3), (252, 1)] {
-        assert_eq!(tree.told(major, minor), global(&format!("{NAA_TEXT}-part3")));
+        assert_eq!(tree.identifier(major, minor), global(&format!("{NAA_TEXT}-part3")));
     }
     let volume = format!("LVM-{}{}", "a".repeat(32), "B".repeat(32));
     tree.device_mapper("devices/virtual/block/dm-2", "252:2", &volume, &[DISK]);
-    assert_eq!(tree.told(252, 2), global(&format!("dm.{volume}")));
+    assert_eq!(tree.identifier(252, 2), global(&format!("dm.{volume}")));
     tree.device_mapper("devices/virtual/block/dm-3", "252:3", &format!("{volume}-real"), &[DISK]);
-    assert_eq!(tree.told(252, 3), global(&format!("dm.{volume}-real")));
+    assert_eq!(tree.identifier(252, 3), global(&format!("dm.{volume}-real")));
 }
 
 #[test]
@@ -187,10 +187,10 @@ fn device_mapper_uuids() {
         ("any/thing at%all".to_owned(), local("dm.any%2fthing%20at%25all")),
         ("partition-x".to_owned(), local("dm.partition-x")),
     ];
-    for (minor, (uuid, told)) in (0..).zip(&cases) {
+    for (minor, (uuid, identifier)) in (0..).zip(&cases) {
         let (path, number) = (format!("devices/virtual/block/dm-{minor}"), format!("252:{minor}"));
         tree.device_mapper(&path, &number, uuid, &[DISK]);
-        assert_eq!(tree.told(252, minor), *told, "{uuid}");
+        assert_eq!(tree.identifier(252, minor), *identifier, "{uuid}");
     }
     tree.device_mapper("devices/virtual/block/dm-90", "252:90", "", &[DISK]);
     assert!(tree.refused(252, 90).contains("without a uuid"));
@@ -201,7 +201,7 @@ fn device_mapper_uuids() {
 
 #[test]
 fn nvme_namespaces_tell_their_wwid() {
-    for (wwid, told) in [
+    for (wwid, identifier) in [
         ("uuid.6D5C1F8A-0000-4000-8000-000000000001", global("nvme.uuid.6d5c1f8a-0000-4000-8000-000000000001")),
         ("eui.00000000000000018ce38e0300000001", global("nvme.eui.00000000000000018ce38e0300000001")),
         ("nvme.1b36-666f6f-51454d55-00000001", local("nvme.nvme.1b36-666f6f-51454d55-00000001")),
@@ -211,7 +211,7 @@ fn nvme_namespaces_tell_their_wwid() {
             tree.block(NVME, "259:0", &[]);
             tree.subsystem(NVME, subsystem);
             tree.write(&format!("{NVME}/wwid"), format!("{wwid}\n"));
-            assert_eq!(tree.told(259, 0), told);
+            assert_eq!(tree.identifier(259, 0), identifier);
         }
     }
 }
@@ -225,12 +225,12 @@ fn ceph_images_are_known_by_their_ids() {
     for (name, value) in [("cluster_fsid", "f5"), ("pool_id", "7"), ("image_id", "10ab"), ("current_snap", "-")] {
         tree.write(&format!("{image}/device/{name}"), format!("{value}\n"));
     }
-    assert_eq!(tree.told(250, 0), global("rbd.f5.7.10ab"));
+    assert_eq!(tree.identifier(250, 0), global("rbd.f5.7.10ab"));
     tree.write(&format!("{image}/device/pool_ns"), "tenant\n");
-    assert_eq!(tree.told(250, 0), global("rbd.f5.7.tenant.10ab"));
+    assert_eq!(tree.identifier(250, 0), global("rbd.f5.7.tenant.10ab"));
     tree.write(&format!("{image}/device/current_snap"), "monday\n");
     tree.write(&format!("{image}/device/snap_id"), "4\n");
-    assert_eq!(tree.told(250, 0), global("rbd.f5.7.tenant.10ab.snap-4"));
+    assert_eq!(tree.identifier(250, 0), global("rbd.f5.7.tenant.10ab.snap-4"));
     tree.write(&format!("{image}/device/cluster_fsid"), "\n");
     assert!(tree.refused(250, 0).contains("cluster_fsid"));
 }

@@ -19,10 +19,10 @@ fn good<T>() -> Result<Completion, T> {
     Ok(Completion::Good(Vec::new()))
 }
 
-/// Answers each ioctl as it is told, and writes down what it is asked.
+/// Answers each ioctl by its script, and records the ioctls.
 struct Script {
     issued: RefCell<Vec<Request>>,
-    /// What the next changes come to; after the last, success.
+    /// The results of the next changes; after the last, success.
     outcomes: RefCell<Vec<Result<(), Failure>>>,
     keys: Result<Vec<u64>, Failure>,
     generation: Cell<u32>,
@@ -316,7 +316,7 @@ fn a_count_that_cannot_be_takes_no_memory() {
             Ok(KeyCount { generation: 1, total: u32::MAX })
         }
         fn read_reservation(&self) -> Result<Held, Failure> {
-            unreachable!("nobody asks")
+            unreachable!("not called")
         }
         fn are_known(&self) -> Result<bool, Errno> {
             Ok(true)
@@ -367,7 +367,7 @@ fn capabilities_promise_nothing_that_is_not_known() {
 }
 
 #[test]
-fn reading_that_a_kernel_does_not_know_is_told_from_a_device_that_has_nothing_to_read() {
+fn kernel_without_reads_differs_from_device_without_reservations() {
     for action in [ReserveInAction::ReadKeys, ReserveInAction::ReadReservation] {
         for errno in [Errno::NOTTY, Errno::OPNOTSUPP, Errno::INVAL] {
             let script = |known| Script { keys: Err(Failure::Errno(errno)), known, ..Script::default() };
@@ -393,7 +393,7 @@ fn reading_that_a_kernel_does_not_know_is_told_from_a_device_that_has_nothing_to
 }
 
 #[test]
-fn nobody_tells_who_is_registered() {
+fn read_full_status_is_refused() {
     let answer = ask(&Script::default(), ReserveInAction::ReadFullStatus, SCSI);
     assert!(matches!(answer, Err(CommandError::Refused(SenseCode::INVALID_FIELD_IN_CDB, _))), "{answer:?}");
 }
@@ -453,11 +453,11 @@ impl Ioctls for Afterwards {
 }
 
 #[test]
-fn a_release_on_nvme_is_believed_when_nobody_holds_what_all_held() {
+fn release_on_nvme_is_good_when_the_all_registrants_reservation_is_gone() {
     let all = ReserveOut::Release { key: Key(1), reservation_type: Type::WriteExclusiveAllRegistrants };
     for (command, after, expected) in [
         (&all, Ok(0), good()),
-        // Somebody else's.
+        // Another host's.
         (&all, Ok(1), good()),
         (&all, Ok(5), Err(CommandError::Refused(SenseCode::TARGET_FAILURE, NOT_RELEASED))),
         (&all, Ok(6), check(SenseCode::INVALID_RELEASE)),
@@ -474,7 +474,7 @@ fn a_release_on_nvme_is_believed_when_nobody_holds_what_all_held() {
 }
 
 #[test]
-fn a_preemption_on_nvme_that_has_nobody_to_hit_is_not_sent() {
+fn preemption_on_nvme_without_a_victim_is_not_sent() {
     let held = |kind| Ok(Held { key: 1, generation: 7, kind });
     let list = check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
     let not_permitted = Err(CommandError::NotPermitted(NotPermitted(Errno::PERM)));

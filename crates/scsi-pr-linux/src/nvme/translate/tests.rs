@@ -195,15 +195,15 @@ fn capabilities_are_those_of_the_namespace() {
         allow_commands: AllowCommands::NOT_STATED,
         ..Capabilities::default()
     };
-    let told = || Capabilities::parse(&data(&a, ReserveInAction::ReportCapabilities)).unwrap().value;
-    assert_eq!(told(), none);
+    let reported = || Capabilities::parse(&data(&a, ReserveInAction::ReportCapabilities)).unwrap().value;
+    assert_eq!(reported(), none);
     namespace.borrow_mut().rescap = 0x81 | 1 << 1 | 1 << 5;
     let persistent =
         |aptpl| ReserveOut::RegisterAndIgnoreExistingKey { service_action_key: Key(1), all_tg_pt: true, aptpl };
     for aptpl in [true, false, true] {
         assert_eq!(write(&a, &persistent(aptpl)), Ok(GOOD));
         let type_mask = [Type::WriteExclusive, Type::WriteExclusiveAllRegistrants].into_iter().collect();
-        assert_eq!(told(), Capabilities { ptpl_c: true, ptpl_a: aptpl, type_mask, ..none });
+        assert_eq!(reported(), Capabilities { ptpl_c: true, ptpl_a: aptpl, type_mask, ..none });
     }
     namespace.borrow_mut().rescap = 0;
     assert_eq!(read(&a, ReserveInAction::ReportCapabilities), check(SenseCode::INVALID_OPCODE));

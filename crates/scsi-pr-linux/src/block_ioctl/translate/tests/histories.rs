@@ -150,7 +150,7 @@ fn failures() -> impl Strategy<Value = Failure> {
     prop_oneof![errno.prop_map(Failure::Errno), status.prop_map(Failure::Status)]
 }
 
-/// What both READs show must be the state of the unit.
+/// Both READs must show the state of the unit.
 fn assert_shown(ioctls: &impl Ioctls, unit: &Unit) -> Result<(), TestCaseError> {
     let ask = |action| data(read(ioctls, &ReserveIn::new(action, MAX_TRANSFER), SCSI));
     let mut keys = Keys::parse(&ask(ReserveInAction::ReadKeys)).unwrap().value;
@@ -196,7 +196,7 @@ proptest! {
             let expected = after.run(step.nexus, &command);
             let ioctls = NvmeDisk { namespace: &namespace, host: step.nexus };
             match write(&ioctls, &command, NVME) {
-                // What cannot be seen by these ioctls: whether somebody else with the sender's key is gone.
+                // These ioctls do not show whether another registrant with the sender's key is gone.
                 Ok(answer) if nvmet && is_good(&answer) && matches!(
                     command,
                     ReserveOut::Preempt { key, service_action_key, .. }
