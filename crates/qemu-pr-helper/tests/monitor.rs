@@ -253,7 +253,7 @@ fn a_helper_that_says_what_none_says_is_left() {
         rustix::net::send(&monitor.link, message, SendFlags::empty()).unwrap();
         assert!(ended(&mut monitor.process).success(), "{message:?}");
     }
-    // What is no socket is no worker's input, and what is no pipe no log: it might be a file to write to.
+    // A worker's input must be a socket and its log a pipe. Another file might be one to write to.
     for message in [&b"L"[..], b"Wblock 7:1 "] {
         let mut monitor = Monitor::start(None);
         monitor.send(message, fs::File::options().write(true).open("/dev/null").unwrap());

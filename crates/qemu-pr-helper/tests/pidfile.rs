@@ -147,7 +147,7 @@ fn what_fails_in_the_background_is_told() {
     assert!(!socket.exists());
 }
 
-/// Whoever stops the launcher stops the start; once the launcher has ended with 0 there is a helper.
+/// A signal that stops the launcher stops the start. A launcher that ended with 0 has left a helper.
 #[test]
 fn a_cancelled_start_leaves_nothing() {
     require_root!();

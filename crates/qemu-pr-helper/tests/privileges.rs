@@ -1,4 +1,4 @@
-//! What the helper and its monitor may do, on every thread.
+//! The privileges of the helper and of its monitor, on every thread.
 #![forbid(unsafe_code)]
 
 mod common;

@@ -1,4 +1,4 @@
-//! What is told about commands: `-T`, `-v`, and the probes in the binary.
+//! The log of commands: `-T`, `-v`, and the probes in the binary.
 #![forbid(unsafe_code)]
 
 mod common;
@@ -58,7 +58,7 @@ fn events_go_to_stderr_without_a_file() {
     assert!(!text.contains("pr_manager_execute"), "{text}");
 }
 
-/// What a client may cause any time is not worth a line.
+/// A client can cause commands at any time, so that none of them is worth a line.
 #[test]
 fn a_command_is_quiet_unless_asked() {
     require_root!();

@@ -131,7 +131,7 @@ impl Scene {
         self.client().execute(device.as_fd(), command).unwrap()
     }
 
-    /// What a RESERVE is answered with, once it is.
+    /// The answer to a RESERVE, once it comes.
     fn reserving<'scope>(
         &self,
         scope: &'scope thread::Scope<'scope, '_>,
@@ -391,7 +391,7 @@ fn a_worker_outlives_a_helper_that_is_killed_and_is_seen_after() {
     });
 }
 
-/// Whatever the descriptor is of, every manager has an answer.
+/// Every manager answers for a descriptor of any kind.
 #[test]
 fn every_descriptor_has_an_answer() {
     require_root!();

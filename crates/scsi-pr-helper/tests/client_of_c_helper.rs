@@ -4,63 +4,33 @@ mod fake;
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, Stdio};
+use std::path::Path;
 use std::sync::mpsc;
 
 use fake::{device, patient, read_keys, read_keys_command, register, wait_until};
 use scsi_pr::{Command, Completion, PrManager, SenseCode};
 use scsi_pr_helper::HelperClient;
 use scsi_pr_helper::client::Config;
+use testing_support::{Launcher, Program, require_root, skip};
 
-/// QEMU's helper on a socket of its own.
-struct CHelper {
-    process: Child,
-    path: PathBuf,
+/// Starts QEMU's helper with this socket. `None`, with the reason, where that is impossible.
+fn start_c_helper(socket: &Path) -> Option<Program> {
+    require_root!("QEMU's qemu-pr-helper drops privileges, which an ordinary user lacks");
+    let programs = ["/usr/bin/qemu-pr-helper", "/usr/libexec/qemu-pr-helper"];
+    let Some(program) = programs.into_iter().find(|program| Path::new(program).exists()) else {
+        skip!("QEMU's qemu-pr-helper is not installed (Debian: qemu-system-common)");
+    };
+    Some(Launcher::new(program).arg("-k").arg(socket).serve(socket))
 }
 
-impl CHelper {
-    /// `None`, loudly, where it is not installed.
-    fn start(path: &Path) -> Option<Self> {
-        let Some(program) = ["/usr/bin/qemu-pr-helper", "/usr/libexec/qemu-pr-helper"]
-            .into_iter()
-            .find(|program| Path::new(program).exists())
-        else {
-            eprintln!("SKIPPED: QEMU's qemu-pr-helper is not installed (Debian: qemu-system-common)");
-            return None;
-        };
-        if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
-            eprintln!("SKIPPED: QEMU's qemu-pr-helper starts as root alone");
-            return None;
-        }
-        let process = Process::new(program).arg("-k").arg(path).stderr(Stdio::null()).spawn().unwrap();
-        let mut helper = Self { process, path: path.to_owned() };
-        wait_until("the helper's socket", || {
-            assert_eq!(helper.process.try_wait().unwrap(), None, "the helper ended");
-            // The file is there before anybody listens.
-            UnixStream::connect(&helper.path).is_ok()
-        });
-        Some(helper)
-    }
-}
-
-impl Drop for CHelper {
-    fn drop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-/// What the kernel says to SG_IO on a file that is no SCSI device.
+/// The answer to SG_IO on a file that is no SCSI device.
 const REFUSED: Completion = Completion::CheckCondition(scsi_pr::Sense::fixed(SenseCode::IO_PROCESS_TERMINATED));
 
 #[test]
 fn commands_of_every_size_are_answered() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("helper.sock");
-    let Some(_helper) = CHelper::start(&path) else { return };
+    let Some(_helper) = start_c_helper(&path) else { return };
     let (sender, events) = mpsc::channel();
     let client =
         HelperClient::new(&path).with_config(patient()).on_change(move |connected| sender.send(connected).unwrap());
@@ -87,7 +57,7 @@ fn commands_of_every_size_are_answered() {
 fn a_restarted_helper_costs_nothing_and_a_dead_one_is_not_run() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("helper.sock");
-    let Some(helper) = CHelper::start(&path) else { return };
+    let Some(helper) = start_c_helper(&path) else { return };
     // One attempt, and a pause that the test would not outlive.
     let client = HelperClient::new(&path).with_config(Config { attempts: 1, ..patient() });
     let device = device();
@@ -97,7 +67,7 @@ fn a_restarted_helper_costs_nothing_and_a_dead_one_is_not_run() {
     let error = client.execute(device.as_fd(), read_keys_command()).unwrap_err();
     assert!(!error.may_have_run(), "{error}");
     std::fs::remove_file(&path).unwrap();
-    let _helper = CHelper::start(&path).unwrap();
+    let _helper = start_c_helper(&path).unwrap();
     client.connect().unwrap();
     assert!(client.is_connected());
     for _ in 0..3 {
@@ -109,7 +79,7 @@ fn a_restarted_helper_costs_nothing_and_a_dead_one_is_not_run() {
 fn many_threads_share_one_client() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("helper.sock");
-    let Some(_helper) = CHelper::start(&path) else { return };
+    let Some(_helper) = start_c_helper(&path) else { return };
     let client = HelperClient::new(&path).with_config(patient());
     std::thread::scope(|scope| {
         for _ in 0..16 {

@@ -21,7 +21,7 @@ pub struct Start {
     supervised: Option<Vec<&'static str>>,
 }
 
-/// What is left of a helper that has ended.
+/// The results of a helper that has ended.
 #[derive(Debug)]
 pub struct Finished {
     /// The exit status.

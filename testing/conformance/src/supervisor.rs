@@ -1,5 +1,5 @@
-//! Stands between a helper and the kernel: a seccomp filter stops the helper at chosen system calls and asks here what
-//! becomes of them (seccomp_unotify(2)).
+//! Stands between a helper and the kernel: a seccomp filter stops the helper at chosen system calls, and this module
+//! decides about them (seccomp_unotify(2)).
 //!
 //! SG_IO is answered without ever reaching a device: its header is read and written through /proc/TID/mem. Other system
 //! calls wait until the test lets them go on, which holds a helper at a certain point of its start.
@@ -221,12 +221,12 @@ fn watch(notifications: &OwnedFd, state: &Mutex<State>, stop: &io::PipeReader) {
             Err(Errno::INTR) => continue,
             Err(error) => panic!("poll: {error}"),
         }
-        // Hung up: nobody is left who could ask.
+        // Hung up: no process of the helper is left.
         let over = |fd: &PollFd<'_>| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR);
         if over(&ready[1]) || (over(&ready[0]) && !ready[0].revents().contains(PollFlags::IN)) {
             return;
         }
-        // What asked may be gone by now.
+        // The thread that asked may have ended.
         let Ok(request) = ScmpNotifReq::receive(notifications.as_raw_fd()) else { continue };
         if request.data.syscall != ioctl || request.data.args[1] as u32 != SG_IO {
             let call = request.data.syscall.get_name().unwrap_or_default();

@@ -146,7 +146,7 @@ fn passed_socket_that_cannot_serve_clients_is_refused(subject: &Subject) {
     }
 }
 
-/// What systemd is told, with `Type=notify`.
+/// The notifications for `Type=notify` (sd_notify(3)).
 fn systemd_is_notified_at_start_and_end(subject: &Subject) {
     let start = subject.command();
     let path = start.path("notify");

@@ -1,4 +1,5 @@
-//! The defects that QEMU's helper was found to have, one test each: it shows them, ours passes.
+//! Defects of QEMU's helper, one test each. The name of a test says the behaviour of our helper; the other one shows the
+//! defect.
 //!
 //! Those of a socket's or a pid file's life are with their themes: [`socket_life`](../socket_life.rs),
 //! [`pidfile`](../pidfile.rs), [`signals`](../signals.rs), [`privileges`](../privileges.rs),
@@ -43,7 +44,7 @@ fn long_sense() -> Vec<u8> {
     (0..96).map(|byte| if byte == 0 { 0x70 } else { 0x80 | byte }).collect()
 }
 
-/// What a connection answers to `request` after it passed long sense data on.
+/// The answer to `request` on a connection that has passed long sense data on.
 fn after_long_sense(helper: &Helper, request: impl FnOnce(&Client) -> Answer) -> Answer {
     helper.supervisor().reply(Reply::sense(&long_sense()));
     let client = helper.connect();

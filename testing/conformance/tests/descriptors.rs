@@ -1,4 +1,4 @@
-//! Which descriptor a request is about: one, with any of the 16 bytes of its CDB.
+//! The descriptor of a request: one, with any of the 16 bytes of its CDB.
 
 use std::fs::File;
 use std::io::{PipeWriter, Read, pipe};
@@ -39,7 +39,7 @@ const NO_DESCRIPTOR: &str = "No file descriptor in request.";
 /// The table is as it was before, once what was sent has been dealt with.
 #[track_caller]
 fn leaves_nothing(helper: &Helper, test: impl FnOnce()) {
-    // What a helper makes for its first command, and keeps, is not left by the test.
+    // The helper keeps some descriptors that it makes for its first command.
     helper.connect().run(&in_cdb(0, 8), &[], null());
     let others = |helper: &Helper| {
         helper.process().descriptors().values().filter(|at| at.to_string_lossy() == "/dev/null").count()

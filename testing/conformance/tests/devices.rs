@@ -23,7 +23,7 @@ against_each_helper!(
     manager_option_selects_the_manager,
 );
 
-/// What the devices of these tests are in the kernel's numbering: `/dev/loop0`.
+/// The number of the devices of these tests, which is that of `/dev/loop0`.
 const NUMBER: &str = "7:0";
 
 /// A block device to pass. `None`, with the reason, when the kernel has none.
@@ -42,7 +42,7 @@ fn sysfs(root: &Path, name: &str, attributes: &[(&str, &str)], slave: Option<&st
         symlink(&directory, root.join("dev/block").join(number)).unwrap();
         directory
     };
-    // Whose devices are called so.
+    // The subsystem whose devices have such names.
     let subsystem = |directory: &Path, name: &str| {
         let subsystem = [("sd", "scsi"), ("nvme", "nvme"), ("vd", "virtio")].iter().find(|row| name.starts_with(row.0));
         if let Some((_, subsystem)) = subsystem {
@@ -83,7 +83,7 @@ fn with_sysfs(subject: &Subject, name: &str, attributes: &[(&str, &str)], slave:
 
 const LIST: [u8; 24] = [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// What IN and RESERVE are answered with, the unit itself saying GOOD.
+/// The answers to IN and RESERVE when the logical unit returns GOOD.
 #[track_caller]
 fn answers(helper: &Helper, device: &File) -> [Answer; 2] {
     let client = helper.connect();
@@ -173,7 +173,7 @@ fn a_known_device_takes_two_system_calls_to_route(subject: &Subject) {
 fn nvme_namespace_gets_no_sg_io(subject: &Subject) {
     let Some(device) = block_device() else { return };
     let helper = with_sysfs(subject, "nvme0n1", &[], None).serve();
-    // What is behind it is none, and says so.
+    // The device behind it is no namespace, and refuses.
     let [read, reserve] =
         [Answer::good(&[7; 8]), Answer::good(&[])].map(|good| subject.differs("nvme", good, refused()));
     assert_eq!(answers(&helper, &device), [read, reserve]);

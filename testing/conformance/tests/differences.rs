@@ -1,17 +1,17 @@
-//! `docs/reference/differences.md` has the differences that the suite and the lab know, and no others. The lab's are those from a
-//! QEMU's helper that was built with libmpathpersist, which takes a kernel of one's own to see.
+//! `docs/reference/differences.md` has the differences that the suite and the lab know, and no others. Those of the lab
+//! are the differences from a helper of QEMU that was built with libmpathpersist.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// What stands between `before` and `after`, wherever it does.
+/// Every text between `before` and the next `after`.
 fn between<'a>(text: &'a str, before: &'a str, after: char) -> impl Iterator<Item = &'a str> {
     text.split(before).skip(1).filter_map(move |rest| rest.split(after).next())
 }
 
 #[test]
-fn the_document_and_the_tests_name_the_same() {
+fn document_and_tests_name_the_same_differences() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let document = fs::read_to_string(repository.join("docs/reference/differences.md")).unwrap();
     let documented: Vec<&str> = document.lines().filter_map(|line| between(line, "| `", '`').next()).collect();

@@ -1,4 +1,4 @@
-//! What libvirt relies on when it runs a helper for a virtual machine (qemuProcessStartManagedPRDaemon).
+//! The behaviour that libvirt relies on when it runs a helper for a virtual machine (qemuProcessStartManagedPRDaemon).
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixDatagram;
@@ -24,7 +24,7 @@ fn started_process_is_the_helper(subject: &Subject) {
     let server = rustix::net::sockopt::socket_peercred(client.socket()).unwrap().pid;
     assert_eq!(server.as_raw_nonzero().get().cast_unsigned(), helper.process().pid());
     assert_eq!(helper.ended(), None, "it stays in the foreground");
-    // Whatever else there is, is its own child, and knows its end.
+    // Every other process is a child of the helper, and notices its end.
     for process in helper.processes() {
         assert!(process == helper.process() || helper.process().children().contains(&process), "{process:?}");
     }

@@ -1,4 +1,4 @@
-//! The command line: options, their texts, and what wrong ones are told.
+//! The command line: options, their texts, and the messages about wrong ones.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -32,7 +32,7 @@ fn run(subject: &Subject, arguments: &[&str]) -> Finished {
     subject.command().args(arguments).finish()
 }
 
-/// What standard error has for a wrong option.
+/// The text on standard error for a wrong option.
 fn usage(subject: &Subject, reason: &str) -> String {
     let program = subject.program().display();
     format!("{program}: {reason}\nqemu-pr-helper: Try `{program} --help' for more information.\n")

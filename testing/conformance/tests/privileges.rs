@@ -1,4 +1,4 @@
-//! What is left of root's privileges once the helper serves.
+//! The privileges that the helper keeps once it serves.
 
 use conformance::sg_io::Reply;
 use conformance::{Answer, Helper, Subject, against_each_helper, in_cdb, null};

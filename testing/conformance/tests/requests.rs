@@ -1,4 +1,4 @@
-//! Requests and answers: what is read, what is refused, what a client may do to a connection.
+//! Requests and answers, and the ends of connections.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -280,7 +280,7 @@ fn protocol_violations_leave_nothing_behind(subject: &Subject) {
         client.send(if kind == 4 { &[0xff; 4] } else { &[0; 4] });
         let mut invalid = in_cdb(0, 8);
         invalid[0] = 0x12;
-        // What closes the connection early makes the rest fail.
+        // A violation may close the connection before the rest is sent.
         let _ = match kind {
             5 => client.try_send_with(&in_cdb(0, 8), &[]),
             6 => client.try_send_with(&in_cdb(0, 8), &[one[0]; 2]),
@@ -314,7 +314,7 @@ fn protocol_violations_leave_nothing_behind(subject: &Subject) {
         });
     };
     let process = helper.process();
-    // What it makes for its first clients and keeps is there before it is counted.
+    // The helper keeps some memory and threads that it makes for its first clients.
     round(1000);
     let settled = || {
         eventually("the descriptors are closed", || {

@@ -1,4 +1,4 @@
-//! What the helper asks of SG_IO, and what becomes of each of its results.
+//! The requests of the helper to SG_IO, and the answer for each result.
 
 use conformance::sg_io::{Call, Done, FROM_DEVICE, Reply, TO_DEVICE};
 use conformance::{Answer, Helper, Subject, against_each_helper, in_cdb, null, out_cdb, sense};
@@ -102,7 +102,7 @@ fn every_errno_has_its_answer(subject: &Subject) {
     assert_eq!(helper.supervisor().calls().len(), 2 * 133);
 }
 
-/// What a host status that the table knows is answered with; `None` for those that say nothing.
+/// The answer for a host status; `None` for a status without one.
 fn host_status_answer(host_status: u16) -> Option<Answer> {
     Some(match host_status {
         0x01 => Answer::check(0x0b, 0x05, 0x00),

@@ -92,7 +92,7 @@ fn path_of_a_live_helper_is_not_taken(subject: &Subject) {
     });
     assert_eq!(robbed, subject.differs("live-instance", true, false), "{}", second.stderr());
     if robbed {
-        // What is worse: the first takes the second's socket with it.
+        // Worse, the first removes the second's socket at its end.
         first.signal(Signal::TERM);
         first.wait();
         assert!(!first.socket().exists());

@@ -59,7 +59,8 @@ impl Response {
 /// A connection. It ends with the value.
 #[derive(Debug)]
 pub struct Client {
-    stream: UnixStream,
+    /// The socket.
+    pub stream: UnixStream,
 }
 
 impl Client {
@@ -89,11 +90,6 @@ impl Client {
             let mut client = Self::open(path).ok()?;
             client.run(request, &[], device.as_fd()).ok().map(|_| client)
         })
-    }
-
-    /// The socket.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
     }
 
     /// Reads the features that the helper offers.

@@ -11,23 +11,22 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use rustix::net::RecvFlags;
 use scsi_pr::{Cdb, Command, CommandBuf, Completion};
 use scsi_pr_helper::client::Config;
 use scsi_pr_helper::descriptor::{self, Passed};
 use scsi_pr_helper::wire::{self, Event, RequestDecoder};
+use testing_support::{command, eventually};
 
-/// Longer than anything here takes on the slowest machine.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) use testing_support::DEADLINE as LONG;
 
 /// Limits that no test runs into unless it means to.
 pub(crate) fn patient() -> Config {
     Config { attempts: 1, pause: LONG, connect: LONG, turn: LONG, send: LONG, answer: LONG }
 }
 
-/// What the clients of a [`FakeHelper`] have done.
+/// The actions of the clients of a [`FakeHelper`].
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) connections: AtomicUsize,
@@ -204,16 +203,14 @@ pub(crate) fn play_well(mut peer: Peer) -> Option<()> {
     }
 }
 
-/// What [`play_well`] answers.
+/// The answer of [`play_well`].
 pub(crate) fn good(cdb: &Cdb) -> Completion {
     Completion::Good(vec![cdb.bytes()[15]; cdb.allocation_length()])
 }
 
 /// PERSISTENT RESERVE IN, READ KEYS; `mark` is byte 15, which no device looks at.
 pub(crate) fn read_keys(allocation_length: u16, mark: u8) -> Cdb {
-    let mut bytes = [0; 16];
-    bytes[0] = 0x5e;
-    bytes[7..9].copy_from_slice(&allocation_length.to_be_bytes());
+    let mut bytes = command::reserve_in(0, allocation_length);
     bytes[15] = mark;
     Cdb::new(bytes).unwrap()
 }
@@ -225,22 +222,15 @@ pub(crate) fn read_keys_command() -> Command<'static> {
 
 /// PERSISTENT RESERVE OUT, REGISTER, with this list.
 pub(crate) fn register(list: &[u8]) -> Command<'_> {
-    let mut bytes = [0; 16];
-    bytes[0] = 0x5f;
-    bytes[7..9].copy_from_slice(&u16::try_from(list.len()).unwrap().to_be_bytes());
-    Command::new(Cdb::new(bytes).unwrap(), list).unwrap()
+    Command::new(Cdb::new(command::reserve_out(0, 0, list.len())).unwrap(), list).unwrap()
 }
 
 /// A device that refuses every ioctl.
 pub(crate) fn device() -> File {
-    File::options().read(true).write(true).open("/dev/null").unwrap()
+    testing_support::null()
 }
 
 /// Waits until `condition` holds.
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < LONG, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    eventually(what, || condition().then_some(()));
 }

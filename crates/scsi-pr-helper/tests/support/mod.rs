@@ -1,29 +1,24 @@
 //! A server over a real socket, and a client that sends exactly what it is told.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
-use std::io::{IoSlice, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::Write;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use scsi_pr::{Command, Completion, Error, PrManager, SenseCode};
 use scsi_pr_helper::{Draining, Limits, Peer, serve};
+use testing_support::{command, eventually};
 
-/// Far more than anything takes, on a machine that does other things too.
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) use testing_support::DEADLINE as LONG;
+pub(crate) use testing_support::command::reserve_in;
 
 /// Waits until `condition` holds.
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    eventually(what, || condition().then_some(()));
 }
 
 /// The number of threads of servers in this process that serve connections.
@@ -96,15 +91,23 @@ impl Drop for Server {
     }
 }
 
-pub(crate) struct Client {
-    pub(crate) stream: UnixStream,
+pub(crate) use testing_support::Response as Answer;
+
+/// A [`testing_support::Client`] whose methods panic when the connection ends too early.
+pub(crate) struct Client(testing_support::Client);
+
+impl Deref for Client {
+    type Target = testing_support::Client;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
-    pub(crate) status: i32,
-    pub(crate) sense: [u8; 96],
-    pub(crate) data: Vec<u8>,
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
 }
 
 impl Client {
@@ -113,9 +116,7 @@ impl Client {
     }
 
     pub(crate) fn over(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        stream.set_write_timeout(Some(LONG)).unwrap();
-        Self { stream }
+        Self(testing_support::Client::over(stream).unwrap())
     }
 
     /// Sends all the bytes, and the descriptors with the first of them.
@@ -124,92 +125,50 @@ impl Client {
     }
 
     pub(crate) fn try_send(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors)));
-        let sent = sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
-        self.stream.write_all(&bytes[sent..])
+        self.0.send(bytes, descriptors)
     }
 
     pub(crate) fn receive<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        self.stream.read_exact(&mut bytes).unwrap();
-        bytes
+        self.0.receive().unwrap()
     }
 
     /// Whether as many bytes came before the end of the connection.
     pub(crate) fn try_receive<const N: usize>(&mut self) -> bool {
-        self.stream.read_exact(&mut [0; N]).is_ok()
+        self.0.receive::<N>().is_ok()
     }
 
     pub(crate) fn answer(&mut self) -> Answer {
-        let header = self.receive::<104>();
-        let int = |at: usize| i32::from_be_bytes(header[at..at + 4].try_into().unwrap());
-        let mut data = vec![0; usize::try_from(int(4)).unwrap()];
-        self.stream.read_exact(&mut data).unwrap();
-        Answer { status: int(0), sense: header[8..].try_into().unwrap(), data }
+        self.0.response().unwrap()
     }
 
-    /// One whole request, and its answer.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.0.is_silent()
+    }
+
+    /// Sends one whole request. Returns its answer.
     pub(crate) fn ask(&mut self, bytes: &[u8], descriptor: impl AsFd) -> Answer {
         self.send(bytes, &[descriptor.as_fd()]);
         self.answer()
     }
-
-    /// Whether the server has closed the connection, with nothing more to read.
-    pub(crate) fn is_closed(&mut self) -> bool {
-        match self.stream.read(&mut [0; 1]) {
-            Ok(count) => count == 0,
-            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
-        }
-    }
-
-    /// Whether nothing has come, and the connection is open.
-    pub(crate) fn is_silent(&self) -> bool {
-        use rustix::net::{RecvFlags, recv};
-        recv(&self.stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) == Err(rustix::io::Errno::AGAIN)
-    }
 }
 
-/// A connection that is served, where connections may be closed because their process has too many.
+/// A connection that the server serves. It may close others, because this process has too many.
 pub(crate) fn client_once_there_is_room(path: &Path) -> Client {
-    let mut found = None;
-    wait_until("there is room for a connection", || {
-        let mut client = Client::connect(path);
-        let served = client.try_receive::<4>()
-            && client.try_send(&[0; 4], &[]).is_ok()
-            && client.try_send(&reserve_in(0, 1), &[null().as_fd()]).is_ok()
-            && client.try_receive::<104>();
-        found = served.then_some(client);
-        found.is_some()
-    });
-    found.unwrap()
-}
-
-fn cdb(opcode: u8, service_action: u8, length: u16) -> [u8; 16] {
-    let mut cdb = [0; 16];
-    (cdb[0], cdb[1]) = (opcode, service_action);
-    cdb[7..9].copy_from_slice(&length.to_be_bytes());
-    cdb
-}
-
-/// PERSISTENT RESERVE IN.
-pub(crate) fn reserve_in(service_action: u8, length: u16) -> [u8; 16] {
-    cdb(0x5e, service_action, length)
+    Client(testing_support::Client::open_once_served(path, &reserve_in(0, 1), null()))
 }
 
 /// PERSISTENT RESERVE OUT with its parameter list.
 pub(crate) fn reserve_out(service_action: u8, list: &[u8]) -> Vec<u8> {
-    [&cdb(0x5f, service_action, list.len().try_into().unwrap())[..], list].concat()
+    [&command::reserve_out(service_action, 0, list.len())[..], list].concat()
 }
 
 /// Any CDB.
 pub(crate) fn any_cdb(opcode: u8, length: u16) -> [u8; 16] {
-    cdb(opcode, 0, length)
+    command::cdb(opcode, 0, length)
 }
 
 pub(crate) fn null() -> OwnedFd {
-    std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap().into()
+    testing_support::null().into()
 }
 
 /// Answers IN with as many bytes of its service action as it may, OUT with the sum of its parameter list in the sense.
@@ -287,17 +246,15 @@ pub(crate) const BUSY: i32 = 8;
 
 /// CHECK CONDITION with fixed sense data of this code.
 pub(crate) fn check_condition(key: u8, asc: u8, ascq: u8) -> Answer {
-    let mut sense = [0; 96];
-    (sense[0], sense[2], sense[7], sense[12], sense[13]) = (0x70, key, 10, asc, ascq);
-    Answer { status: 2, sense, data: Vec::new() }
+    Answer::check_condition(key, asc, ascq)
 }
 
-/// What [`Gate`] answers.
+/// The answer of [`Gate`].
 pub(crate) fn io_process_terminated() -> Answer {
     check_condition(0xb, 0x00, 0x06)
 }
 
-/// What a client does on a new connection, and the warning that it earns.
+/// A violation on a new connection, and the warning about it.
 pub(crate) type Breach = (&'static str, fn(&Server), Option<&'static str>);
 
 const NO_DESCRIPTOR: Option<&str> = Some("No file descriptor in request.");
