@@ -103,8 +103,8 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
         pid_file.write()?;
     }
     socket_guard.start_monitor();
-    // A connection, and the device of its command.
-    let room = limits::raise(2, 0);
+    // A connection, and two descriptors: the device of its command, and a second one that breaks the protocol.
+    let room = limits::raise(3, 0);
     let service_manager = ServiceManager::from_environment();
     // SG_IO takes this capability for commands that the kernel does not permit to everyone, such as these.
     let privileges = Privileges::none().with([Capability::SysRawIo]);

@@ -37,8 +37,9 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     let helper_connections = if options.pass.is_some() { initiators.len() * MAX_CONNECTIONS } else { 0 };
     // For each socket: the socket, its file, and the directory of the file. A store has a few connections, of several files each.
     let own = (3 * listeners.len() + helper_connections + 32) as u64;
-    // For each client: its connection, and the device of its command.
-    let room = limits::raise(2, own);
+    // For each client: its connection, and two descriptors: the device of its command, and a second one that breaks the
+    // protocol.
+    let room = limits::raise(3, own);
     // Before the first thread: in Linux capabilities belong to threads.
     Privileges::none().keep_only_these().context("cannot drop privileges")?;
     let store = scsi_pr_store::open(&options.store)?;

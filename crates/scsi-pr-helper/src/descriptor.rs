@@ -23,21 +23,26 @@ pub enum Passed {
     Dropped,
 }
 
-/// The room for descriptors: one more than a request has, so that a second one is noticed. With more room a client could
-/// fill the table of descriptors of this process.
-const MAX_DESCRIPTORS: usize = 2;
+/// Room for one descriptor, which by the alignment of control messages is room for two (cmsg(3)). So a second one is noticed,
+/// and a client cannot fill the descriptor table of this process.
+#[repr(C, align(8))]
+struct ControlBuffer([MaybeUninit<u8>; rustix::cmsg_aligned_space!(ScmRights(1))]);
 
 /// Receives at most `room` bytes and the descriptors that came with them; 0 bytes are the end of the stream.
 ///
 /// At most two descriptors are taken into this process; the kernel drops any further ones. Those that are not wanted are
 /// closed here, on the calling thread, which can block for as long as the file's owner likes.
 ///
+/// The kernel sets MSG_CTRUNC if it dropped a descriptor. It passes them in their order, and stops at the first that does not
+/// fit into the control buffer or into the descriptor table, or that a security module refuses. So if one came and another
+/// was dropped, the client sent more than one. If none came, it may have sent only one, and is not to blame.
+///
 /// # Errors
 ///
 /// Those of recvmsg(2); `EINTR` is retried.
 pub fn receive(socket: impl AsFd, room: &mut [u8], flags: RecvFlags) -> Result<(usize, Passed), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut space = ControlBuffer([MaybeUninit::uninit(); rustix::cmsg_aligned_space!(ScmRights(1))]);
+    let mut control = RecvAncillaryBuffer::new(&mut space.0);
     let received = rustix::io::retry_on_intr(|| {
         recvmsg(socket.as_fd(), &mut [IoSliceMut::new(room)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)
     })?;

@@ -16,6 +16,7 @@ mod disconnect;
 mod one;
 mod registry;
 mod request_stream;
+mod tasks;
 
 use std::fmt;
 use std::io;
@@ -50,7 +51,8 @@ impl fmt::Display for Peer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Connections, with a thread each. The server closes further ones.
+    /// Connections, with a thread each. The server closes further ones. It lowers the number to the threads for which
+    /// RLIMIT_NPROC, the pids.max of the cgroup and vm.max_map_count leave room.
     pub connections: usize,
     /// Commands that run at the same time. The server answers further ones with BUSY.
     pub running: usize,
@@ -106,12 +108,13 @@ impl Limits {
         Self { receive_timeout, ..self }
     }
 
-    /// The limits that can be kept: at least one of everything, and no time that an `Instant` cannot hold.
+    /// The limits that can be kept: at least one of everything, no time that an `Instant` cannot hold, and no more threads
+    /// than the system has room for.
     fn within_reason(self) -> Self {
         const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
         const SHORTEST: Duration = Duration::from_millis(1);
         Self {
-            connections: self.connections.max(1),
+            connections: self.connections.min(tasks::max_connections()).max(1),
             running: self.running.max(1),
             peer_share: self.peer_share.max(1),
             send_timeout: self.send_timeout.clamp(SHORTEST, LONGEST),

@@ -2,13 +2,13 @@
 
 mod support;
 
-use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -361,6 +361,33 @@ fn processes_that_cannot_be_seen_have_a_share_each() {
     assert!(server.wait().unwrap().success());
 }
 
+/// A process that becomes another user before it connects has no other share for it.
+#[test]
+fn process_has_one_share_whatever_its_user() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    let server = Server::start(Limits::default().with_connections(8).with_peer_share(4), Gate::default());
+    for (path, mode) in [(server.path.parent().unwrap(), 0o755), (&server.path, 0o777)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut clients = [server.client(), server.client()];
+    for client in &mut clients {
+        client.ask(&reserve_in(0, 1), null());
+    }
+    let path = server.path.clone();
+    let connect_as_other = move || {
+        let other = rustix::process::Uid::from_raw(0x5c51_0001);
+        // Of this thread alone.
+        rustix::thread::set_thread_res_uid(other, other, other).unwrap();
+        Client::connect(&path)
+    };
+    let mut third = std::thread::spawn(connect_as_other).join().unwrap();
+    assert!(third.is_closed());
+    assert_another_process_is_served(&server.path);
+}
+
 #[test]
 fn half_a_request_is_given_up_in_time() {
     let limits = Limits::default().with_receive_timeout(Duration::from_millis(200));
@@ -568,76 +595,6 @@ fn nothing_to_drain_is_drained_at_once() {
     let draining = server.stop();
     assert_eq!(draining.running(), 0);
     draining.wait(LONG);
-}
-
-/// A socket whose last close takes as long as its owner says, for want of a reader of what was sent.
-fn lingering() -> (std::net::TcpStream, std::net::TcpStream) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (peer, _) = listener.accept().unwrap();
-    stream.set_nonblocking(true).unwrap();
-    while stream.write(&[0; 65536]).is_ok() {}
-    stream.set_nonblocking(false).unwrap();
-    rustix::net::sockopt::set_socket_linger(&stream, Some(LONG)).unwrap();
-    (stream, peer)
-}
-
-#[test]
-fn closing_what_a_client_sent_holds_up_nobody_else() {
-    let limits = Limits::default().with_receive_timeout(Duration::from_millis(100));
-    let server = Server::start(limits, Gate::default());
-    let mut other = server.client();
-    other.ask(&reserve_in(0, 1), null());
-    let mut readers = Vec::new();
-    // In two pieces: until the second one comes, the server has the descriptor or it is on its way there, so that this
-    // process does not close the last of it.
-    let mut send_lingering = |client: &mut Client, bytes: &[u8]| {
-        let (stream, reader) = lingering();
-        client.send(&bytes[..1], &[stream.as_fd()]);
-        drop(stream);
-        client.send(&bytes[1..], &[]);
-        readers.push(reader);
-    };
-    // Closed once its command has run; when its request is refused; when half a request is given up.
-    let mut ran = server.client();
-    send_lingering(&mut ran, &reserve_in(0, 1));
-    let mut refused = server.client();
-    send_lingering(&mut refused, &any_cdb(0x12, 0));
-    let mut half = server.client();
-    send_lingering(&mut half, &reserve_in(0, 1)[..8]);
-    for _ in 0..50 {
-        assert_eq!(other.ask(&reserve_in(0, 1), null()), io_process_terminated());
-    }
-    assert_another_process_is_served(&server.path);
-    assert!(ran.is_silent(), "closing its descriptor takes long indeed");
-    drop(readers);
-    assert_eq!(ran.answer(), io_process_terminated());
-    for client in [&mut refused, &mut half] {
-        assert!(client.is_closed());
-    }
-}
-
-#[test]
-fn a_refused_connection_that_takes_long_to_close_holds_up_nobody() {
-    let limits = Limits::default().with_connections(1).with_peer_share(1);
-    let server = Server::start(limits, Gate::default());
-    let mut served = server.client();
-    served.ask(&reserve_in(0, 1), null());
-    let mut readers = Vec::new();
-    // What was sent is closed with the connection that is over the bound.
-    for _ in 0..3 {
-        let mut refused = server.connect_unheard();
-        let (stream, reader) = lingering();
-        let _ = refused.try_send(&[0; 4], &[stream.as_fd()]);
-        // Where the server was faster than this client, this process closes the last of it.
-        std::thread::spawn(move || drop(stream));
-        readers.push(reader);
-        assert!(refused.is_closed());
-        assert_eq!(served.ask(&reserve_in(0, 1), null()), io_process_terminated());
-    }
-    let before = Instant::now();
-    server.stop().wait(LONG);
-    assert!(before.elapsed() < LONG / 2, "it waited for a socket that lingers");
 }
 
 #[test]

@@ -100,6 +100,11 @@ impl Visit for Fields {
     }
 }
 
+/// The name of this process in a line about a client.
+fn this_process() -> String {
+    format!("process {} of user {}", std::process::id(), rustix::process::geteuid().as_raw())
+}
+
 #[test]
 fn violations_are_told_in_the_words_of_the_c_helper() {
     for (what, breach, warning) in BREACHES {
@@ -107,6 +112,7 @@ fn violations_are_told_in_the_words_of_the_c_helper() {
         let server = Server::start(Limits::default(), Echo);
         breach(&server);
         events.wait_for("pr_helper_close", 1);
+        let warning = warning.map(|warning| format!("{warning} ({})", this_process()));
         assert_eq!(events.warnings(), Vec::from_iter(warning), "{what}");
         let seen = SEEN.lock().unwrap();
         assert!(seen.iter().all(|seen| seen.level != Level::WARN || seen.pid == Some(std::process::id().into())));
@@ -123,7 +129,7 @@ fn a_client_that_is_gone_before_its_answer_is_told() {
     drop(client);
     gate.let_go(1);
     events.wait_for("pr_helper_close", 1);
-    assert_eq!(events.warnings(), ["Unable to write to socket: Broken pipe"]);
+    assert_eq!(events.warnings(), [format!("Unable to write to socket: Broken pipe ({})", this_process())]);
 }
 
 #[test]
@@ -149,6 +155,7 @@ fn a_connection_over_the_bound_is_logged() {
     events.wait_for("pr_helper_violation", 1);
     let [warning] = &events.warnings()[..] else { panic!("{:?}", events.warnings()) };
     assert!(warning.starts_with("Too many connections of one process, closing socket: 2 are allowed"), "{warning}");
+    assert!(warning.ends_with(&format!("({})", this_process())), "{warning}");
 }
 
 #[test]
@@ -187,6 +194,7 @@ fn why_there_is_no_answer_is_told() {
             "cannot ask the unit: it is on fire (the command may have been run); put it out",
             "a persistent reservation manager panicked"
         ]
+        .map(|failure| format!("{failure} ({})", this_process()))
     );
 }
 

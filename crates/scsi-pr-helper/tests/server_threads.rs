@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::sync::{Mutex, PoisonError};
+
 use rustix::process::{Resource, Rlimit, Uid, geteuid, getrlimit, setrlimit};
 use scsi_pr_helper::Limits;
 use support::*;
@@ -12,21 +14,27 @@ fn allow(threads: u64) {
     setrlimit(Resource::Nproc, Rlimit { current: Some(threads), ..getrlimit(Resource::Nproc) }).unwrap();
 }
 
+/// The limit is that of the process: one test at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
 #[test]
 fn a_connection_without_a_thread_is_closed_and_others_are_served() {
     if !geteuid().is_root() {
         println!("skipped: only root can become another user");
         return;
     }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let own_user = Uid::from_raw(0x5c51_0000 + std::process::id());
     // Of this thread only, and of those that it starts.
     rustix::thread::set_thread_res_uid(own_user, own_user, own_user).unwrap();
 
-    // This thread, the one that calls `serve`, and that of one connection.
-    allow(3);
+    // The server lowers its bound to what this leaves room for, and then finds less room than that.
+    allow(1_000);
     let server = Server::start(Limits::default(), Gate::default());
     let mut client = server.client();
     assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
+    // This thread, the one that calls `serve`, and that of the connection.
+    allow(3);
     assert!(server.connect_unheard().is_closed());
     // To close the refused one takes a thread as well, and comes before the next connection.
     let mut other = server.connect_unheard();
@@ -40,4 +48,26 @@ fn a_connection_without_a_thread_is_closed_and_others_are_served() {
     for client in [&mut client, &mut other] {
         assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
     }
+}
+
+/// The bound stays below RLIMIT_NPROC, less a reserve for workers.
+#[test]
+fn bound_of_connections_is_below_the_limit_of_threads() {
+    if !geteuid().is_root() {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let own_user = Uid::from_raw(0x5c52_0000 + std::process::id());
+    let limited = std::thread::spawn(move || {
+        rustix::thread::set_thread_res_uid(own_user, own_user, own_user).unwrap();
+        allow(130);
+        let server = Server::start(Limits::default().with_peer_share(1), Gate::default());
+        let mut clients = [server.client(), server.client()];
+        for client in &mut clients {
+            assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
+        }
+        assert!(server.connect_unheard().is_closed());
+    });
+    limited.join().unwrap();
 }

@@ -222,7 +222,7 @@ fn descriptor_for_a_full_table_is_not_confused_with_none(subject: &Subject) {
 }
 
 fn connections_leave_room_for_descriptors(subject: &Subject) {
-    let helper = subject.command().shell("ulimit -n 48").serve();
+    let helper = subject.command().shell("ulimit -n 56").serve();
     let client = helper.connect();
     let crowd = helper.crowd(64);
     client.send_with(&in_cdb(0, 8), &[null().as_fd()]);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -120,16 +120,16 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         let process = ProcessKey { pid: peer.pid, pidfd_inode: pidfd_inode(&socket, &peer) };
         let Peer { pid, uid, .. } = peer;
         tracing::event!(name: "pr_helper_accept", Level::DEBUG, connection = number, pid, uid, "accepted");
-        // Two owners: when the thread cannot be started, its part is dropped here, and must not close the socket.
         let socket = Arc::new(socket);
         let slot = match self.registry.register(number, process, &socket) {
             Ok(slot) => slot,
             Err(reason) => return self.refuse(socket, peer, process, reason),
         };
         let manager = (self.sockets[index].1)(&peer);
-        let connection = Connection { socket: Arc::clone(&socket), peer, number, manager, slot };
-        if let Err(error) = spawn("pr-connection", STACK, move || connection.run()) {
-            self.refuse(socket, peer, process, DisconnectReason::NoThread(error));
+        let connection = Connection { socket, peer, number, manager, slot };
+        if let Err((connection, errno)) = spawn("pr-connection", STACK, connection, Connection::run) {
+            let Connection { socket, .. } = connection;
+            self.refuse(socket, peer, process, DisconnectReason::NoThread(errno));
         }
     }
 
@@ -143,30 +143,36 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
     /// Closes refused connections on threads of their own: to close a descriptor that a client has sent may take as long
     /// as the client likes. While one of them has no thread, nothing is accepted.
     fn close_refused(&mut self) {
-        while let Some(socket) = self.refused.last() {
-            if Arc::strong_count(&self.closing) > CLOSING {
-                return;
+        while Arc::strong_count(&self.closing) <= CLOSING
+            && let Some(socket) = self.refused.pop()
+        {
+            if let Err(((socket, _), _)) = spawn("pr-close", CLOSE_STACK, (socket, Arc::clone(&self.closing)), drop) {
+                return self.refused.push(socket);
             }
-            let (socket, closing) = (Arc::clone(socket), Arc::clone(&self.closing));
-            // The last reference closes the socket: it must be the one of the thread, which waits for it.
-            let (release, released) = mpsc::channel::<()>();
-            let close = move || {
-                let _ = released.recv();
-                drop(socket);
-                drop(closing);
-            };
-            if spawn("pr-close", CLOSE_STACK, close).is_err() {
-                return;
-            }
-            self.refused.pop();
-            drop(release);
         }
     }
 }
 
-fn spawn(name: &str, stack: usize, work: impl FnOnce() + Send + 'static) -> Result<(), Errno> {
-    let started = thread::Builder::new().name(name.to_owned()).stack_size(stack).spawn(work);
-    started.map(drop).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+/// Calls `work` with `value` on a thread of its own. If no thread can be started, the caller has the value again.
+///
+/// The value moves to the thread as a whole: the last reference to a socket, whose close may block, must not be dropped
+/// on this thread.
+fn spawn<T: Send + 'static>(name: &str, stack: usize, value: T, work: fn(T)) -> Result<(), (T, Errno)> {
+    let handover = Arc::new(Mutex::new(Some(value)));
+    let take = |handover: &Mutex<Option<T>>| handover.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let for_thread = Arc::clone(&handover);
+    let started = thread::Builder::new().name(name.to_owned()).stack_size(stack).spawn(move || {
+        let value = take(&for_thread);
+        drop(for_thread);
+        value.map(work)
+    });
+    match started {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+            take(&handover).map_or(Ok(()), |value| Err((value, errno)))
+        }
+    }
 }
 
 /// Closes the listeners, and with them the connections that were not accepted. To close what was sent on those may take
@@ -175,12 +181,8 @@ fn close(listeners: Vec<OwnedFd>) {
     let (end, ended) = mpsc::channel::<()>();
     for listener in listeners {
         let end = end.clone();
-        let close = move || {
-            drop(listener);
-            drop(end);
-        };
-        // Where no thread can be started, the listener is closed here, with the closure.
-        let _ = spawn("pr-close", CLOSE_STACK, close);
+        // Where no thread can be started, the listener is closed here.
+        let _ = spawn("pr-close", CLOSE_STACK, (listener, end), drop);
     }
     drop(end);
     let _ = ended.recv_timeout(Duration::from_millis(100));

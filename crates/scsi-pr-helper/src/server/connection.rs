@@ -33,13 +33,19 @@ pub(super) struct Connection {
 impl Connection {
     /// Serves the connection to its end.
     pub(super) fn run(self) {
-        if let Err(reason) = self.serve() {
+        let mut requests = RequestStream::default();
+        if let Err(reason) = self.serve(&mut requests) {
             self.slot.registry().log_disconnect(self.peer, self.slot.process(), reason);
         }
         let Self { socket, peer: Peer { pid, .. }, number, slot, .. } = self;
-        // The client learns it at once: to close the descriptors that it sent and nobody read may take long.
+        // The client learns it at once: to close the descriptors that it sent may take long.
         let _ = shutdown(&socket, Shutdown::Both);
-        drop((socket, slot));
+        // This is the last reference to the socket, so the close is on this thread, and no lock is held meanwhile. The
+        // connection counts until it is closed.
+        slot.begin_close();
+        drop(requests);
+        drop(socket);
+        drop(slot);
         tracing::event!(name: "pr_helper_close", Level::DEBUG, connection = number, pid, "closed");
     }
 
@@ -47,7 +53,7 @@ impl Connection {
         self.slot.registry()
     }
 
-    fn serve(&self) -> Result<(), DisconnectReason> {
+    fn serve(&self, requests: &mut RequestStream) -> Result<(), DisconnectReason> {
         let limits = self.registry().limits;
         for (which, timeout) in
             [(Timeout::Send, SLOW_READER_TIMEOUT.min(limits.send_timeout)), (Timeout::Recv, limits.receive_timeout)]
@@ -56,7 +62,6 @@ impl Connection {
         }
         // A client that is gone already is found out when its connection is read.
         let _ = rustix::net::send(&self.socket, &feature_word(0), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-        let mut requests = RequestStream::default();
         loop {
             match requests.read(self.socket.as_fd(), limits.receive_timeout) {
                 Read::Request(request, device) => match self.run_command(&request, device)? {

@@ -44,7 +44,9 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct State {
-    /// Sockets of the connections that have a thread, by their number.
+    /// The number of connections, those included that are being closed.
+    connections: usize,
+    /// Sockets of the connections that are not being closed, by their number.
     sockets: HashMap<u64, Arc<OwnedFd>>,
     processes: HashMap<ProcessKey, Arc<ProcessUse>>,
 }
@@ -106,7 +108,7 @@ impl Registry {
         let Limits { connections, .. } = self.limits;
         let share = self.limits.share(connections);
         let mut state = self.state();
-        if state.sockets.len() >= connections {
+        if state.connections >= connections {
             return Err(DisconnectReason::Connections(connections));
         }
         let usage = Arc::clone(state.processes.entry(process).or_default());
@@ -114,6 +116,7 @@ impl Registry {
             return Err(DisconnectReason::PeerConnections(share));
         }
         usage.connections.fetch_add(1, Ordering::Relaxed);
+        state.connections += 1;
         state.sockets.insert(number, Arc::clone(socket));
         Ok(Slot { registry: Arc::clone(self), number, process, usage })
     }
@@ -157,7 +160,7 @@ impl Registry {
         if !reason.should_log() {
             tracing::event!(name: "pr_helper_violation", tracing::Level::DEBUG, pid, uid, "{reason}");
         } else if let Some(suppressed) = self.disconnects.check(process) {
-            tracing::event!(name: "pr_helper_violation", tracing::Level::WARN, pid, uid, "{reason}{suppressed}");
+            tracing::event!(name: "pr_helper_violation", tracing::Level::WARN, pid, uid, "{reason} ({peer}){suppressed}");
         }
     }
 
@@ -165,7 +168,7 @@ impl Registry {
     pub(super) fn log_failure(&self, peer: Peer, process: ProcessKey, failure: &dyn std::fmt::Display) {
         if let Some(suppressed) = self.failures.check(process) {
             let Peer { pid, uid, .. } = peer;
-            tracing::event!(name: "pr_helper_failure", tracing::Level::WARN, pid, uid, "{failure}{suppressed}");
+            tracing::event!(name: "pr_helper_failure", tracing::Level::WARN, pid, uid, "{failure} ({peer}){suppressed}");
         }
     }
 }
@@ -177,6 +180,12 @@ impl Slot {
 
     pub(super) fn process(&self) -> ProcessKey {
         self.process
+    }
+
+    /// Drops the registry's reference to the socket. The caller is about to close it, which may take long.
+    pub(super) fn begin_close(&self) {
+        let socket = self.registry.state().sockets.remove(&self.number);
+        drop(socket);
     }
 
     /// Begins a command, if it may run.
@@ -221,8 +230,9 @@ impl Drop for BegunCommand<'_> {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        self.begin_close();
         let mut state = self.registry.state();
-        state.sockets.remove(&self.number);
+        state.connections -= 1;
         // Under the lock, as a new connection of the process would count in the same value.
         if self.usage.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
             state.processes.remove(&self.process);
