@@ -9,8 +9,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::program::{Program, version};
 
-/// Descriptors enough for a helper with 4,000 connections that keeps room for as many commands.
-const DESCRIPTORS: u64 = 8_192;
+/// Descriptors enough for a helper with 4,000 connections, of which one process may have a quarter, and that keeps room for
+/// two more with each.
+const DESCRIPTORS: u64 = 16_384;
 
 /// Raises the limit of open descriptors for this process and those that it starts.
 pub(crate) fn raise_descriptor_limit() -> Result<()> {

@@ -115,23 +115,28 @@ impl Running {
         Pid::from_child(&self.child)
     }
 
-    /// Its resident memory, in KiB.
-    pub(crate) fn resident(&self) -> Result<f64> {
-        resident(self.pid().as_raw_pid())
+    /// Its resident memory, once two measurements in a row are equal; in KiB.
+    pub(crate) fn settled_resident(&self) -> Result<f64> {
+        self.settled("Rss:")
     }
 
-    /// Its resident memory, once two looks in a row find the same; in KiB.
-    pub(crate) fn settled_resident(&self) -> Result<f64> {
-        let mut before = self.resident()?;
+    /// Its proportional set size, once two measurements in a row are equal; in KiB.
+    pub(crate) fn settled_proportional(&self) -> Result<f64> {
+        self.settled("Pss:")
+    }
+
+    fn settled(&self, field: &str) -> Result<f64> {
+        let pid = self.pid().as_raw_pid();
+        let mut before = memory(pid, field)?;
         for _ in 0..50 {
             thread::sleep(Duration::from_millis(200));
-            let now = self.resident()?;
+            let now = memory(pid, field)?;
             if now == before {
                 return Ok(now);
             }
             before = now;
         }
-        bail!("the resident memory of a process that does nothing does not settle")
+        bail!("the memory of a process that does nothing does not settle")
     }
 
     /// The resident memory of the processes that it started, in KiB; what they share with it is counted again.
@@ -142,22 +147,22 @@ impl Running {
             let children =
                 fs::read_to_string(thread?.path().join("children")).context("list the children of a helper")?;
             for child in children.split_ascii_whitespace() {
-                sum += resident(child.parse()?)?;
+                sum += memory(child.parse()?, "Rss:")?;
             }
         }
         Ok(sum)
     }
 }
 
-/// The resident memory of a process, in KiB. Its page tables are walked: the counters of /proc/PID/status are rough.
-fn resident(pid: i32) -> Result<f64> {
+/// A field of the memory of a process, in KiB. The kernel walks its page tables: the counters of /proc/PID/status are rough.
+fn memory(pid: i32, field: &str) -> Result<f64> {
     let path = PathBuf::from(format!("/proc/{pid}/smaps_rollup"));
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    parse_resident(&text).with_context(|| format!("{} says nothing of resident memory", path.display()))
+    parse_memory(&text, field).with_context(|| format!("{} has no field {field}", path.display()))
 }
 
-fn parse_resident(smaps: &str) -> Option<f64> {
-    smaps.lines().find_map(|line| line.strip_prefix("Rss:")?.trim().strip_suffix(" kB")?.parse().ok())
+fn parse_memory(smaps: &str, field: &str) -> Option<f64> {
+    smaps.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB")?.parse().ok())
 }
 
 impl Drop for Running {
@@ -198,9 +203,10 @@ mod tests {
     fn resident_memory_is_read() {
         let text =
             "55a0-7ffd ---p 00000000 00:00 0   [rollup]\nRss:                6384 kB\nPss:                 900 kB\n";
-        assert_eq!(parse_resident(text), Some(6384.0));
-        assert_eq!(parse_resident("Pss: 1 kB"), None);
-        assert!(resident(std::process::id().cast_signed()).unwrap() > 0.0);
+        assert_eq!(parse_memory(text, "Rss:"), Some(6384.0));
+        assert_eq!(parse_memory(text, "Pss:"), Some(900.0));
+        assert_eq!(parse_memory("Pss: 1 kB", "Rss:"), None);
+        assert!(memory(std::process::id().cast_signed(), "Pss:").unwrap() > 0.0);
     }
 
     #[test]
