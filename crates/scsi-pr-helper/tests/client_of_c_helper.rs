@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::mpsc;
 
-use fake::{device, patient, read_keys, read_keys_command, register, wait_until};
+use fake::{device, patient, read_keys, read_keys_command, register};
 use scsi_pr::{Command, Completion, PrManager, SenseCode};
 use scsi_pr_helper::HelperClient;
 use scsi_pr_helper::client::Config;
