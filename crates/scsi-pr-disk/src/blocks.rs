@@ -1,0 +1,406 @@
+//! The commands that read and write blocks (SBC-4 5).
+
+use std::ops::Range;
+
+use scsi_pr::{Completion, Sense, SenseCode, Status};
+
+use crate::commands::Operation;
+use crate::disk::{Call, Disk, Failure, Geometry, MAX_UNMAP_DESCRIPTORS};
+use crate::gate::Refusal;
+use crate::medium::{Allocation, Durability, MediumError};
+use crate::range_lock::Mode;
+use crate::sense_code;
+
+/// The bytes that are handled at a time by commands that need memory of their own.
+const CHUNK: usize = 1 << 20;
+
+/// The blocks that a CDB names.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    lba: u64,
+    blocks: u64,
+    block_size: u64,
+}
+
+impl Extent {
+    fn start(&self) -> u64 {
+        self.lba * self.block_size
+    }
+
+    fn length(&self) -> u64 {
+        self.blocks * self.block_size
+    }
+
+    fn bytes(&self) -> Range<u64> {
+        self.start()..self.start() + self.length()
+    }
+}
+
+const FUA: u8 = 0x08;
+const BYTCHK: u8 = 0x06;
+const PROTECT: u8 = 0xe0;
+
+impl Disk {
+    pub(crate) fn read_capacity(&self, call: &mut Call<'_>, operation: Operation) -> Result<(), Failure> {
+        let geometry = self.geometry();
+        let last = geometry.blocks().saturating_sub(1);
+        let block_size = geometry.block_size().to_be_bytes();
+        if operation == Operation::ReadCapacity10 {
+            // An address without PMI, and PMI itself, are obsolete.
+            if call.be32(2) != 0 || call.cdb[8] & 1 != 0 {
+                return Err(SenseCode::INVALID_FIELD_IN_CDB.into());
+            }
+            let mut data = u32::try_from(last).unwrap_or(u32::MAX).to_be_bytes().to_vec();
+            data.extend_from_slice(&block_size);
+            call.answer(&data, data.len());
+            return Ok(());
+        }
+        const LBPME: u8 = 0x80;
+        const LBPRZ: u8 = 0x40;
+        let mut data = last.to_be_bytes().to_vec();
+        data.extend_from_slice(&block_size);
+        data.extend_from_slice(&[0, geometry.physical_blocks().trailing_zeros() as u8, LBPME | LBPRZ, 0]);
+        data.resize(32, 0);
+        let allocation_length = call.be32(10) as usize;
+        call.answer(&data, allocation_length);
+        Ok(())
+    }
+
+    pub(crate) fn read(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        let extent = self.transfer(call)?;
+        call.transfer_length = extent.length();
+        if extent.blocks == 0 {
+            return Ok(());
+        }
+        let _range = self.ranges.lock(extent.bytes(), Mode::Shared);
+        not_aborted(call)?;
+        let buffer = call.data_in.room(extent.length() as usize);
+        self.medium.read(extent.start(), buffer).map_err(read_failure)
+    }
+
+    pub(crate) fn write(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        let extent = self.transfer(call)?;
+        self.writable()?;
+        let data = data_out(call, extent.length())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let _range = self.ranges.lock(extent.bytes(), Mode::Shared);
+        not_aborted(call)?;
+        let durability = self.durability(call);
+        self.medium.write(extent.start(), data, durability).map_err(write_failure)
+    }
+
+    pub(crate) fn write_and_verify(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        let extent = self.transfer(call)?;
+        let compare = match call.cdb[1] & BYTCHK {
+            0x00 => false,
+            0x02 => true,
+            _ => return Err(SenseCode::INVALID_FIELD_IN_CDB.into()),
+        };
+        self.writable()?;
+        let data = data_out(call, extent.length())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let _range = self.ranges.lock(extent.bytes(), Mode::Exclusive);
+        not_aborted(call)?;
+        self.medium.write(extent.start(), data, Durability::Durable).map_err(write_failure)?;
+        self.compare(&extent, |offset, stored| {
+            if compare { mismatch(stored, &data[offset..offset + stored.len()]) } else { None }
+        })
+    }
+
+    pub(crate) fn verify(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        let extent = self.addressed(call)?;
+        let data = match call.cdb[1] & BYTCHK {
+            0x00 => None,
+            0x02 => {
+                self.check_transfer_length(&extent)?;
+                Some((data_out(call, extent.length())?, extent.length()))
+            }
+            0x06 if extent.blocks == 0 => None,
+            0x06 => Some((data_out(call, extent.block_size)?, extent.block_size)),
+            _ => return Err(SenseCode::INVALID_FIELD_IN_CDB.into()),
+        };
+        let _range = self.ranges.lock(extent.bytes(), Mode::Shared);
+        not_aborted(call)?;
+        self.compare(&extent, |offset, stored| {
+            let (data, length) = data?;
+            // Chunks are whole blocks, so with one block of data each chunk begins at its beginning.
+            let expected = data[offset % length as usize..].iter().chain(data.iter().cycle());
+            stored.iter().zip(expected).position(|(stored, expected)| stored != expected)
+        })
+    }
+
+    pub(crate) fn compare_and_write(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        let geometry = self.geometry();
+        let extent = extent(call.be64(2), u64::from(call.cdb[13]), &geometry)?;
+        no_protection(call)?;
+        self.writable()?;
+        let data = data_out(call, 2 * extent.length())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let (expected, new) = data.split_at(extent.length() as usize);
+        let _range = self.ranges.lock(extent.bytes(), Mode::Exclusive);
+        not_aborted(call)?;
+        self.compare(&extent, |offset, stored| mismatch(stored, &expected[offset..offset + stored.len()]))?;
+        let durability = self.durability(call);
+        self.medium.write(extent.start(), new, durability).map_err(write_failure)
+    }
+
+    pub(crate) fn or_write(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        let extent = self.transfer(call)?;
+        self.writable()?;
+        let data = data_out(call, extent.length())?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let _range = self.ranges.lock(extent.bytes(), Mode::Exclusive);
+        not_aborted(call)?;
+        let mut stored = vec![0; data.len()];
+        self.medium.read(extent.start(), &mut stored).map_err(read_failure)?;
+        stored.iter_mut().zip(data).for_each(|(stored, data)| *stored |= data);
+        let durability = self.durability(call);
+        self.medium.write(extent.start(), &stored, durability).map_err(write_failure)
+    }
+
+    pub(crate) fn write_same(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        const ANCHOR: u8 = 0x10;
+        const UNMAP: u8 = 0x08;
+        const NDOB: u8 = 0x01;
+        let extent = self.addressed(call)?;
+        let flags = call.cdb[1];
+        let without_data = call.cdb[0] == 0x93 && flags & NDOB != 0;
+        // WSNZ: zero does not mean "to the end". There is no anchored state.
+        if extent.blocks == 0 || extent.blocks > self.geometry().max_unmap_blocks() || flags & ANCHOR != 0 {
+            return Err(SenseCode::INVALID_FIELD_IN_CDB.into());
+        }
+        self.writable()?;
+        let block: &[u8] = if without_data { &[] } else { data_out(call, extent.block_size)? };
+        if !without_data && block.len() as u64 != extent.block_size {
+            return Err(SenseCode::INVALID_FIELD_IN_CDB.into());
+        }
+        let _range = self.ranges.lock(extent.bytes(), Mode::Exclusive);
+        not_aborted(call)?;
+        let durability = self.durability(call);
+        if block.iter().all(|byte| *byte == 0) {
+            let allocation = if flags & UNMAP != 0 { Allocation::Deallocate } else { Allocation::Keep };
+            return self.medium.zero(extent.start(), extent.length(), allocation, durability).map_err(write_failure);
+        }
+        let pattern = block.repeat((CHUNK / block.len()).min(extent.blocks as usize));
+        let end = extent.start() + extent.length();
+        let mut offset = extent.start();
+        while offset < end {
+            not_aborted(call)?;
+            let length = (pattern.len() as u64).min(end - offset);
+            self.medium.write(offset, &pattern[..length as usize], durability).map_err(write_failure)?;
+            offset += length;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn unmap(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        const ANCHOR: u8 = 0x01;
+        if call.cdb[1] & ANCHOR != 0 {
+            return Err(SenseCode::INVALID_FIELD_IN_CDB.into());
+        }
+        self.writable()?;
+        let length = usize::from(call.be16(7));
+        let list = call.parameter_list(length)?;
+        if list.is_empty() {
+            return Ok(());
+        }
+        let header = list.get(..8).ok_or(SenseCode::PARAMETER_LIST_LENGTH_ERROR)?;
+        let described = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        let descriptors = &list[8..list.len().min(8 + described)];
+        let geometry = self.geometry();
+        let mut extents = Vec::new();
+        for descriptor in descriptors.chunks_exact(16) {
+            let lba = u64::from_be_bytes(descriptor[..8].try_into().expect("eight bytes"));
+            let blocks = u32::from_be_bytes(descriptor[8..12].try_into().expect("four bytes"));
+            extents.push(extent(lba, u64::from(blocks), &geometry)?);
+        }
+        let blocks: u64 = extents.iter().map(|extent| extent.blocks).sum();
+        if extents.len() > usize::from(MAX_UNMAP_DESCRIPTORS) || blocks > geometry.max_unmap_blocks() {
+            return Err(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST.into());
+        }
+        let durability = self.durability(call);
+        for extent in extents.iter().filter(|extent| extent.blocks > 0) {
+            let _range = self.ranges.lock(extent.bytes(), Mode::Shared);
+            not_aborted(call)?;
+            let (start, length) = (extent.start(), extent.length());
+            self.medium.zero(start, length, Allocation::Deallocate, durability).map_err(write_failure)?;
+        }
+        Ok(())
+    }
+
+    /// GET LBA STATUS(16): as many descriptors as there is room for, at most 256.
+    pub(crate) fn get_lba_status(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        const MAPPED: u8 = 0;
+        const DEALLOCATED: u8 = 1;
+        let geometry = self.geometry();
+        let allocation_length = call.be32(10) as usize;
+        let mut lba = call.be64(2);
+        if lba >= geometry.blocks() {
+            return Err(sense_code::LBA_OUT_OF_RANGE.into());
+        }
+        let block_size = u64::from(geometry.block_size());
+        let room = (allocation_length.saturating_sub(8) / 16).clamp(1, 256);
+        let mut data = vec![0; 8];
+        while lba < geometry.blocks() && data.len() < 8 + 16 * room {
+            let rest = (geometry.blocks() - lba) * block_size;
+            let found = self.medium.extent(lba * block_size, rest).map_err(read_failure)?;
+            // A block of which a part has storage is mapped.
+            let whole = if found.is_mapped { found.length.div_ceil(block_size) } else { found.length / block_size };
+            let (is_mapped, blocks) = if whole == 0 { (true, 1) } else { (found.is_mapped, whole) };
+            let blocks = u32::try_from(blocks.min(geometry.blocks() - lba)).unwrap_or(u32::MAX);
+            data.extend_from_slice(&lba.to_be_bytes());
+            data.extend_from_slice(&blocks.to_be_bytes());
+            data.extend_from_slice(&[if is_mapped { MAPPED } else { DEALLOCATED }, 0, 0, 0]);
+            lba += u64::from(blocks);
+        }
+        let length = ((data.len() - 4) as u32).to_be_bytes();
+        data[..4].copy_from_slice(&length);
+        call.answer(&data, allocation_length);
+        Ok(())
+    }
+
+    pub(crate) fn synchronize_cache(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        self.addressed(call)?;
+        not_aborted(call)?;
+        self.flush()
+    }
+
+    /// PRE-FETCH: CONDITION MET, as all of the blocks can be read fast.
+    pub(crate) fn pre_fetch(&self, call: &mut Call<'_>) -> Result<(), Failure> {
+        self.addressed(call)?;
+        Err(Failure::Completion(Completion::Status(Status::CONDITION_MET)))
+    }
+
+    pub(crate) fn flush(&self) -> Result<(), Failure> {
+        self.medium.flush().map_err(write_failure)
+    }
+
+    /// The blocks of a command whose data are as long as they are.
+    fn transfer(&self, call: &Call<'_>) -> Result<Extent, Failure> {
+        let extent = self.addressed(call)?;
+        no_protection(call)?;
+        self.check_transfer_length(&extent)?;
+        Ok(extent)
+    }
+
+    fn check_transfer_length(&self, extent: &Extent) -> Result<(), Failure> {
+        match extent.blocks <= u64::from(self.geometry().max_transfer_blocks()) {
+            true => Ok(()),
+            false => Err(SenseCode::INVALID_FIELD_IN_CDB.into()),
+        }
+    }
+
+    fn addressed(&self, call: &Call<'_>) -> Result<Extent, Failure> {
+        let (lba, blocks) = match call.cdb[0] >> 5 {
+            0 => {
+                let lba = u64::from(call.be32(0) & 0x001f_ffff);
+                (lba, if call.cdb[4] == 0 { 256 } else { u64::from(call.cdb[4]) })
+            }
+            4 => (call.be64(2), u64::from(call.be32(10))),
+            5 => (u64::from(call.be32(2)), u64::from(call.be32(6))),
+            _ => (u64::from(call.be32(2)), u64::from(call.be16(7))),
+        };
+        extent(lba, blocks, &self.geometry())
+    }
+
+    fn writable(&self) -> Result<(), Failure> {
+        match self.medium.is_read_only() || self.modes().write_protect {
+            true => Err(sense_code::WRITE_PROTECTED.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn durability(&self, call: &Call<'_>) -> Durability {
+        // READ(6) and WRITE(6) have an address where the others have FUA.
+        let fua = call.cdb[0] >> 5 != 0 && call.cdb[0] != 0x42 && call.cdb[0] != 0x41 && call.cdb[0] != 0x93;
+        let durable = fua && call.cdb[1] & FUA != 0 || !self.modes().write_cache;
+        if durable { Durability::Durable } else { Durability::Cached }
+    }
+
+    /// Reads the blocks, and hands each chunk with its offset in the extent to `find`, which returns the index of a byte
+    /// that differs.
+    ///
+    /// # Errors
+    ///
+    /// MISCOMPARE DURING VERIFY OPERATION, with the offset of the first difference as the INFORMATION field.
+    fn compare(&self, extent: &Extent, find: impl Fn(usize, &[u8]) -> Option<usize>) -> Result<(), Failure> {
+        let length = extent.length() as usize;
+        let mut buffer = vec![0; CHUNK.min(length)];
+        let mut offset = 0;
+        while offset < length {
+            let chunk = CHUNK.min(length - offset);
+            let stored = &mut buffer[..chunk];
+            self.medium.read(extent.start() + offset as u64, stored).map_err(read_failure)?;
+            if let Some(index) = find(offset, stored) {
+                let mut sense = *Sense::fixed(sense_code::MISCOMPARE_DURING_VERIFY).bytes();
+                sense[0] |= 0x80; // VALID
+                sense[3..7].copy_from_slice(&((offset + index) as u32).to_be_bytes());
+                return Err(Failure::Completion(Completion::CheckCondition(Sense::from_bytes(&sense))));
+            }
+            offset += chunk;
+        }
+        Ok(())
+    }
+}
+
+fn extent(lba: u64, blocks: u64, geometry: &Geometry) -> Result<Extent, Failure> {
+    match lba.checked_add(blocks) {
+        Some(end) if end <= geometry.blocks() && lba < geometry.blocks() => {
+            Ok(Extent { lba, blocks, block_size: u64::from(geometry.block_size()) })
+        }
+        _ => Err(sense_code::LBA_OUT_OF_RANGE.into()),
+    }
+}
+
+/// Protection information is not supported.
+fn no_protection(call: &Call<'_>) -> Result<(), Failure> {
+    match call.cdb[0] >> 5 != 0 && call.cdb[1] & PROTECT != 0 {
+        true => Err(SenseCode::INVALID_FIELD_IN_CDB.into()),
+        false => Ok(()),
+    }
+}
+
+/// The data that came with the command.
+///
+/// # Errors
+///
+/// INVALID FIELD IN CDB when there is less than the CDB says: the command does nothing.
+fn data_out<'a>(call: &mut Call<'a>, length: u64) -> Result<&'a [u8], Failure> {
+    call.transfer_length = length;
+    call.data_out.get(..length as usize).ok_or(SenseCode::INVALID_FIELD_IN_CDB.into())
+}
+
+/// The last look before the medium is touched.
+fn not_aborted(call: &Call<'_>) -> Result<(), Failure> {
+    if call.task.is_aborted() { Err(Refusal::Aborted.into()) } else { Ok(()) }
+}
+
+fn mismatch(a: &[u8], b: &[u8]) -> Option<usize> {
+    if a == b { None } else { a.iter().zip(b).position(|(a, b)| a != b) }
+}
+
+fn read_failure(error: MediumError) -> Failure {
+    match error {
+        MediumError::Gone => SenseCode::NO_MEDIUM,
+        _ => SenseCode::READ_ERROR,
+    }
+    .into()
+}
+
+fn write_failure(error: MediumError) -> Failure {
+    match error {
+        MediumError::NoSpace => SenseCode::SPACE_ALLOCATION_FAILED,
+        MediumError::Io => sense_code::WRITE_ERROR,
+        MediumError::Gone => SenseCode::NO_MEDIUM,
+        MediumError::ReadOnly => sense_code::WRITE_PROTECTED,
+    }
+    .into()
+}
