@@ -5,7 +5,7 @@ use std::ops::Range;
 use scsi_pr::{Completion, Sense, SenseCode, Status};
 
 use crate::commands::Operation;
-use crate::disk::{Call, Disk, Failure, Geometry, MAX_UNMAP_DESCRIPTORS};
+use crate::disk::{Call, Disk, Failure, Geometry, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME};
 use crate::gate::Refusal;
 use crate::medium::{Allocation, Durability, MediumError};
 use crate::range_lock::Mode;
@@ -81,7 +81,7 @@ impl Disk {
     pub(crate) fn write(&self, call: &mut Call<'_>) -> Result<(), Failure> {
         let extent = self.transfer(call)?;
         self.writable()?;
-        let data = data_out(call, extent.length())?;
+        let data = blocks_out(call, &extent);
         if data.is_empty() {
             return Ok(());
         }
@@ -99,20 +99,25 @@ impl Disk {
             _ => return Err(SenseCode::INVALID_FIELD_IN_CDB.into()),
         };
         self.writable()?;
-        let data = data_out(call, extent.length())?;
+        let data = blocks_out(call, &extent);
         if data.is_empty() {
             return Ok(());
         }
+        let extent = Extent { blocks: data.len() as u64 / extent.block_size, ..extent };
         let _range = self.ranges.lock(extent.bytes(), Mode::Exclusive);
         not_aborted(call)?;
         self.medium.write(extent.start(), data, Durability::Durable).map_err(write_failure)?;
-        self.compare(&extent, |offset, stored| {
-            if compare { mismatch(stored, &data[offset..offset + stored.len()]) } else { None }
-        })
+        self.compare(
+            &extent,
+            |offset, stored| {
+                if compare { mismatch(stored, &data[offset..offset + stored.len()]) } else { None }
+            },
+        )
     }
 
     pub(crate) fn verify(&self, call: &mut Call<'_>) -> Result<(), Failure> {
         let extent = self.addressed(call)?;
+        no_protection(call)?;
         let data = match call.cdb[1] & BYTCHK {
             0x00 => None,
             0x02 => {
@@ -138,7 +143,7 @@ impl Disk {
         let extent = extent(call.be64(2), u64::from(call.cdb[13]), &geometry)?;
         no_protection(call)?;
         self.writable()?;
-        let data = data_out(call, 2 * extent.length())?;
+        let data = exact_data_out(call, 2 * extent.length())?;
         if data.is_empty() {
             return Ok(());
         }
@@ -171,17 +176,15 @@ impl Disk {
         const UNMAP: u8 = 0x08;
         const NDOB: u8 = 0x01;
         let extent = self.addressed(call)?;
+        no_protection(call)?;
         let flags = call.cdb[1];
         let without_data = call.cdb[0] == 0x93 && flags & NDOB != 0;
         // WSNZ: zero does not mean "to the end". There is no anchored state.
-        if extent.blocks == 0 || extent.blocks > self.geometry().max_unmap_blocks() || flags & ANCHOR != 0 {
+        if extent.blocks == 0 || extent.blocks > MAX_WRITE_SAME || flags & ANCHOR != 0 {
             return Err(SenseCode::INVALID_FIELD_IN_CDB.into());
         }
         self.writable()?;
-        let block: &[u8] = if without_data { &[] } else { data_out(call, extent.block_size)? };
-        if !without_data && block.len() as u64 != extent.block_size {
-            return Err(SenseCode::INVALID_FIELD_IN_CDB.into());
-        }
+        let block: &[u8] = if without_data { &[] } else { exact_data_out(call, extent.block_size)? };
         let _range = self.ranges.lock(extent.bytes(), Mode::Exclusive);
         not_aborted(call)?;
         let durability = self.durability(call);
@@ -220,14 +223,17 @@ impl Disk {
         for descriptor in descriptors.chunks_exact(16) {
             let lba = u64::from_be_bytes(descriptor[..8].try_into().expect("eight bytes"));
             let blocks = u32::from_be_bytes(descriptor[8..12].try_into().expect("four bytes"));
-            extents.push(extent(lba, u64::from(blocks), &geometry)?);
+            // A descriptor without blocks names nothing.
+            if blocks > 0 {
+                extents.push(extent(lba, u64::from(blocks), &geometry)?);
+            }
         }
         let blocks: u64 = extents.iter().map(|extent| extent.blocks).sum();
-        if extents.len() > usize::from(MAX_UNMAP_DESCRIPTORS) || blocks > geometry.max_unmap_blocks() {
+        if extents.len() > usize::from(MAX_UNMAP_DESCRIPTORS) || blocks > u64::from(MAX_UNMAP_BLOCKS) {
             return Err(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST.into());
         }
         let durability = self.durability(call);
-        for extent in extents.iter().filter(|extent| extent.blocks > 0) {
+        for extent in &extents {
             let _range = self.ranges.lock(extent.bytes(), Mode::Shared);
             not_aborted(call)?;
             let (start, length) = (extent.start(), extent.length());
@@ -376,6 +382,20 @@ fn no_protection(call: &Call<'_>) -> Result<(), Failure> {
 fn data_out<'a>(call: &mut Call<'a>, length: u64) -> Result<&'a [u8], Failure> {
     call.transfer_length = length;
     call.data_out.get(..length as usize).ok_or(SenseCode::INVALID_FIELD_IN_CDB.into())
+}
+
+/// As [`data_out`], when more data than the CDB says is as wrong as less.
+fn exact_data_out<'a>(call: &mut Call<'a>, length: u64) -> Result<&'a [u8], Failure> {
+    let data = data_out(call, length)?;
+    if call.data_out.len() == data.len() { Ok(data) } else { Err(SenseCode::INVALID_FIELD_IN_CDB.into()) }
+}
+
+/// The data of a write: those whole blocks that the initiator has sent. Where it announced less than the CDB says, the
+/// transport reports the rest as a residual overflow (SAM-5 5.4.3, RFC 7143 11.4.5.2).
+fn blocks_out<'a>(call: &mut Call<'a>, extent: &Extent) -> &'a [u8] {
+    call.transfer_length = extent.length();
+    let sent = (call.data_out.len() as u64).min(extent.length());
+    &call.data_out[..(sent - sent % extent.block_size) as usize]
 }
 
 /// The last look before the medium is touched.

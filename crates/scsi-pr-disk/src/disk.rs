@@ -21,8 +21,10 @@ pub(crate) const MAX_UNMAP_DESCRIPTORS: u16 = 256;
 /// The longest transfer in bytes. A transport needs that much memory for a command at most.
 pub const MAX_TRANSFER: u32 = 8 << 20;
 const OPTIMAL_TRANSFER: u32 = 1 << 20;
-/// The most bytes that one UNMAP or WRITE SAME changes, so that a command does not take minutes.
-const MAX_UNMAP: u64 = 4 << 30;
+/// The most blocks that one UNMAP gives back, so that a command does not take minutes.
+pub(crate) const MAX_UNMAP_BLOCKS: u32 = 1 << 20;
+/// The most blocks that one WRITE SAME writes.
+pub(crate) const MAX_WRITE_SAME: u64 = 65_535;
 
 /// The target port through which a command came.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,9 @@ pub enum OpenError {
     /// The block size is not one of those that SBC-4 disks have in practice.
     #[error("a block has 512 or 4096 bytes, not {0}")]
     BlockSize(u32),
+    /// The physical block size is not possible.
+    #[error("a physical block is a power of two, at least the block size and at most 65536, not {0}")]
+    PhysicalBlockSize(u32),
     /// The medium is empty.
     #[error("the medium has {size} bytes, less than one block of {block_size}")]
     TooSmall {
@@ -77,14 +82,16 @@ pub struct DiskOptions {
     pub identity: Identity,
     /// LOGICAL BLOCK LENGTH in bytes: 512 or 4096.
     pub block_size: u32,
+    /// The size of a physical block in bytes, which initiators align writes to: a power of two, at least the block size.
+    pub physical_block_size: u32,
     /// Whether a write may be GOOD before it is durable, until MODE SELECT says otherwise (WCE).
     pub write_cache: bool,
 }
 
 impl DiskOptions {
-    /// A disk with blocks of 512 bytes and a write cache.
+    /// A disk with logical blocks of 512 bytes, physical ones of 4,096, and a write cache.
     pub fn new(identity: Identity) -> Self {
-        Self { identity, block_size: 512, write_cache: true }
+        Self { identity, block_size: 512, physical_block_size: 4096, write_cache: true }
     }
 }
 
@@ -96,6 +103,7 @@ impl DiskOptions {
 pub struct Disk {
     identity: Identity,
     block_size: u32,
+    physical_block_size: u32,
     pub(crate) medium: Box<dyn Medium>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) ranges: RangeLocks,
@@ -205,9 +213,12 @@ impl Disk {
         medium: Box<dyn Medium>,
         store: Box<dyn ReservationStore>,
     ) -> Result<Self, OpenError> {
-        let DiskOptions { identity, block_size, write_cache } = options;
+        let DiskOptions { identity, block_size, physical_block_size, write_cache } = options;
         if !matches!(block_size, 512 | 4096) {
             return Err(OpenError::BlockSize(block_size));
+        }
+        if !physical_block_size.is_power_of_two() || !(block_size..=1 << 16).contains(&physical_block_size) {
+            return Err(OpenError::PhysicalBlockSize(physical_block_size));
         }
         let size = medium.size();
         if size < u64::from(block_size) {
@@ -220,6 +231,7 @@ impl Disk {
         Ok(Self {
             identity,
             block_size,
+            physical_block_size,
             medium,
             gate: Arc::new(Gate::new(store)?),
             ranges: RangeLocks::default(),
@@ -270,21 +282,46 @@ impl Disk {
         Response { completion, transfer_length }
     }
 
-    /// Carries out a task management function. It returns when every aborted command has ended.
-    pub fn manage(&self, session: SessionId, function: TaskManagement) {
+    /// Whether the command usually takes no time that another command would have to wait for: it touches no device, and
+    /// waits for no other command.
+    pub fn is_quick(&self, cdb: &[u8; 16]) -> bool {
+        const FUA: u8 = 0x08;
+        let Lookup::Command(command) = commands::find(cdb[0], cdb[1]) else { return true };
+        match command.operation {
+            Operation::Read => self.medium.is_quick(),
+            Operation::Write => {
+                let fua = cdb[0] >> 5 != 0 && cdb[1] & FUA != 0;
+                self.medium.is_quick() && !fua && self.modes().write_cache
+            }
+            Operation::TestUnitReady
+            | Operation::RequestSense
+            | Operation::Inquiry
+            | Operation::ModeSense6
+            | Operation::ModeSense10
+            | Operation::ReadCapacity10
+            | Operation::ReadCapacity16
+            | Operation::ReportSupportedOperationCodes
+            | Operation::ReportSupportedTaskManagementFunctions => true,
+            _ => false,
+        }
+    }
+
+    /// Carries out a task management function. It returns when every aborted command has ended, with their number.
+    pub fn manage(&self, session: SessionId, function: TaskManagement) -> usize {
         match function {
-            TaskManagement::AbortTask(tag) => _ = self.gate.abort(AbortScope::Task(session, tag), Some(session)),
-            TaskManagement::AbortTaskSet => _ = self.gate.abort(AbortScope::Session(session), Some(session)),
-            TaskManagement::ClearTaskSet => _ = self.gate.abort(AbortScope::Everything, Some(session)),
+            TaskManagement::AbortTask(tag) => self.gate.abort(AbortScope::Task(session, tag), Some(session)),
+            TaskManagement::AbortTaskSet => self.gate.abort(AbortScope::Session(session), Some(session)),
+            TaskManagement::ClearTaskSet => self.gate.abort(AbortScope::Everything, Some(session)),
             TaskManagement::LogicalUnitReset => self.reset(sense_code::DEVICE_RESET),
             TaskManagement::TargetWarmReset => self.reset(SenseCode::BUS_RESET),
             TaskManagement::TargetColdReset => self.reset(SenseCode::RESET),
         }
     }
 
-    fn reset(&self, code: SenseCode) {
-        self.gate.reset(code);
+    fn reset(&self, code: SenseCode) -> usize {
+        let aborted = self.gate.reset(code);
         self.set_modes(self.default_modes);
+        aborted
     }
 
     /// Gives every session a unit attention: REPORTED LUNS DATA HAS CHANGED (3F/0E).
@@ -297,8 +334,8 @@ impl Disk {
         if self.known_size.swap(size, Ordering::Relaxed) != size {
             self.gate.notify_sessions(sense_code::CAPACITY_CHANGED, None);
         }
-        let Self { block_size, .. } = *self;
-        Geometry { block_size, physical_block_size: block_size.max(4096), blocks: size / u64::from(block_size) }
+        let Self { block_size, physical_block_size, .. } = *self;
+        Geometry { block_size, physical_block_size, blocks: size / u64::from(block_size) }
     }
 
     pub(crate) fn modes(&self) -> ModeSettings {
@@ -468,7 +505,8 @@ impl Disk {
         let cdb = Cdb::new(call.cdb).map_err(|_| SenseCode::INVALID_OPCODE)?;
         let length = call.be32(5) as usize;
         let task = call.task;
-        let command = Command::new(cdb, call.parameter_list(length)?).map_err(|_| SenseCode::PARAMETER_LIST_LENGTH_ERROR)?;
+        let command =
+            Command::new(cdb, call.parameter_list(length)?).map_err(|_| SenseCode::PARAMETER_LIST_LENGTH_ERROR)?;
         match self.gate.reserve_out(task, command) {
             Some(completion) => good_or_failure(completion).map(drop),
             None => Err(Refusal::Aborted.into()),
@@ -503,10 +541,6 @@ impl Geometry {
 
     pub(crate) const fn optimal_transfer_blocks(&self) -> u32 {
         OPTIMAL_TRANSFER / self.block_size
-    }
-
-    pub(crate) const fn max_unmap_blocks(&self) -> u64 {
-        MAX_UNMAP / self.block_size as u64
     }
 
     /// The block descriptor of MODE SENSE (SBC-4 6.5.2).

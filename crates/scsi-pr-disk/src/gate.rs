@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use scsi_pr::{Access, Command, Completion, Nexus, ReserveOut, Reservations, SenseCode, SenseKey, Status};
+use scsi_pr::{Access, Command, Completion, Nexus, Reservations, ReserveOut, SenseCode, SenseKey, Status};
 
 use crate::commands::UnitAttention;
 use crate::sense_code;
@@ -44,6 +44,9 @@ struct State {
     aborted_status: AbortedStatus,
     /// Nexuses whose last session has ended, the last one at the end; bounded.
     lost: VecDeque<Nexus>,
+    /// The number of commands on the medium whose session has ended. Their nexus' next commands wait for them: a write
+    /// that a session has left behind must not land on top of the one that the initiator sends again.
+    orphans: HashMap<Nexus, usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +90,13 @@ struct TaskEntry {
     aborted: Arc<Aborted>,
     /// Whether the drain waits for it.
     is_drained: bool,
+}
+
+impl TaskEntry {
+    /// Whether the command has entered and may touch the medium.
+    fn is_on_medium(&self) -> bool {
+        self.access.is_some_and(|access| !is_reservation_command(access))
+    }
 }
 
 /// Whether a command was aborted, and with which answer.
@@ -157,6 +167,7 @@ impl Gate {
             next_id: 0,
             aborted_status: AbortedStatus::UnitAttention,
             lost: VecDeque::new(),
+            orphans: HashMap::new(),
         };
         Ok(Self { state: Mutex::new(state), moved: Condvar::new(), store })
     }
@@ -190,6 +201,10 @@ impl Gate {
         let mut state = self.state();
         state.abort(AbortScope::Session(id), None);
         let Some(session) = state.sessions.remove(&id) else { return };
+        let left = state.tasks.iter().filter(|((owner, _), entry)| *owner == id && entry.is_on_medium()).count();
+        if left > 0 {
+            *state.orphans.entry(session.nexus.clone()).or_default() += left;
+        }
         if !state.sessions.values().any(|other| other.nexus == session.nexus) {
             if state.reservations.spc2_holder() == Some(&session.nexus) {
                 let _ = state.reservations.release_spc2(&session.nexus);
@@ -239,6 +254,10 @@ impl Gate {
                     }
                     continue;
                 }
+            }
+            if state.orphans.contains_key(&task.nexus) && !is_reservation_command(access) {
+                state = self.wait(state);
+                continue;
             }
             if is_reservation_command(access) && state.change != Change::None {
                 state = self.wait(state);
@@ -377,13 +396,14 @@ impl Gate {
     }
 
     /// A reset: commands are aborted, a SPC-2 reservation ends, and every session gets the unit attention `code`.
-    pub(crate) fn reset(&self, code: SenseCode) {
-        self.abort(AbortScope::Everything, None);
+    pub(crate) fn reset(&self, code: SenseCode) -> usize {
+        let aborted = self.abort(AbortScope::Everything, None);
         let mut state = self.state();
         if let Some(holder) = state.reservations.spc2_holder().cloned() {
             let _ = state.reservations.release_spc2(&holder);
         }
         state.sessions.values_mut().for_each(|session| session.add(code));
+        aborted
     }
 
     /// Gives every session but `except` a unit attention.
@@ -407,6 +427,9 @@ impl Gate {
         {
             state.change = if left > 1 { Change::Draining(left - 1) } else { Change::None };
         }
+        if entry.is_on_medium() && !state.sessions.contains_key(&task.session) {
+            state.end_orphan(&task.nexus);
+        }
         let is_awaited = entry.is_drained || entry.aborted.is_set();
         drop(state);
         if is_awaited {
@@ -419,6 +442,15 @@ impl State {
     fn new_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
+    }
+
+    fn end_orphan(&mut self, nexus: &Nexus) {
+        if let Some(left) = self.orphans.get_mut(nexus) {
+            *left -= 1;
+            if *left == 0 {
+                self.orphans.remove(nexus);
+            }
+        }
     }
 
     fn take_attention(&mut self, task: &Task) -> Option<SenseCode> {
@@ -436,9 +468,7 @@ impl State {
         let mut drained = 0;
         for ((session, _), entry) in tasks {
             // PERSISTENT RESERVE IN and OUT wait for the drain, so the drain must not wait for them.
-            let Some(access) = entry.access.filter(|access| !is_reservation_command(*access)) else {
-                continue;
-            };
+            let Some(access) = entry.access.filter(|_| entry.is_on_medium()) else { continue };
             // A command of a session that has ended was aborted, and is to end as well.
             entry.is_drained = match sessions.get_mut(session) {
                 None => true,

@@ -78,7 +78,7 @@ mod tests {
     fn the_naa_identifier_is_locally_assigned_and_follows_from_the_uuid() {
         let identity = Identity::from_uuid(UUID);
         assert_eq!(identity.naa(), &[0x3b, 1, 2, 3, 4, 5, 7, 9]);
-        assert_eq!(identity.serial(), "ab010203040546078809" .to_owned() + "0a0b0c0d0e0f");
+        assert_eq!(identity.serial(), "ab010203040546078809".to_owned() + "0a0b0c0d0e0f");
         assert_eq!(Identity::from_uuid(UUID), identity);
     }
 

@@ -1,6 +1,6 @@
 //! INQUIRY and the VPD pages (SPC-4 6.6 and 7.8, SBC-4 6.6).
 
-use crate::disk::{Geometry, MAX_COMPARE_AND_WRITE, MAX_UNMAP_DESCRIPTORS, Port};
+use crate::disk::{Geometry, MAX_COMPARE_AND_WRITE, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME, Port};
 use crate::identity::Identity;
 
 const VENDOR: &[u8; 8] = b"SCSI-PR ";
@@ -124,11 +124,11 @@ fn block_limits(_: &Identity, _: &Port, geometry: &Geometry) -> Vec<u8> {
     put(6, &(geometry.physical_blocks() as u16).to_be_bytes()); // OPTIMAL TRANSFER LENGTH GRANULARITY
     put(8, &geometry.max_transfer_blocks().to_be_bytes());
     put(12, &geometry.optimal_transfer_blocks().to_be_bytes());
-    put(20, &u32::try_from(geometry.max_unmap_blocks()).unwrap_or(u32::MAX).to_be_bytes());
+    put(20, &MAX_UNMAP_BLOCKS.to_be_bytes());
     put(24, &u32::from(MAX_UNMAP_DESCRIPTORS).to_be_bytes());
     put(28, &geometry.physical_blocks().to_be_bytes()); // OPTIMAL UNMAP GRANULARITY
     put(32, &0x8000_0000_u32.to_be_bytes()); // UGAVALID, UNMAP GRANULARITY ALIGNMENT 0
-    put(36, &geometry.max_unmap_blocks().to_be_bytes()); // MAXIMUM WRITE SAME LENGTH
+    put(36, &MAX_WRITE_SAME.to_be_bytes()); // MAXIMUM WRITE SAME LENGTH
     body
 }
 

@@ -16,6 +16,12 @@ pub trait Medium: Send + Sync {
         false
     }
 
+    /// Whether reads and cached writes usually return without waiting for a device, because the bytes are in memory. A
+    /// transport may then run them on the thread that receives commands.
+    fn is_quick(&self) -> bool {
+        false
+    }
+
     /// Fills `buffer` from byte `offset` on.
     ///
     /// # Errors
@@ -42,7 +48,8 @@ pub trait Medium: Send + Sync {
     /// # Errors
     ///
     /// As [`write`](Self::write).
-    fn zero(&self, offset: u64, length: u64, allocation: Allocation, durability: Durability) -> Result<(), MediumError>;
+    fn zero(&self, offset: u64, length: u64, allocation: Allocation, durability: Durability)
+    -> Result<(), MediumError>;
 
     /// Whether the bytes from `offset` on have storage, and for how many of the next `length` bytes that holds.
     ///

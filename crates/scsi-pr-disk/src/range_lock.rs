@@ -70,7 +70,8 @@ impl RangeLocks {
 
 impl State {
     fn must_wait(&self, id: u64) -> bool {
-        let index = self.locks.iter().position(|lock| lock.id == id).expect("the lock is in the list until it is dropped");
+        let index =
+            self.locks.iter().position(|lock| lock.id == id).expect("the lock is in the list until it is dropped");
         let lock = &self.locks[index];
         self.locks[..index].iter().any(|earlier| earlier.conflicts(lock))
     }

@@ -40,7 +40,6 @@ pub struct TargetSession {
 
 /// A command of a session.
 pub struct TargetTask {
-    lun: Lun,
     unit: Option<(Arc<Disk>, Task)>,
 }
 
@@ -110,24 +109,31 @@ impl TargetSession {
         match self.unit(lun) {
             Some((disk, session)) => {
                 let task = disk.add_task(session, tag)?;
-                Some(TargetTask { lun, unit: Some((disk, task)) })
+                Some(TargetTask { unit: Some((disk, task)) })
             }
-            None => Some(TargetTask { lun, unit: None }),
+            None => Some(TargetTask { unit: None }),
         }
     }
 
     /// Runs a command; see [`Disk::execute`].
-    pub fn execute(&self, task: &TargetTask, port: &Port, cdb: &[u8], data_out: &[u8], data_in: &mut DataIn) -> Response {
+    pub fn execute(
+        &self,
+        task: &TargetTask,
+        port: &Port,
+        cdb: &[u8],
+        data_out: &[u8],
+        data_in: &mut DataIn,
+    ) -> Response {
         const REPORT_LUNS: u8 = 0xa0;
         match &task.unit {
             Some((disk, task)) if cdb.first() != Some(&REPORT_LUNS) => disk.execute(task, port, cdb, data_out, data_in),
-            _ => self.execute_without_unit(task.lun, cdb, data_in),
+            _ => self.execute_without_unit(cdb, data_in),
         }
     }
 
     /// REPORT LUNS, which is answered for the target; and commands to a number that has no unit (SPC-4 6.6.1, SAM-5
     /// 4.7.6): INQUIRY says that there is none, REQUEST SENSE returns the reason, any other is refused with it.
-    fn execute_without_unit(&self, lun: Lun, cdb: &[u8], data_in: &mut DataIn) -> Response {
+    fn execute_without_unit(&self, cdb: &[u8], data_in: &mut DataIn) -> Response {
         const INQUIRY: u8 = 0x12;
         const REQUEST_SENSE: u8 = 0x03;
         data_in.clear();
@@ -147,7 +153,6 @@ impl TargetSession {
             }
             _ => Err(code),
         };
-        let _ = lun;
         match result {
             Ok((data, allocation_length)) => {
                 data_in.set(&data, allocation_length);
@@ -158,15 +163,10 @@ impl TargetSession {
         }
     }
 
-    /// Carries out a task management function for one unit; whether there is one.
-    pub fn manage(&self, lun: Lun, function: TaskManagement) -> bool {
-        match self.unit(lun) {
-            Some((disk, session)) => {
-                disk.manage(session, function);
-                true
-            }
-            None => false,
-        }
+    /// Carries out a task management function for one unit, and returns the number of commands that it aborted; `None`
+    /// when there is no such unit.
+    pub fn manage(&self, lun: Lun, function: TaskManagement) -> Option<usize> {
+        self.unit(lun).map(|(disk, session)| disk.manage(session, function))
     }
 
     /// Carries out a reset for every unit of the target.
@@ -177,18 +177,25 @@ impl TargetSession {
     }
 }
 
-impl Drop for TargetSession {
-    fn drop(&mut self) {
-        let sessions = self.sessions.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for (disk, session) in std::mem::take(sessions).into_values() {
+impl TargetSession {
+    /// The session ends; its commands are aborted. A command that comes later is refused.
+    pub fn close(&self) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        for (disk, session) in std::mem::take(&mut *sessions).into_values() {
             disk.close_session(session);
         }
     }
 }
 
+impl Drop for TargetSession {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 impl TargetTask {
-    /// Whether the command was aborted.
-    pub fn is_aborted(&self) -> bool {
-        self.unit.as_ref().is_some_and(|(_, task)| task.is_aborted())
+    /// Whether the command usually takes no time: see [`Disk::is_quick`].
+    pub fn is_quick(&self, cdb: &[u8; 16]) -> bool {
+        self.unit.as_ref().is_none_or(|(disk, _)| disk.is_quick(cdb))
     }
 }

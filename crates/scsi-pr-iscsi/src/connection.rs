@@ -1,0 +1,457 @@
+//! One connection: drives the state machines over a socket.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use scsi_pr::{InitiatorPort, Nexus, TransportId};
+use scsi_pr_disk::{DataIn, Lun, Port, TargetSession, TargetTask, TaskManagement};
+use thiserror::Error;
+
+use crate::directory::Directory;
+use crate::login::{Login, LoginStep, Negotiated, Refusal};
+use crate::pdu::{Decoder, Digests, Header, MAX_RECV_DATA_SEGMENT, NO_TAG, Pdu, PduError, encode};
+use crate::pool::Pool;
+use crate::reply::{Bounds, Replies, ScsiResponse, TaskManagementResponse};
+use crate::server::Shared;
+use crate::session::{Action, CommandWindow, Management, ProtocolError, ScsiCommand, Session};
+use crate::text::Keys;
+
+/// The time for a whole login.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most requests of a login.
+const LOGIN_STEPS: usize = 64;
+/// The silence after which the target sends a NOP-In; after as much again the connection is closed.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// The time that a peer may take to read an answer.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Answers are collected up to this many bytes while more requests are there.
+const COLLECTED: usize = 256 << 10;
+
+/// The reason why a connection ends.
+#[derive(Debug, Error)]
+pub(crate) enum DisconnectReason {
+    #[error("the peer has closed the connection")]
+    Closed,
+    #[error("the initiator has logged out")]
+    LoggedOut,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Pdu(#[from] PduError),
+    #[error("{0}")]
+    Protocol(#[from] ProtocolError),
+    #[error("login refused: {0}")]
+    Login(#[from] Refusal),
+    #[error("the login took longer than {} s", LOGIN_TIMEOUT.as_secs())]
+    LoginTimeout,
+    #[error("the peer has not answered a ping")]
+    Silent,
+    #[error("a former session of this initiator has not ended in time")]
+    FormerSession,
+}
+
+/// A connection in the full feature phase, shared by its reader and by the threads that run its commands.
+struct Connection {
+    socket: TcpStream,
+    writer: Mutex<Writer>,
+    window: CommandWindow,
+    session: TargetSession,
+    port: Port,
+}
+
+struct Writer {
+    replies: Replies,
+    buffer: Vec<u8>,
+    has_failed: bool,
+}
+
+/// Serves a connection to its end.
+pub(crate) fn run(shared: &Arc<Shared>, socket: TcpStream, portal_group: u16) -> DisconnectReason {
+    match serve(shared, &socket, portal_group) {
+        Ok(never) => match never {},
+        Err(reason) => {
+            let _ = socket.shutdown(Shutdown::Both);
+            reason
+        }
+    }
+}
+
+enum Never {}
+
+fn serve(shared: &Arc<Shared>, socket: &TcpStream, portal_group: u16) -> Result<Never, DisconnectReason> {
+    socket.set_nodelay(true)?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+    let directory = shared.directory();
+    let mut decoder = Decoder::default();
+    let mut login = Login::new(portal_group);
+    let (negotiated, response) = log_in(socket, &mut decoder, &mut login, &directory, shared)?;
+    decoder.digests = negotiated.digests;
+    decoder.limit = MAX_RECV_DATA_SEGMENT;
+    let registration = shared.register(&negotiated, portal_group, socket).ok_or(DisconnectReason::FormerSession)?;
+    let mut first = Vec::new();
+    encode(&mut first, &response.0, &response.1, Digests::default());
+    let mut socket_ref = socket;
+    socket_ref.write_all(&first)?;
+    tracing::info!(
+        "{} has logged in to {}",
+        negotiated.initiator,
+        negotiated.target.as_ref().map_or("discovery", |(name, _)| name.as_str())
+    );
+
+    let bounds = Bounds {
+        digests: negotiated.digests,
+        max_segment: negotiated.max_send_segment,
+        max_burst: negotiated.max_burst,
+    };
+    let writer = Writer { replies: Replies::new(bounds, login.next_stat_sn()), buffer: Vec::new(), has_failed: false };
+    drop(login);
+    let target = negotiated.target.as_ref().map(|(_, target)| Arc::clone(target)).unwrap_or_default();
+    let connection = Arc::new(Connection {
+        socket: socket.try_clone()?,
+        writer: Mutex::new(writer),
+        window: CommandWindow::new(negotiated.command_number),
+        session: target.open_session(nexus(&negotiated.initiator, portal_group)),
+        port: port(&negotiated, portal_group),
+    });
+    let reader = Reader {
+        connection: Arc::clone(&connection),
+        session: Session::new(&negotiated),
+        negotiated,
+        directory,
+        pool: Arc::clone(&shared.pool),
+        data_in: DataIn::new(),
+        rest_of_text: Vec::new(),
+        portals: shared.portals(socket),
+    };
+    let result = reader.run(decoder);
+    connection.session.close();
+    drop(registration);
+    result
+}
+
+/// The I_T nexus: the initiator's name, with an ISID of zero, and the target port.
+fn nexus(initiator: &str, portal_group: u16) -> Nexus {
+    let port = InitiatorPort::Iscsi { name: initiator, isid: Some([0; 6]) };
+    let id = TransportId::new(port).expect("the login has checked the name");
+    Nexus::new(id, portal_group)
+}
+
+fn port(negotiated: &Negotiated, portal_group: u16) -> Port {
+    let name = negotiated.target.as_ref().map(|(name, _)| format!("{name},t,0x{portal_group:04x}"));
+    Port { relative_target_port: portal_group.to_be_bytes(), name: name.unwrap_or_default() }
+}
+
+fn log_in(
+    socket: &TcpStream,
+    decoder: &mut Decoder,
+    login: &mut Login,
+    directory: &Directory,
+    shared: &Shared,
+) -> Result<(Negotiated, (Header, Vec<u8>)), DisconnectReason> {
+    let deadline = Instant::now() + LOGIN_TIMEOUT;
+    let mut out = Vec::new();
+    for _ in 0..LOGIN_STEPS {
+        let step = loop {
+            if let Some(pdu) = decoder.next_pdu()? {
+                break login.step(&pdu, directory, shared.new_tsih());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(DisconnectReason::LoginTimeout);
+            }
+            socket.set_read_timeout(Some(left))?;
+            receive(socket, decoder)?;
+        };
+        let (header, data) = match step {
+            LoginStep::Continue(header, data) => (header, data),
+            LoginStep::Complete(header, data, negotiated) => return Ok((*negotiated, (header, data))),
+            LoginStep::Refused(header, refusal) => {
+                encode(&mut out, &header, &[], Digests::default());
+                let mut socket = socket;
+                let _ = socket.write_all(&out);
+                return Err(refusal.into());
+            }
+        };
+        out.clear();
+        encode(&mut out, &header, &data, Digests::default());
+        let mut socket = socket;
+        socket.write_all(&out)?;
+    }
+    Err(DisconnectReason::LoginTimeout)
+}
+
+/// Waits for bytes of the peer.
+fn receive(socket: &TcpStream, decoder: &mut Decoder) -> Result<(), DisconnectReason> {
+    let mut socket = socket;
+    loop {
+        match socket.read(decoder.room()) {
+            Ok(0) => return Err(DisconnectReason::Closed),
+            Ok(length) => {
+                decoder.filled(length);
+                return Ok(());
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The thread that receives the requests of a connection.
+struct Reader {
+    connection: Arc<Connection>,
+    session: Session,
+    negotiated: Negotiated,
+    directory: Arc<Directory>,
+    pool: Arc<Pool>,
+    data_in: DataIn,
+    /// What remains of a Text Response that is longer than a data segment.
+    rest_of_text: Vec<u8>,
+    /// TargetAddress values.
+    portals: Vec<String>,
+}
+
+impl Reader {
+    fn run(mut self, mut decoder: Decoder) -> Result<Never, DisconnectReason> {
+        self.connection.socket.set_read_timeout(Some(PING_INTERVAL))?;
+        let mut is_pinged = false;
+        loop {
+            while let Some(pdu) = decoder.next_pdu()? {
+                self.handle(&pdu)?;
+                is_pinged = false;
+            }
+            self.connection.writer().flush(&self.connection.socket)?;
+            match receive(&self.connection.socket, &mut decoder) {
+                Err(DisconnectReason::Io(error))
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+                {
+                    if std::mem::replace(&mut is_pinged, true) {
+                        return Err(DisconnectReason::Silent);
+                    }
+                    decoder.shrink();
+                    self.data_in = DataIn::new();
+                    let window = self.connection.window.now();
+                    let mut writer = self.connection.writer();
+                    let Writer { replies, buffer, .. } = &mut *writer;
+                    replies.ping(buffer, 0, window);
+                    writer.flush(&self.connection.socket)?;
+                }
+                result => result?,
+            }
+        }
+    }
+
+    fn handle(&mut self, pdu: &Pdu<'_>) -> Result<(), DisconnectReason> {
+        let action = self.session.receive(pdu, &self.connection.window)?;
+        self.act(pdu, action)?;
+        let mut writer = self.connection.writer();
+        if writer.buffer.len() >= COLLECTED {
+            writer.flush(&self.connection.socket)?;
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, pdu: &Pdu<'_>, action: Action) -> Result<(), DisconnectReason> {
+        let header = &pdu.header;
+        let connection = &self.connection;
+        let window = connection.window.now();
+        let mut writer = connection.writer();
+        let Writer { replies, buffer, .. } = &mut *writer;
+        match action {
+            Action::None => {}
+            Action::Transfer(lun, transfer) => replies.ready_to_transfer(buffer, lun, &transfer, window),
+            Action::RefuseManagement(tag, response) => replies.task_management(buffer, tag, response, window),
+            Action::Pong => replies.nop_in(buffer, header, pdu.data, window),
+            Action::Reject(reason) => replies.reject(buffer, header, reason, window),
+            Action::Logout(response) => {
+                replies.logout(buffer, header.task_tag(), response, window);
+                writer.flush(&connection.socket)?;
+                if response == 0 {
+                    return Err(DisconnectReason::LoggedOut);
+                }
+            }
+            Action::Text => {
+                drop(writer);
+                self.text(pdu);
+            }
+            Action::Manage(management) => {
+                drop(writer);
+                self.manage(management)?;
+            }
+            Action::Run(command) => {
+                drop(writer);
+                self.command(command)?;
+                while let Some((lun, transfer)) = self.session.next_transfer() {
+                    let mut writer = self.connection.writer();
+                    let Writer { replies, buffer, .. } = &mut *writer;
+                    replies.ready_to_transfer(buffer, lun, &transfer, self.connection.window.now());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a command: here if that takes no time, else on a thread of the pool.
+    fn command(&mut self, command: ScsiCommand) -> Result<(), DisconnectReason> {
+        let connection = &self.connection;
+        let lun = Lun::from_bytes(command.lun);
+        // A LUN field of another form names no unit; 255 is none either, unless there are 256.
+        let task = connection.session.add_task(lun.unwrap_or(Lun(255)), u64::from(command.task_tag));
+        let Some(task) = task else {
+            return Err(ProtocolError::Data("a command with the task tag of another one that runs").into());
+        };
+        if task.is_quick(&command.cdb) {
+            connection.execute(task, &command, &mut self.data_in);
+            return Ok(());
+        }
+        // What is collected is not to wait for other commands.
+        connection.writer().flush(&connection.socket)?;
+        let connection = Arc::clone(connection);
+        self.pool.run(move || {
+            let mut data_in = DataIn::new();
+            connection.execute(task, &command, &mut data_in);
+            // A failure closes the socket, which the reader notices.
+            let _ = connection.writer().flush(&connection.socket);
+        });
+        Ok(())
+    }
+
+    /// Carries out a task management function on a thread of its own: it may have to wait for a device.
+    fn manage(&mut self, management: Management) -> Result<(), DisconnectReason> {
+        let connection = Arc::clone(&self.connection);
+        connection.writer().flush(&connection.socket)?;
+        let work = move || {
+            let response = connection.manage(&management);
+            let window = connection.window.now();
+            let mut writer = connection.writer();
+            let Writer { replies, buffer, .. } = &mut *writer;
+            replies.task_management(buffer, management.task_tag, response, window);
+            let _ = writer.flush(&connection.socket);
+        };
+        std::thread::Builder::new().name("iscsi-management".into()).stack_size(256 << 10).spawn(work)?;
+        Ok(())
+    }
+
+    /// SendTargets (RFC 7143 appendix C) and declarations of MaxRecvDataSegmentLength.
+    fn text(&mut self, pdu: &Pdu<'_>) {
+        const CONTINUE: u8 = 0x40;
+        let header = &pdu.header;
+        let connection = &self.connection;
+        let mut text = std::mem::take(&mut self.rest_of_text);
+        if header.word(20) == NO_TAG {
+            text.clear();
+            let keys = if header.0[1] & CONTINUE != 0 { None } else { Keys::parse(pdu.data).ok() };
+            let Some(keys) = keys else {
+                let mut writer = connection.writer();
+                let Writer { replies, buffer, .. } = &mut *writer;
+                replies.reject(buffer, header, crate::reply::RejectReason::Protocol, connection.window.now());
+                return;
+            };
+            let mut answer = Keys::new();
+            for (key, value) in keys.iter() {
+                match key {
+                    "SendTargets" => self.send_targets(value, &mut text),
+                    "MaxRecvDataSegmentLength" => {
+                        if let Some(length) = value.parse().ok().filter(|length| (512..=0xff_ffff).contains(length)) {
+                            connection.writer().replies.set_max_segment(length);
+                        }
+                    }
+                    other => answer.push(other, "NotUnderstood"),
+                }
+            }
+            text.extend_from_slice(&answer.encode());
+        }
+        let mut writer = connection.writer();
+        let Writer { replies, buffer, .. } = &mut *writer;
+        let rest = text.split_off(text.len().min(replies.bounds().max_segment));
+        // One text negotiation at a time: any tag but the reserved one does.
+        let transfer_tag = (!rest.is_empty()).then_some(0);
+        replies.text(buffer, header.task_tag(), &text, transfer_tag, connection.window.now());
+        drop(writer);
+        self.rest_of_text = rest;
+    }
+
+    fn send_targets(&self, value: &str, text: &mut Vec<u8>) {
+        let own = self.negotiated.target.as_ref().map(|(name, _)| name.as_str());
+        for entry in self.directory.visible_to(&self.negotiated.initiator) {
+            let is_meant = match (value, own) {
+                ("All", None) => true,
+                ("", Some(own)) => entry.name == own,
+                (name, _) => entry.name.eq_ignore_ascii_case(name),
+            };
+            if is_meant {
+                text.extend_from_slice(format!("TargetName={}\0", entry.name).as_bytes());
+                for portal in &self.portals {
+                    text.extend_from_slice(format!("TargetAddress={portal}\0").as_bytes());
+                }
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs the command, and puts its answer into the buffer of the writer.
+    fn execute(&self, task: TargetTask, command: &ScsiCommand, data_in: &mut DataIn) {
+        let response = self.session.execute(&task, &self.port, &command.cdb, &command.data, data_in);
+        self.window.end(command.delivery);
+        let Some(completion) = response.completion else { return };
+        let response = ScsiResponse {
+            task_tag: command.task_tag,
+            completion: &completion,
+            data: data_in.bytes(),
+            expected_in: command.expected_in,
+            expected_out: command.expected_out,
+            transfer_length: response.transfer_length,
+        };
+        let window = self.window.now();
+        let mut writer = self.writer();
+        // The task leaves the task set before the initiator can use its tag again; and under the lock, so that the answer
+        // comes before that of a task management function that waits for the task.
+        drop(task);
+        let Writer { replies, buffer, .. } = &mut *writer;
+        replies.scsi(buffer, &response, window);
+    }
+
+    fn manage(&self, management: &Management) -> TaskManagementResponse {
+        use TaskManagementResponse::{Complete, NoTask, NoUnit};
+        match management.function {
+            TaskManagement::TargetWarmReset | TaskManagement::TargetColdReset => {
+                self.session.manage_all(management.function);
+                Complete
+            }
+            function => {
+                let Some(lun) = Lun::from_bytes(management.lun) else { return NoUnit };
+                match (self.session.manage(lun, function), function) {
+                    (None, _) => NoUnit,
+                    (Some(0), TaskManagement::AbortTask(_)) if !management.has_dropped => NoTask,
+                    _ => Complete,
+                }
+            }
+        }
+    }
+}
+
+impl Writer {
+    /// Sends what is collected.
+    fn flush(&mut self, socket: &TcpStream) -> Result<(), DisconnectReason> {
+        if self.buffer.is_empty() || self.has_failed {
+            self.buffer.clear();
+            return Ok(());
+        }
+        let mut writer = socket;
+        let result = writer.write_all(&self.buffer);
+        self.buffer.clear();
+        self.buffer.shrink_to(4096);
+        if result.is_err() {
+            // A part of a PDU may be on the wire, so nothing may follow it.
+            self.has_failed = true;
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        Ok(result?)
+    }
+}
