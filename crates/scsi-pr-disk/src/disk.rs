@@ -493,7 +493,11 @@ impl Disk {
     }
 
     fn persistent_reserve_in(&self, call: &mut Call<'_>) -> Result<(), Failure> {
-        let cdb = Cdb::new(call.cdb).map_err(|_| SenseCode::INVALID_OPCODE)?;
+        let mut bytes = call.cdb;
+        if usize::from(call.be16(7)) > scsi_pr::MAX_TRANSFER {
+            bytes[7..9].copy_from_slice(&(scsi_pr::MAX_TRANSFER as u16).to_be_bytes());
+        }
+        let cdb = Cdb::new(bytes).map_err(|_| SenseCode::INVALID_OPCODE)?;
         let command = Command::new(cdb, &[]).map_err(|_| SenseCode::INVALID_FIELD_IN_CDB)?;
         let data = good_or_failure(self.gate.reserve_in(call.task, command))?;
         let allocation_length = usize::from(call.be16(7));

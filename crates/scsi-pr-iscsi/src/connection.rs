@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use scsi_pr::{InitiatorPort, Nexus, TransportId};
+use scsi_pr::{Completion, InitiatorPort, Nexus, TransportId};
 use scsi_pr_disk::{DataIn, Lun, Port, TargetSession, TargetTask, TaskManagement};
 use thiserror::Error;
 
@@ -261,6 +261,10 @@ impl Reader {
         match action {
             Action::None => {}
             Action::Transfer(lun, transfer) => replies.ready_to_transfer(buffer, lun, &transfer, window),
+            Action::Fail(command, code) => {
+                drop(writer);
+                connection.answer(&command, &Completion::check(code), &[], 0, None);
+            }
             Action::RefuseManagement(tag, response) => replies.task_management(buffer, tag, response, window),
             Action::Pong => replies.nop_in(buffer, header, pdu.data, window),
             Action::Reject(reason) => replies.reject(buffer, header, reason, window),
@@ -398,15 +402,31 @@ impl Connection {
     /// Runs the command, and puts its answer into the buffer of the writer.
     fn execute(&self, task: TargetTask, command: &ScsiCommand, data_in: &mut DataIn) {
         let response = self.session.execute(&task, &self.port, &command.cdb, &command.data, data_in);
+        match response.completion {
+            Some(completion) => {
+                self.answer(command, &completion, data_in.bytes(), response.transfer_length, Some(task));
+            }
+            None => self.window.end(command.delivery),
+        }
+    }
+
+    /// Puts the answer to a command into the buffer of the writer.
+    fn answer(
+        &self,
+        command: &ScsiCommand,
+        completion: &Completion,
+        data: &[u8],
+        transfer_length: u64,
+        task: Option<TargetTask>,
+    ) {
         self.window.end(command.delivery);
-        let Some(completion) = response.completion else { return };
         let response = ScsiResponse {
             task_tag: command.task_tag,
-            completion: &completion,
-            data: data_in.bytes(),
+            completion,
+            data,
             expected_in: command.expected_in,
             expected_out: command.expected_out,
-            transfer_length: response.transfer_length,
+            transfer_length,
         };
         let window = self.window.now();
         let mut writer = self.writer();

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use scsi_pr::{SenseCode, SenseKey};
 use scsi_pr_disk::{MAX_TRANSFER, TaskManagement};
 use thiserror::Error;
 
@@ -19,6 +20,9 @@ const IMMEDIATE_COMMANDS: u32 = 16;
 /// The most data that a session's commands may be about to send, in bytes; over it, commands wait for their
 /// Ready To Transfer.
 const DATA_OUT: usize = 32 << 20;
+
+/// 0B/47/05.
+const PROTOCOL_SERVICE_CRC_ERROR: SenseCode = SenseCode { key: SenseKey::ABORTED_COMMAND, asc: 0x47, ascq: 0x05 };
 
 /// The numbers that bound the commands of a session. Requests move them on, and so does the end of a command.
 #[derive(Debug)]
@@ -109,6 +113,8 @@ pub enum Action {
     None,
     /// Run the command, answer it, and call [`CommandWindow::end`].
     Run(ScsiCommand),
+    /// Answer the command, whose data came out of order, with this sense code, and call [`CommandWindow::end`].
+    Fail(ScsiCommand, SenseCode),
     /// Send Ready To Transfer for the unit with this LUN field.
     Transfer([u8; 8], ReadyToTransfer),
     /// Carry the function out and answer it.
@@ -336,11 +342,10 @@ impl Session {
             _ => return Err(ProtocolError::Data("no burst with this Target Transfer Tag")),
         };
         let data = &mut write.command.data;
-        if header.word(40) as usize != data.len() {
-            return Err(ProtocolError::Data("a Buffer Offset out of order"));
-        }
-        if header.word(36) != write.data_number {
-            return Err(ProtocolError::Data("a DataSN out of order"));
+        if header.word(40) as usize != data.len() || header.word(36) != write.data_number {
+            // Without recovery within a command, the command fails (RFC 7143 7.8); the rest of its data is ignored.
+            let command = self.take_write(task_tag);
+            return Ok(Action::Fail(command, PROTOCOL_SERVICE_CRC_ERROR));
         }
         if data.len() + pdu.data.len() > limit {
             return Err(ProtocolError::Data("more than the burst has"));
@@ -353,11 +358,7 @@ impl Session {
         }
         let is_unsolicited = matches!(write.phase, Phase::Unsolicited(_));
         if length == write.wanted {
-            let write = self.writes.remove(&task_tag).expect("the command waits for data");
-            if !is_unsolicited {
-                self.promised -= write.wanted;
-            }
-            return Ok(Action::Run(write.command));
+            return Ok(Action::Run(self.take_write(task_tag)));
         }
         if is_unsolicited {
             write.phase = Phase::Queued;
@@ -368,6 +369,15 @@ impl Session {
         }
         let (lun, transfer) = self.begin_burst(task_tag);
         Ok(Action::Transfer(lun, transfer))
+    }
+
+    /// The command does not wait for data any more.
+    fn take_write(&mut self, task_tag: u32) -> ScsiCommand {
+        let write = self.writes.remove(&task_tag).expect("the command waits for data");
+        if matches!(write.phase, Phase::Burst(..)) {
+            self.promised -= write.wanted;
+        }
+        write.command
     }
 
     fn task_management(&mut self, header: &Header, window: &CommandWindow) -> Action {
@@ -394,12 +404,7 @@ impl Session {
             .map(|(tag, _)| *tag)
             .collect();
         for tag in &dropped {
-            if let Some(write) = self.writes.remove(tag) {
-                if matches!(write.phase, Phase::Burst(..)) {
-                    self.promised -= write.wanted;
-                }
-                window.end(write.command.delivery);
-            }
+            window.end(self.take_write(*tag).delivery);
         }
         Action::Manage(Management { lun, task_tag, function, has_dropped: !dropped.is_empty() })
     }
