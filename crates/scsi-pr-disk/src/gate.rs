@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use scsi_pr::{Access, Command, Completion, Nexus, Reservations, ReserveOut, SenseCode, SenseKey, Status};
+use scsi_pr::{Access, Command, Completion, Nexus, Reservations, SenseCode, SenseKey, Status};
 
 use crate::commands::UnitAttention;
 use crate::sense_code;
@@ -285,15 +285,9 @@ impl Gate {
 
     /// PERSISTENT RESERVE IN, of a task that has entered.
     pub(crate) fn reserve_in(&self, task: &Task, command: Command<'_>) -> Completion {
-        // `answer` is `None` for a unit attention, which came after the command had entered: it is for the next one.
-        let mut state = self.state();
-        match state.reservations.answer(&task.nexus, command) {
-            Some(completion) => completion,
-            None => match state.take_attention(task) {
-                Some(code) => Completion::check(code),
-                None => Completion::check(SenseCode::INVALID_FIELD_IN_CDB),
-            },
-        }
+        // A unit attention that came after the command had entered is for the next one.
+        let answer = self.state().reservations.answer(&task.nexus, command);
+        answer.unwrap_or(Completion::check(SenseCode::INVALID_OPCODE))
     }
 
     /// RESERVE and RELEASE of SPC-2, of a task that has entered.
@@ -312,11 +306,8 @@ impl Gate {
             state = self.wait(state);
         }
         let mut new = state.reservations.clone();
-        let outcome = new.execute(&task.nexus, command);
-        if !outcome.changed || is_unit_attention(&outcome.completion) {
-            if outcome.changed {
-                state.reservations = new;
-            }
+        let outcome = new.process(&task.nexus, command);
+        if !outcome.changed {
             return Some(outcome.completion);
         }
         state.change = Change::Storing;
@@ -330,10 +321,7 @@ impl Gate {
             Ok(version) => {
                 state.version = version;
                 // Commands that ran meanwhile may have reported unit attentions, which `new` still has.
-                let outcome = match ReserveOut::parse(command) {
-                    Ok(value) => state.reservations.reserve_out(&task.nexus, &value),
-                    Err(code) => unreachable!("a command that the rules refuse with {code} changes nothing"),
-                };
+                let outcome = state.reservations.process(&task.nexus, command);
                 let drained = state.begin_drain(&outcome.aborted);
                 state.change = if drained == 0 { Change::None } else { Change::Draining(drained) };
                 self.moved.notify_all();
@@ -555,11 +543,4 @@ impl Drop for Task {
 /// Whether the gate itself runs the command.
 fn is_reservation_command(access: Access) -> bool {
     matches!(access, Access::ReserveIn | Access::ReserveOut(_))
-}
-
-fn is_unit_attention(completion: &Completion) -> bool {
-    match completion {
-        Completion::CheckCondition(sense) => sense.code().is_some_and(|code| code.key == SenseKey::UNIT_ATTENTION),
-        _ => false,
-    }
 }

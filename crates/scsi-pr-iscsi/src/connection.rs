@@ -90,10 +90,7 @@ fn serve(shared: &Arc<Shared>, socket: &TcpStream, portal_group: u16) -> Result<
     decoder.digests = negotiated.digests;
     decoder.limit = MAX_RECV_DATA_SEGMENT;
     let registration = shared.register(&negotiated, portal_group, socket).ok_or(DisconnectReason::FormerSession)?;
-    let mut first = Vec::new();
-    encode(&mut first, &response.0, &response.1, Digests::default());
-    let mut socket_ref = socket;
-    socket_ref.write_all(&first)?;
+    send_response(socket, &response.0, &response.1)?;
     tracing::info!(
         "{} has logged in to {}",
         negotiated.initiator,
@@ -151,7 +148,6 @@ fn log_in(
     shared: &Shared,
 ) -> Result<(Negotiated, (Header, Vec<u8>)), DisconnectReason> {
     let deadline = Instant::now() + LOGIN_TIMEOUT;
-    let mut out = Vec::new();
     for _ in 0..LOGIN_STEPS {
         let step = loop {
             if let Some(pdu) = decoder.next_pdu()? {
@@ -168,18 +164,20 @@ fn log_in(
             LoginStep::Continue(header, data) => (header, data),
             LoginStep::Complete(header, data, negotiated) => return Ok((*negotiated, (header, data))),
             LoginStep::Refused(header, refusal) => {
-                encode(&mut out, &header, &[], Digests::default());
-                let mut socket = socket;
-                let _ = socket.write_all(&out);
+                let _ = send_response(socket, &header, &[]);
                 return Err(refusal.into());
             }
         };
-        out.clear();
-        encode(&mut out, &header, &data, Digests::default());
-        let mut socket = socket;
-        socket.write_all(&out)?;
+        send_response(socket, &header, &data)?;
     }
     Err(DisconnectReason::LoginTimeout)
+}
+
+/// Sends a response of the login phase, which has no digests.
+fn send_response(mut socket: &TcpStream, header: &Header, data: &[u8]) -> io::Result<()> {
+    let mut pdu = Vec::new();
+    encode(&mut pdu, header, data, Digests::default());
+    socket.write_all(&pdu)
 }
 
 /// Waits for bytes of the peer.

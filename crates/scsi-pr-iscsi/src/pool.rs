@@ -96,7 +96,7 @@ mod tests {
         let blocked = Arc::new(Mutex::new(blocked));
         for _ in 0..7 {
             let blocked = Arc::clone(&blocked);
-            pool.run(move || drop(blocked.lock().unwrap().recv()));
+            pool.run(move || _ = blocked.lock().unwrap().recv());
         }
         let (done, finished) = mpsc::channel();
         pool.run(move || done.send(()).unwrap());
