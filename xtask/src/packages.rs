@@ -43,6 +43,7 @@ const LAB: &[Need] = &[
 const TESTS: &[Need] = &[
     need("/usr/include/seccomp.h", "libseccomp-dev", "the conformance suite replaces results of system calls"),
     need("qemu-pr-helper", "qemu-system-common", "QEMU's helper, for comparison"),
+    need("iscsi-test-cu", "libiscsi-bin", "a conformance suite for iSCSI targets"),
 ];
 
 /// For the benchmarks.

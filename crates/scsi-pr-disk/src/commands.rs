@@ -41,7 +41,7 @@ pub(crate) enum Operation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnitAttention {
     Reported,
-    Kept,
+    Deferred,
 }
 
 /// One supported command.
@@ -65,8 +65,8 @@ impl Command {
         Self { service_action: Some(service_action), ..self }
     }
 
-    const fn keeps_unit_attention(self) -> Self {
-        Self { unit_attention: UnitAttention::Kept, ..self }
+    const fn defers_unit_attention(self) -> Self {
+        Self { unit_attention: UnitAttention::Deferred, ..self }
     }
 }
 
@@ -93,10 +93,10 @@ const PROTECT_DPO_BYTCHK: u8 = 0xf6;
 /// Every supported command, in the order of operation codes and service actions.
 pub(crate) static COMMANDS: &[Command] = &[
     command(Operation::TestUnitReady, 0x00, &[0, 0, 0, 0, 0, 0x07]),
-    command(Operation::RequestSense, 0x03, &[0, 0x01, 0, 0, 0xff, 0x07]).keeps_unit_attention(),
+    command(Operation::RequestSense, 0x03, &[0, 0x01, 0, 0, 0xff, 0x07]).defers_unit_attention(),
     command(Operation::Read, 0x08, &[0, 0x1f, 0xff, 0xff, 0xff, 0x07]),
     command(Operation::Write, 0x0a, &[0, 0x1f, 0xff, 0xff, 0xff, 0x07]),
-    command(Operation::Inquiry, 0x12, &[0, 0x01, 0xff, 0xff, 0xff, 0x07]).keeps_unit_attention(),
+    command(Operation::Inquiry, 0x12, &[0, 0x01, 0xff, 0xff, 0xff, 0x07]).defers_unit_attention(),
     command(Operation::ModeSelect6, 0x15, &[0, 0x11, 0, 0, 0xff, 0x07]),
     command(Operation::ReserveSpc2, 0x16, &[0, 0, 0, 0, 0, 0x07]),
     command(Operation::ReleaseSpc2, 0x17, &[0, 0, 0, 0, 0, 0x07]),
@@ -146,7 +146,7 @@ pub(crate) static COMMANDS: &[Command] = &[
         .service_action(0x10),
     command(Operation::GetLbaStatus, 0x9e, &lba16(0x1f)).service_action(0x12),
     command(Operation::ReportLuns, 0xa0, &[0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x07])
-        .keeps_unit_attention(),
+        .defers_unit_attention(),
     command(
         Operation::ReportSupportedOperationCodes,
         0xa3,

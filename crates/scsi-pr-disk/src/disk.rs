@@ -414,7 +414,7 @@ impl Disk {
 
     /// REQUEST SENSE returns a pending unit attention as data, and NO SENSE otherwise (SPC-4 6.39).
     fn request_sense(&self, call: &mut Call<'_>) -> Result<(), Failure> {
-        self.gate.enter(call.task, Access::Always, UnitAttention::Kept)?;
+        self.gate.enter(call.task, Access::Always, UnitAttention::Deferred)?;
         let code = self.gate.take_attention(call.task).unwrap_or(SenseCode::NO_SENSE);
         let sense = match call.cdb[1] & 1 {
             0 => scsi_pr::Sense::fixed(code),
@@ -493,11 +493,7 @@ impl Disk {
     }
 
     fn persistent_reserve_in(&self, call: &mut Call<'_>) -> Result<(), Failure> {
-        let mut bytes = call.cdb;
-        if usize::from(call.be16(7)) > scsi_pr::MAX_TRANSFER {
-            bytes[7..9].copy_from_slice(&(scsi_pr::MAX_TRANSFER as u16).to_be_bytes());
-        }
-        let cdb = Cdb::new(bytes).map_err(|_| SenseCode::INVALID_OPCODE)?;
+        let cdb = Cdb::new(call.cdb).map_err(|_| SenseCode::INVALID_OPCODE)?;
         let command = Command::new(cdb, &[]).map_err(|_| SenseCode::INVALID_FIELD_IN_CDB)?;
         let data = good_or_failure(self.gate.reserve_in(call.task, command))?;
         let allocation_length = usize::from(call.be16(7));

@@ -5,7 +5,7 @@
 //! 1. A command enters atomically: unit attention, reservation, entry in the task set.
 //! 2. PERSISTENT RESERVE OUT: the rules decide, the store makes the new state durable, the gate publishes it, then the
 //!    gate waits for every command in flight that the new state forbids, then the answer is GOOD.
-//! 3. While that wait (the drain) lasts, no PERSISTENT RESERVE IN or OUT enters: nobody sees the new state before it is
+//! 3. While that wait (the drain) lasts, no PERSISTENT RESERVE IN or OUT enters: no initiator sees the new state before it is
 //!    in force. The drain outlives the command that began it.
 //! 4. When the outcome of the store is unknown, the gate is closed for everyone until a load succeeds.
 
@@ -242,7 +242,7 @@ impl Gate {
             match state.store {
                 StoreState::Known => {}
                 // Neither the medium nor the reservations are touched.
-                _ if unit_attention == UnitAttention::Kept => {}
+                _ if unit_attention == UnitAttention::Deferred => {}
                 StoreState::Loading => {
                     state = self.wait(state);
                     continue;

@@ -47,7 +47,7 @@ fn a_transfer_over_the_limit_is_refused() {
     let fixture = Fixture::with(|options| options);
     fixture.medium.resize(16 << 20);
     let node = node(&fixture);
-    // The change of the size is told first.
+    // The initiator learns the new size with its next command.
     assert_eq!(node.sense(&sixteen(0x88, 0, 0, (8 << 20) / 512 + 1)), "05/24/00");
     assert_eq!(node.sense(&[0; 6]), "06/2a/09");
 }
@@ -78,7 +78,7 @@ fn fua_and_a_disabled_cache_make_writes_durable() {
 }
 
 #[test]
-fn a_change_of_modes_is_told_to_others_and_refused_where_it_cannot_be() {
+fn change_of_modes_is_a_unit_attention_for_others_and_fixed_bits_are_refused() {
     let fixture = Fixture::new();
     let (a, b) = (fixture.initiator("iqn.2026-11.test:a"), fixture.initiator("iqn.2026-11.test:b"));
     let mut page = a.good(&[0x1a, 8, 0x0a, 0, 255, 0], &[]);
@@ -224,7 +224,7 @@ fn failures_of_the_medium_have_their_sense_and_change_no_state() {
 }
 
 #[test]
-fn a_new_size_is_told_once_to_each_session() {
+fn new_size_is_a_unit_attention_once_for_each_session() {
     let fixture = Fixture::new();
     let (a, b) = (fixture.initiator("iqn.2026-11.test:a"), fixture.initiator("iqn.2026-11.test:b"));
     fixture.medium.resize(2 * BLOCKS * BLOCK as u64);

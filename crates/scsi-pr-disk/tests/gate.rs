@@ -66,10 +66,10 @@ fn preempt_is_good_only_when_the_losers_write_has_ended() {
 fn every_command_that_takes_rights_away_waits() {
     // A RESERVE shuts out an initiator that is not registered; a change of the key does not.
     let fixture = Fixture::new();
-    let (stranger, holder) =
-        (fixture.initiator("iqn.2026-11.test:stranger"), fixture.initiator("iqn.2026-11.test:holder"));
+    let (unregistered, holder) =
+        (fixture.initiator("iqn.2026-11.test:other"), fixture.initiator("iqn.2026-11.test:holder"));
     assert!(is_good(&holder.reserve_out(REGISTER, 0, 0, 1)));
-    let write = held_write(&fixture, &stranger);
+    let write = held_write(&fixture, &unregistered);
     assert!(is_good(&holder.reserve_out(REGISTER, 0, 1, 9)));
     let (answered, answer) = mpsc::channel();
     thread::spawn(move || answered.send(holder.reserve_out(RESERVE, WRITE_EXCLUSIVE, 9, 0)).unwrap());
@@ -80,7 +80,7 @@ fn every_command_that_takes_rights_away_waits() {
 }
 
 #[test]
-fn nobody_reads_the_new_keys_before_they_are_in_force() {
+fn new_keys_are_not_shown_before_they_are_in_force() {
     let fixture = Fixture::new();
     let (loser, winner) = cluster(&fixture);
     let write = held_write(&fixture, &loser);
@@ -114,7 +114,7 @@ fn the_drain_outlives_the_command_that_began_it() {
         }
     });
     eventually("the new state is durable", || fixture.store.stored().registrations().len() == 1);
-    // The winner loses patience.
+    // The winner's time-out: it aborts its command.
     assert_eq!(winner.disk.manage(winner.session, TaskManagement::AbortTaskSet), 1);
     assert_eq!(preempt.join().unwrap(), None);
     let (answered, answer) = mpsc::channel();
@@ -132,7 +132,7 @@ fn the_drain_outlives_the_command_that_began_it() {
 fn a_store_that_changes_nothing_leaves_the_reservation_as_it_is() {
     let fixture = Fixture::new();
     let (loser, winner) = cluster(&fixture);
-    fixture.store.fail(Some((StoreError::Unchanged("no space".to_owned()), Kept::No)));
+    fixture.store.fail(Some((StoreError::Unchanged("no space".to_owned()), Stored::No)));
     let refused = Completion::check(SenseCode::NOT_READY);
     assert_eq!(winner.reserve_out(PREEMPT, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 2, 1), refused);
     loser.write(7, &[1; BLOCK]);
@@ -142,7 +142,7 @@ fn a_store_that_changes_nothing_leaves_the_reservation_as_it_is() {
 
 #[test]
 fn an_unknown_outcome_closes_the_gate_until_the_store_is_read_again() {
-    for kept in [Kept::Yes, Kept::No] {
+    for kept in [Stored::Yes, Stored::No] {
         let fixture = Fixture::new();
         let (loser, winner) = cluster(&fixture);
         fixture.store.fail(Some((StoreError::OutcomeUnknown("timed out".to_owned()), kept)));
@@ -156,14 +156,14 @@ fn an_unknown_outcome_closes_the_gate_until_the_store_is_read_again() {
         }
         fixture.store.fail_loads(false);
         fixture.store.fail(None);
-        if kept == Kept::Yes {
+        if kept == Stored::Yes {
             assert_eq!(loser.sense(&[0; 6]), "06/2a/05");
         }
         // Whether the loser may write is what the store says.
         let (completion, _) = loser.send(&write10(7, 1), &[1; BLOCK]);
         match kept {
-            Kept::Yes => assert_eq!(completion, Completion::Status(Status::RESERVATION_CONFLICT)),
-            Kept::No => assert!(is_good(&completion), "{completion}"),
+            Stored::Yes => assert_eq!(completion, Completion::Status(Status::RESERVATION_CONFLICT)),
+            Stored::No => assert!(is_good(&completion), "{completion}"),
         }
     }
 }

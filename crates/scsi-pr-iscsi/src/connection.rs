@@ -204,7 +204,7 @@ struct Reader {
     directory: Arc<Directory>,
     pool: Arc<Pool>,
     data_in: DataIn,
-    /// What remains of a Text Response that is longer than a data segment.
+    /// The rest of a Text Response that is longer than a data segment.
     rest_of_text: Vec<u8>,
     /// TargetAddress values.
     portals: Vec<String>,
@@ -307,7 +307,7 @@ impl Reader {
             connection.execute(task, &command, &mut self.data_in);
             return Ok(());
         }
-        // What is collected is not to wait for other commands.
+        // The collected answers must not wait for other commands.
         connection.writer().flush(&connection.socket)?;
         let connection = Arc::clone(connection);
         self.pool.run(move || {

@@ -46,7 +46,7 @@ pub struct Negotiated {
     pub command_number: u32,
 }
 
-/// What follows a login request.
+/// The result of a login request.
 pub enum LoginStep {
     /// The response; the next request is awaited.
     Continue(Header, Vec<u8>),
@@ -119,7 +119,8 @@ enum Authentication {
 /// The login phase of one connection.
 pub struct Login {
     portal_group: u16,
-    stage: Option<u8>,
+    /// The CSG that the next request must have.
+    current: Option<u8>,
     authentication: Authentication,
     text: Vec<u8>,
     /// ITT, ISID, TSIH and CID of the first request: they stay the same.
@@ -138,7 +139,7 @@ impl Login {
     pub fn new(portal_group: u16) -> Self {
         Self {
             portal_group,
-            stage: None,
+            current: None,
             authentication: Authentication::Method,
             text: Vec::new(),
             constant: None,
@@ -215,10 +216,10 @@ impl Login {
         if !matches!(current, SECURITY | OPERATIONAL) || !is_valid_transit || transit && more {
             return Err(Refusal::InitiatorError);
         }
-        if self.stage.is_some_and(|stage| stage != current) {
+        if self.current.is_some_and(|expected| expected != current) {
             return Err(Refusal::InitiatorError);
         }
-        self.stage = Some(current);
+        self.current = Some(current);
         self.text.extend_from_slice(pdu.data);
         if self.text.len() > MAX_TEXT {
             return Err(Refusal::InitiatorError);
@@ -243,7 +244,7 @@ impl Login {
         }
         let is_done = matches!(self.authentication, Authentication::Done);
         if transit && is_done {
-            self.stage = Some(next);
+            self.current = Some(next);
             Ok((FINAL | current << 2 | next, answer))
         } else {
             Ok((current << 2, answer))

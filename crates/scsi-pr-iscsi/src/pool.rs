@@ -55,7 +55,7 @@ impl Pool {
         if let Err(error) = started {
             let mut state = self.state();
             state.threads -= 1;
-            // Without any thread, nobody else would ever run the job.
+            // Without any thread the job would never run.
             let job = if state.threads == 0 { state.jobs.pop_back() } else { None };
             drop(state);
             tracing::warn!("cannot start a thread for a command: {error}");

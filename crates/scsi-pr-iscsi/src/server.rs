@@ -32,7 +32,7 @@ pub struct Portal {
     pub group: u16,
 }
 
-/// What a server bounds.
+/// The bounds of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerOptions {
@@ -55,7 +55,7 @@ pub struct Server {
     options: ServerOptions,
 }
 
-/// What connections share.
+/// The state that connections share.
 pub(crate) struct Shared {
     directory: RwLock<Arc<Directory>>,
     sessions: Mutex<HashMap<SessionKey, Handle>>,
@@ -68,7 +68,7 @@ pub(crate) struct Shared {
     disconnects: RateLimiter<std::net::IpAddr>,
 }
 
-/// What makes a session the same one again (RFC 7143 6.3.5).
+/// The identity of a session: a login with the same one reinstates it (RFC 7143 6.3.5).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct SessionKey {
     initiator: String,

@@ -106,7 +106,7 @@ pub struct Management {
     pub has_dropped: bool,
 }
 
-/// What a request asks the driver to do.
+/// The action that a request asks of the driver.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
     /// Nothing.

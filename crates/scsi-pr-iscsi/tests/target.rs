@@ -1,4 +1,4 @@
-//! What an initiator sees of the target.
+//! The target, as an initiator sees it.
 
 mod common;
 

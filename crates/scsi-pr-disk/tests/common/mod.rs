@@ -157,13 +157,13 @@ pub(crate) struct MemoryStore(Arc<StoreState>);
 
 struct StoreState {
     stored: Mutex<(u64, Reservations)>,
-    failure: Mutex<Option<(StoreError, Kept)>>,
+    failure: Mutex<Option<(StoreError, Stored)>>,
     loads_fail: Mutex<bool>,
 }
 
 /// Whether a change is stored although the store reports a failure.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kept {
+pub(crate) enum Stored {
     Yes,
     No,
 }
@@ -177,7 +177,7 @@ impl MemoryStore {
         }))
     }
 
-    pub(crate) fn fail(&self, failure: Option<(StoreError, Kept)>) {
+    pub(crate) fn fail(&self, failure: Option<(StoreError, Stored)>) {
         *self.0.failure.lock().unwrap() = failure;
     }
 
@@ -202,7 +202,7 @@ impl ReservationStore for MemoryStore {
         let failure = self.0.failure.lock().unwrap().clone();
         let mut stored = self.0.stored.lock().unwrap();
         assert_eq!(stored.0, expected, "the disk knows the version");
-        if failure.as_ref().is_none_or(|(_, kept)| *kept == Kept::Yes) {
+        if failure.as_ref().is_none_or(|(_, kept)| *kept == Stored::Yes) {
             *stored = (expected + 1, new.clone());
         }
         failure.map_or(Ok(expected + 1), |(error, _)| Err(error))

@@ -183,7 +183,7 @@ impl Initiator {
 
     /// A whole login without authentication.
     pub(crate) fn log_in(mut self, name: &str) -> Self {
-        // From the operational stage to the full feature phase.
+        // From operational negotiation to the full feature phase.
         let keys = [("InitiatorName", name), ("TargetName", TARGET), ("InitialR2T", "Yes"), ("ImmediateData", "No")];
         let response = self.login_step(0x87, &keys);
         assert_eq!((response.header[1] & 0x83, response.login_status()), (0x83, 0));
