@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, fstat, major, minor};
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, SenseCode, Status};
-use scsi_pr_daemon::RepeatLimiter;
+use scsi_pr_daemon::{FifoMutex, RepeatLimiter};
 use scsi_pr_helper::HelperClient;
 use scsi_pr_helper::client::Config;
-use scsi_pr_helper::turn::Turns;
 use scsi_pr_linux::device::{Device, DeviceClass, Number};
 use scsi_pr_linux::multipath;
 use scsi_pr_linux::policy::Client;
@@ -80,7 +79,7 @@ pub(crate) struct Pool {
     /// `None` where there is no monitor.
     monitor: Option<Arc<MonitorChannel>>,
     /// The devices that have a command.
-    turns: Mutex<Vec<(Number, Arc<Turns>)>>,
+    locks: Mutex<Vec<(Number, Arc<FifoMutex<()>>)>>,
     /// The devices whose worker was left to finish. A thread for each reads the worker's log until the worker ends.
     unfinished: Mutex<Vec<Number>>,
     lines: RepeatLimiter<(Number, Source), Event>,
@@ -141,35 +140,33 @@ const NO_MONITOR: &str = "no worker process can be started: start the helper as 
 impl Pool {
     pub(crate) fn new(monitor: Option<Arc<MonitorChannel>>) -> Self {
         let lines = RepeatLimiter::new(32, 512, Duration::from_secs(60));
-        Self { monitor, turns: Mutex::default(), unfinished: Mutex::default(), lines, timeouts: Timeouts::DEFAULT }
+        Self { monitor, locks: Mutex::default(), unfinished: Mutex::default(), lines, timeouts: Timeouts::DEFAULT }
     }
 
     /// Runs `act` after all earlier commands on the device; `None` when they take too long.
     fn in_turn<T>(&self, number: Number, act: impl FnOnce() -> T) -> Option<T> {
-        let turns = self.turns_of(number);
-        let turn = turns.take(self.timeouts.turn);
-        let result = turn.as_ref().map(|_| act());
-        drop(turn);
-        let mut all = self.turns();
-        // No other thread has the turn or waits for it: it would have gone by here.
-        if Arc::strong_count(&turns) == 2 {
+        let lock = self.lock_of(number);
+        let result = lock.lock_timeout(self.timeouts.turn).map(|_guard| act());
+        let mut all = self.locks();
+        // Only the list and this thread refer to the lock, so no other thread holds it or waits for it.
+        if Arc::strong_count(&lock) == 2 {
             all.retain(|(other, _)| *other != number);
         }
         result
     }
 
-    fn turns_of(&self, number: Number) -> Arc<Turns> {
-        let mut all = self.turns();
-        if let Some((_, turns)) = all.iter().find(|(other, _)| *other == number) {
-            return Arc::clone(turns);
+    fn lock_of(&self, number: Number) -> Arc<FifoMutex<()>> {
+        let mut all = self.locks();
+        if let Some((_, lock)) = all.iter().find(|(other, _)| *other == number) {
+            return Arc::clone(lock);
         }
-        let turns = Arc::default();
-        all.push((number, Arc::clone(&turns)));
-        turns
+        let lock = Arc::default();
+        all.push((number, Arc::clone(&lock)));
+        lock
     }
 
-    fn turns(&self) -> MutexGuard<'_, Vec<(Number, Arc<Turns>)>> {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locks(&self) -> MutexGuard<'_, Vec<(Number, Arc<FifoMutex<()>>)>> {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unfinished(&self) -> MutexGuard<'_, Vec<Number>> {

@@ -15,11 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, SenseCode};
+use scsi_pr_daemon::{FifoMutex, FifoMutexGuard};
 
 use connection::{Connection, SendError};
 
 use crate::deadline::Deadline;
-use crate::turn::{Turn, Turns};
 use crate::wire::MAX_TRANSFER;
 
 /// How long and how often a [`HelperClient`] tries.
@@ -57,13 +57,16 @@ impl Default for Config {
     }
 }
 
+/// Proof that the thread holds the lock of a client's commands.
+type Turn<'a> = FifoMutexGuard<'a, ()>;
+
 /// A [`PrManager`] that sends its commands to a helper.
 ///
 /// # What a loss means
 ///
-/// `Err` from [`execute`](PrManager::execute) is a transport error, never the unit's answer. A guest is to be told CHECK
-/// CONDITION with [`SenseCode::LUN_COMMUNICATION_FAILURE`] (B/08/00); QEMU's client says 5/24/00, invalid field in CDB, of
-/// commands that have none.
+/// `Err` from [`execute`](PrManager::execute) is a transport error, never the unit's answer. The caller should then return
+/// CHECK CONDITION with [`SenseCode::LUN_COMMUNICATION_FAILURE`] (B/08/00) to the guest. QEMU's client returns 5/24/00,
+/// invalid field in CDB, although the CDB is valid.
 ///
 /// A command counts as handed over once the helper has got the 16 bytes of its CDB, even if the parameter list is
 /// incomplete. From then on it is never sent again, and its loss is [`Error::outcome_unknown`]: the unit may have run it,
@@ -82,8 +85,9 @@ pub struct HelperClient {
     peer: Peer,
     config: Config,
     on_change: Option<Box<dyn Fn(bool) + Send + Sync>>,
-    turns: Turns,
-    /// Changed by whoever has the turn. Locked for a moment only, never while anything is waited for.
+    /// Held while a command runs: the protocol allows one command in flight on a connection.
+    command_lock: FifoMutex<()>,
+    /// Only the thread that holds `command_lock` changes it. No thread waits for anything while it holds this lock.
     connection: Mutex<Option<Arc<Connection>>>,
 }
 
@@ -108,7 +112,13 @@ impl HelperClient {
     }
 
     fn of(peer: Peer) -> Self {
-        Self { peer, config: Config::default(), on_change: None, turns: Turns::default(), connection: Mutex::new(None) }
+        Self {
+            peer,
+            config: Config::default(),
+            on_change: None,
+            command_lock: FifoMutex::new(()),
+            connection: Mutex::new(None),
+        }
     }
 
     /// The same client with other limits.
@@ -130,8 +140,8 @@ impl HelperClient {
         self
     }
 
-    /// Connects now, with one attempt, unless there is a connection: who wants to know at start-up that the helper is
-    /// there, as QEMU does, need not wait for a command.
+    /// Connects now, with one attempt, unless there is a connection. A VMM can so check at start-up that the helper is
+    /// there, as QEMU does.
     ///
     /// # Errors
     ///
@@ -145,7 +155,7 @@ impl HelperClient {
     }
 
     fn turn(&self, deadline: &Deadline) -> Result<Turn<'_>, Error> {
-        self.turns.take_until(deadline).ok_or_else(|| {
+        self.command_lock.lock_timeout(deadline.left()).ok_or_else(|| {
             Error::not_run(format!("send a command to {}, which is busy with another one", self.peer))
                 .because(deadline.expired())
         })
@@ -178,8 +188,7 @@ impl HelperClient {
         Ok(connection)
     }
 
-    /// A connection is made where there is none, or dropped. Only who has the turn does either, so the callback sees the
-    /// changes in order.
+    /// Stores a new connection, or drops the one that there is. The turn keeps the calls of the callback in order.
     fn set_connection(&self, _turn: &Turn<'_>, connection: Option<Arc<Connection>>) {
         let connected = connection.is_some();
         *self.connection() = connection;
@@ -253,7 +262,7 @@ impl HelperClient {
     }
 }
 
-/// What became of a command that has no answer.
+/// The reason why a command has no answer.
 enum Failure {
     /// The helper has not got it, because the connection had ended; on a new one it may be tried at once.
     Stale(Error),
@@ -290,8 +299,8 @@ impl PrManager for HelperClient {
     }
 
     /// Whether there is a connection whose other end is open. Nothing is connected for the sake of the question: before
-    /// the first command the answer is no. A helper that ended is noticed here at once, and told by the callback when the
-    /// next command comes.
+    /// the first command the answer is no. This method notices at once that a helper has ended; the callback is called when
+    /// the next command comes.
     fn is_connected(&self) -> bool {
         let connection = self.connection().clone();
         connection.is_some_and(|connection| !connection.is_hung_up())

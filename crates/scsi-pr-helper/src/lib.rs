@@ -5,7 +5,6 @@
 //! * [`client`]: [`HelperClient`], a manager that sends its commands to a helper.
 //! * [`server`]: [`serve`], which is a helper for any manager; [`serve_all`] is it on several sockets, [`serve_one`] for
 //!   a single command.
-//! * [`turn`]: who comes next, where one command can be run at a time.
 //!
 //! The protocol is described in QEMU's `docs/interop/pr-helper.rst`; where the C helper does something else, this crate
 //! does what the C helper does.
@@ -15,7 +14,6 @@ pub mod client;
 mod deadline;
 pub mod descriptor;
 pub mod server;
-pub mod turn;
 pub mod wire;
 
 pub use client::HelperClient;

@@ -111,7 +111,7 @@ fn answer_of_the_worker_is_the_answer() {
             assert_eq!(answered.join().unwrap(), answer);
         });
     }
-    assert!(pool.unfinished().is_empty() && pool.turns().is_empty());
+    assert!(pool.unfinished().is_empty() && pool.locks().is_empty());
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn command_that_waits_too_long_for_earlier_ones_is_busy() {
         asked.serve(|| Completion::Good(Vec::new()));
         assert_eq!(first.join().unwrap(), Completion::Good(Vec::new()));
     });
-    assert!(pool.turns().is_empty());
+    assert!(pool.locks().is_empty());
 }
 
 #[test]
@@ -257,8 +257,8 @@ fn without_a_monitor_reading_is_an_error_and_changing_is_refused() {
 fn device_without_commands_takes_no_memory() {
     let pool = Pool::new(None);
     for _ in 0..2 {
-        assert_eq!(pool.in_turn(NUMBER, || pool.turns().len()), Some(1));
-        assert!(pool.turns().is_empty());
+        assert_eq!(pool.in_turn(NUMBER, || pool.locks().len()), Some(1));
+        assert!(pool.locks().is_empty());
     }
 }
 
@@ -279,14 +279,14 @@ fn command_does_not_wait_for_that_of_another_device() {
         let other = Number { minor: 1, ..NUMBER };
         assert_eq!(pool.in_turn(other, || 1), Some(1));
         let same = scope.spawn(|| pool.in_turn(NUMBER, || 2));
-        while Arc::strong_count(&pool.turns_of(NUMBER)) < 4 {
+        while Arc::strong_count(&pool.lock_of(NUMBER)) < 4 {
             thread::yield_now();
         }
         assert!(!same.is_finished());
         go.send(()).unwrap();
         assert_eq!(same.join().unwrap(), Some(2));
     });
-    assert!(pool.turns().is_empty());
+    assert!(pool.locks().is_empty());
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn commands_that_hang_on_one_device_hold_one_worker() {
             });
         });
         // All of them wait: the list, this handle, and one for each command.
-        while Arc::strong_count(&pool.turns_of(number)) < 64 + 2 {
+        while Arc::strong_count(&pool.lock_of(number)) < 64 + 2 {
             thread::yield_now();
         }
         // The next request to the monitor is that of the other device.
