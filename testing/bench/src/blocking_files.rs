@@ -1,4 +1,4 @@
-//! Files whose ioctl does not return until it is told to: disks that hang, without disks.
+//! Files whose ioctl does not return until the benchmark releases it: they stand for disks that hang.
 //!
 //! A file system in user space (FUSE) in this process. Once its files are open it is detached from the file tree, so
 //! nothing stays mounted however this process ends: with its last thread the kernel takes the connection for aborted
@@ -16,7 +16,7 @@ use fuser::{
 };
 use rustix::mount::{UnmountFlags, unmount};
 
-/// How long the kernel may keep what it was told of a file: for ever.
+/// The validity of a file's attributes in the kernel: practically for ever.
 const KEEP: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The ioctls that hang.
@@ -125,9 +125,9 @@ impl BlockingFiles {
 pub(crate) struct Holding<'a>(&'a Mutex<Held>);
 
 impl Holding<'_> {
-    /// Waits until `count` ioctls hang, or for `patience`; how many hang.
-    pub(crate) fn wait_for(&self, count: usize, patience: Duration) -> usize {
-        let deadline = Instant::now() + patience;
+    /// Waits until `count` ioctls hang, or until `timeout`. Returns the number of ioctls that hang.
+    pub(crate) fn wait_for(&self, count: usize, timeout: Duration) -> usize {
+        let deadline = Instant::now() + timeout;
         loop {
             let hanging = lock(self.0).ioctls.len();
             if hanging >= count || Instant::now() >= deadline {

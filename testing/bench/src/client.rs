@@ -46,9 +46,9 @@ impl Connection {
         Ok(Self { socket, cdb: read_keys() })
     }
 
-    /// How long an answer is waited for from now on; at first for ever, as a time-out costs 0.4 µs a command.
-    pub(crate) fn set_patience(&self, patience: Option<Duration>) -> Result<()> {
-        Ok(self.socket.set_read_timeout(patience)?)
+    /// Limits each further wait for an answer. A new connection has no limit, as a time-out costs 0.4 µs a command.
+    pub(crate) fn set_receive_timeout(&self, timeout: Option<Duration>) -> Result<()> {
+        Ok(self.socket.set_read_timeout(timeout)?)
     }
 
     /// Sends a command for `device` and does not wait for the answer.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::client::{Connection, null};
 
-/// What such a process says when all its connections are there.
+/// The message of such a process when it has all its connections.
 const READY: [u8; 6] = *b"ready\n";
 
 /// One such process. Its connections end when this is dropped.

@@ -21,7 +21,7 @@ use crate::stats::{Summary, percentile, ratios};
 /// The programs that are measured.
 pub(crate) struct Programs {
     pub(crate) c: Program,
-    pub(crate) ours: Program,
+    pub(crate) scsi_pr: Program,
     /// `scsi-pr serve`, next to our helper.
     pub(crate) shared: Program,
     floor: Program,
@@ -34,7 +34,7 @@ impl Programs {
         let c = std::env::var_os("PR_HELPER_C").map_or("/usr/bin/qemu-pr-helper".into(), PathBuf::from);
         ensure!(c.exists(), "{} is not there: apt-get install qemu-system-common, or set PR_HELPER_C", c.display());
         let bench = std::env::current_exe()?;
-        let ours = match std::env::var_os("PR_HELPER_OURS") {
+        let scsi_pr = match std::env::var_os("PR_HELPER_OURS") {
             Some(path) => path.into(),
             None => {
                 let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
@@ -45,14 +45,18 @@ impl Programs {
                     .status()
                     .context("run cargo")?;
                 ensure!(built.success(), "cargo could not build the programs");
-                // Built with --release too, or the path would be that of a build that nobody should measure.
+                // The programs are built with --release, so the path must not be that of a debug build.
                 bench.with_file_name("../release/qemu-pr-helper")
             }
         };
         Ok(Self {
             c: Program { path: c, arguments: |directory| option_and_socket("-k", directory), on_disk: false },
-            shared: Program { path: ours.with_file_name("scsi-pr"), arguments: shared::arguments, on_disk: true },
-            ours: Program { path: ours, arguments: |directory| option_and_socket("-k", directory), on_disk: false },
+            shared: Program { path: scsi_pr.with_file_name("scsi-pr"), arguments: shared::arguments, on_disk: true },
+            scsi_pr: Program {
+                path: scsi_pr,
+                arguments: |directory| option_and_socket("-k", directory),
+                on_disk: false,
+            },
             floor: Program {
                 path: bench,
                 arguments: |directory| option_and_socket("floor", directory),
@@ -62,7 +66,7 @@ impl Programs {
     }
 }
 
-/// What measures some figures.
+/// A function that measures some figures.
 type Measure = fn(&Programs) -> Result<Vec<Row>>;
 
 /// All figures, by name.
@@ -93,12 +97,12 @@ pub(crate) fn summary(rounds: &[f64]) -> Result<Summary> {
 }
 
 /// `of` held against `against`, both in `unit`.
-fn compared(figure: &str, c: &[f64], ours: &[f64], unit: &str, bound: Option<f64>) -> Result<Row> {
+fn compared(figure: &str, c: &[f64], scsi_pr: &[f64], unit: &str, bound: Option<f64>) -> Result<Row> {
     Ok(Row {
         figure: figure.into(),
         c: value(summary(c)?, unit),
-        ours: value(summary(ours)?, unit),
-        ratio: summary(&ratios(ours, c))?,
+        scsi_pr: value(summary(scsi_pr)?, unit),
+        ratio: summary(&ratios(scsi_pr, c))?,
         against: "C",
         bound,
     })
@@ -110,7 +114,7 @@ fn busy(programs: &Programs) -> Result<Vec<Row>> {
     const COMMANDS: usize = 1_500;
     let _pinned = Pinned::new()?;
     let null = null()?;
-    let running = [programs.c.start()?, programs.ours.start()?, programs.floor.start()?];
+    let running = [programs.c.start()?, programs.scsi_pr.start()?, programs.floor.start()?];
     let mut rounds = [const { Vec::new() }; 3];
     for _ in 0..ROUNDS {
         for (running, rounds) in running.iter().zip(&mut rounds) {
@@ -120,14 +124,14 @@ fn busy(programs: &Programs) -> Result<Vec<Row>> {
             rounds.push(round(&mut connection, null.as_fd(), (50.0, COMMANDS), Duration::ZERO)?);
         }
     }
-    let [c, ours, floor] = rounds;
-    let over_floor = summary(&ratios(&ours, &floor))?;
+    let [c, scsi_pr, floor] = rounds;
+    let over_floor = summary(&ratios(&scsi_pr, &floor))?;
     Ok(vec![
-        compared("round trip p50, pinned, one busy connection", &c, &ours, "µs", Some(0.6))?,
+        compared("round trip p50, pinned, one busy connection", &c, &scsi_pr, "µs", Some(0.6))?,
         Row {
             figure: format!("the same against a floor of {}", value(summary(&floor)?, "µs")),
             c: value(summary(&ratios(&c, &floor))?, "× floor"),
-            ours: value(over_floor, "× floor"),
+            scsi_pr: value(over_floor, "× floor"),
             ratio: over_floor,
             against: "floor",
             bound: Some(1.6),
@@ -148,7 +152,7 @@ fn idle(programs: &Programs) -> Result<Vec<Row>> {
     const ASLEEP: usize = 6;
     let _pinned = Pinned::new()?;
     let null = null()?;
-    let running = [programs.c.start()?, programs.ours.start()?];
+    let running = [programs.c.start()?, programs.scsi_pr.start()?];
     let mut connections = [Vec::new(), Vec::new()];
     for (running, connections) in running.iter().zip(&mut connections) {
         for _ in 0..IN_TURN {
@@ -168,10 +172,10 @@ fn idle(programs: &Programs) -> Result<Vec<Row>> {
             asleep.push(round(&mut connections[0], null.as_fd(), (50.0, ASLEEP), SILENCE)?);
         }
     }
-    let ([c, ours], [c_asleep, our_asleep]) = (awake, asleep);
+    let ([c, scsi_pr], [c_asleep, scsi_pr_asleep]) = (awake, asleep);
     Ok(vec![
-        compared("round trip p50, pinned, a connection that had gone idle", &c, &ours, "µs", Some(0.5))?,
-        compared("the same where the CPU slept, too", &c_asleep, &our_asleep, "µs", None)?,
+        compared("round trip p50, pinned, a connection that had gone idle", &c, &scsi_pr, "µs", Some(0.5))?,
+        compared("the same where the CPU slept, too", &c_asleep, &scsi_pr_asleep, "µs", None)?,
     ])
 }
 
@@ -200,7 +204,7 @@ impl Crowded {
         const CALM: Duration = Duration::from_secs(6);
         let running = program.start()?;
         let path = running.socket();
-        // What the first command of all costs is no connection's share.
+        // The server's first command allocates memory that all connections share.
         Connection::open(&path)?.round_trip(device)?;
         let before = running.settled_proportional()?;
         let crowds = Self::CROWDS.iter().map(|count| Crowd::gather(&path, *count)).collect::<Result<_>>()?;
@@ -219,7 +223,7 @@ fn many(programs: &Programs) -> Result<Vec<Row>> {
     const SILENCES: [Duration; 2] = [Duration::from_millis(1), Duration::ZERO];
     let _pinned = Pinned::new()?;
     let null = null()?;
-    let crowded = [Crowded::new(&programs.c, null.as_fd())?, Crowded::new(&programs.ours, null.as_fd())?];
+    let crowded = [Crowded::new(&programs.c, null.as_fd())?, Crowded::new(&programs.scsi_pr, null.as_fd())?];
     let [paced, hurried] = SILENCES.map(|silence| -> Result<_> {
         let mut rounds = [const { Vec::new() }; 2];
         for _ in 0..ROUNDS {
@@ -230,11 +234,17 @@ fn many(programs: &Programs) -> Result<Vec<Row>> {
         }
         Ok(rounds)
     });
-    let ([c, ours], [c_hurried, our_hurried]) = (paced?, hurried?);
+    let ([c, scsi_pr], [c_hurried, scsi_pr_hurried]) = (paced?, hurried?);
     let [c_memory, our_memory] = crowded.map(|crowded| [crowded.memory]);
     Ok(vec![
-        compared("round trip p50 with 4,000 idle connections, a command a millisecond", &c, &ours, "µs", Some(0.02))?,
-        compared("the same, one command after the other", &c_hurried, &our_hurried, "µs", None)?,
+        compared(
+            "round trip p50 with 4,000 idle connections, a command a millisecond",
+            &c,
+            &scsi_pr,
+            "µs",
+            Some(0.02),
+        )?,
+        compared("the same, one command after the other", &c_hurried, &scsi_pr_hurried, "µs", None)?,
         compared("memory (PSS) per idle connection", &c_memory, &our_memory, "KiB", Some(1.0))?,
     ])
 }
@@ -245,7 +255,7 @@ fn memory(programs: &Programs) -> Result<Vec<Row>> {
     let mut front = [const { Vec::new() }; 2];
     let mut all = [const { Vec::new() }; 2];
     for _ in 0..ROUNDS {
-        for ((program, front), all) in [&programs.c, &programs.ours].into_iter().zip(&mut front).zip(&mut all) {
+        for ((program, front), all) in [&programs.c, &programs.scsi_pr].into_iter().zip(&mut front).zip(&mut all) {
             let running = program.start()?;
             let resident = running.settled_resident()?;
             front.push(resident / 1024.0);
@@ -266,7 +276,7 @@ fn start(programs: &Programs) -> Result<Vec<Row>> {
     let mut greeting = [const { Vec::new() }; 2];
     for _ in 0..ROUNDS {
         for ((program, listening), greeting) in
-            [&programs.c, &programs.ours].into_iter().zip(&mut listening).zip(&mut greeting)
+            [&programs.c, &programs.scsi_pr].into_iter().zip(&mut listening).zip(&mut greeting)
         {
             let started = program.start_timed()?;
             let connected = Instant::now();
@@ -276,10 +286,10 @@ fn start(programs: &Programs) -> Result<Vec<Row>> {
             drop(started.running);
         }
     }
-    let ([c, ours], [c_greeting, our_greeting]) = (listening, greeting);
+    let ([c, scsi_pr], [c_greeting, scsi_pr_greeting]) = (listening, greeting);
     Ok(vec![
-        compared("start to listening", &c, &ours, "ms", Some(0.5))?,
-        compared("start to the first connection greeted", &c_greeting, &our_greeting, "ms", None)?,
+        compared("start to listening", &c, &scsi_pr, "ms", Some(0.5))?,
+        compared("start to the first connection greeted", &c_greeting, &scsi_pr_greeting, "ms", None)?,
     ])
 }
 
@@ -298,8 +308,8 @@ struct Tail {
 /// One round: measures a connection, lets [`HANGING`] commands hang, measures it again, lets them end.
 fn tail(running: &Running, files: &BlockingFiles, device: BorrowedFd<'_>) -> Result<Tail> {
     const COMMANDS: usize = 2_000;
-    /// What the helper may take until all commands hang, and then for an answer.
-    const PATIENCE: Duration = Duration::from_secs(3);
+    /// For the helper to begin all commands that hang, and then for one answer.
+    const HANG_TIMEOUT: Duration = Duration::from_secs(3);
     let mut other = Connection::open(&running.socket())?;
     other.round_trips(device, COMMANDS / 5, Duration::ZERO)?;
     let quiet = round(&mut other, device, (99.0, COMMANDS), Duration::ZERO)?;
@@ -310,10 +320,10 @@ fn tail(running: &Running, files: &BlockingFiles, device: BorrowedFd<'_>) -> Res
     for (connection, file) in connections.iter().zip(files.files()) {
         connection.send(file.as_fd())?;
     }
-    let hanging = held.wait_for(HANGING, PATIENCE);
-    other.set_patience(Some(PATIENCE))?;
+    let hanging = held.wait_for(HANGING, HANG_TIMEOUT);
+    other.set_receive_timeout(Some(HANG_TIMEOUT))?;
     let answered = other.round_trip(device).is_ok();
-    other.set_patience(None)?;
+    other.set_receive_timeout(None)?;
     let hung = answered.then(|| round(&mut other, device, (99.0, COMMANDS), Duration::ZERO)).transpose()?;
 
     drop(held);
@@ -335,9 +345,9 @@ fn hang(programs: &Programs) -> Result<Vec<Row>> {
 
     let mut quiet = Vec::new();
     let mut hung = Vec::new();
-    let ours = programs.ours.start()?;
+    let scsi_pr = programs.scsi_pr.start()?;
     for _ in 0..ROUNDS {
-        let round = tail(&ours, &files, null.as_fd())?;
+        let round = tail(&scsi_pr, &files, null.as_fd())?;
         ensure!(round.hanging == HANGING, "only {} of {HANGING} commands hang in our helper", round.hanging);
         quiet.push(round.quiet);
         hung.push(round.hung.context("our helper does not answer while commands hang")?);
@@ -345,7 +355,7 @@ fn hang(programs: &Programs) -> Result<Vec<Row>> {
     Ok(vec![Row {
         figure: format!("p99 of another connection while {HANGING} commands hang on {HANGING} files that block"),
         c: format!("{c_hung} with {} hung, {:.1} µs with none", c.hanging, c.quiet),
-        ours: format!("{}, {} with none", value(summary(&hung)?, "µs"), value(summary(&quiet)?, "µs")),
+        scsi_pr: format!("{}, {} with none", value(summary(&hung)?, "µs"), value(summary(&quiet)?, "µs")),
         ratio: summary(&ratios(&hung, &quiet))?,
         against: "none hung",
         bound: Some(3.0),

@@ -44,7 +44,7 @@ impl Drop for Pinned {
 }
 
 /// Date, machine and versions, in words that name neither host nor path.
-pub(crate) fn describe(c: &Program, ours: &Program) -> Result<String> {
+pub(crate) fn describe(c: &Program, scsi_pr: &Program) -> Result<String> {
     let cpus = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
     let model =
         cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("unknown", |m| m.1);
@@ -56,17 +56,17 @@ pub(crate) fn describe(c: &Program, ours: &Program) -> Result<String> {
         .find_map(|line| line.strip_prefix("PRETTY_NAME="))
         .map_or("unknown system", |name| name.trim_matches('"'));
     Ok(format!(
-        "* {}\n* {model}, {count} CPUs, Linux {}, {system}\n* C: {}\n* ours: {}, commit {}",
+        "* {}\n* {model}, {count} CPUs, Linux {}, {system}\n* C: {}\n* scsi-pr: {}, commit {}",
         output("date", &["-u", "+%Y-%m-%d"])?,
         kernel.release().to_string_lossy(),
         version(&c.path)?,
-        version(&ours.path)?,
+        version(&scsi_pr.path)?,
         output("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"])
             .unwrap_or_else(|_| "unknown".into()),
     ))
 }
 
-/// What a command prints.
+/// The standard output of a command.
 fn output(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program).args(arguments).output().with_context(|| format!("run {program}"))?;
     anyhow::ensure!(output.status.success(), "{program} ended with {}", output.status);

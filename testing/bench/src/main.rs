@@ -60,7 +60,7 @@ fn bench(names: &[String]) -> Result<()> {
     }
     machine::raise_descriptor_limit()?;
     let programs = Programs::find()?;
-    println!("{}\n", machine::describe(&programs.c, &programs.ours)?);
+    println!("{}\n", machine::describe(&programs.c, &programs.scsi_pr)?);
 
     let mut rows: Vec<Row> = Vec::new();
     let mut unmeasured = Vec::new();

@@ -52,7 +52,7 @@ const FIGURES: [Figure; 13] = [
     },
 ];
 
-/// Of each figure, what its rounds gave: ours, and what it is held against.
+/// The values of each figure's rounds: those of scsi-pr's helper, and those of the other side of the ratio.
 type Rounds = BTreeMap<String, (Vec<f64>, Vec<f64>)>;
 
 /// All of them.
@@ -62,7 +62,8 @@ pub(crate) fn measure(programs: &Programs) -> Result<Vec<Row>> {
 }
 
 fn row(figure: &Figure, rounds: &Rounds) -> Result<Row> {
-    let (ours, other) = rounds.get(figure.name).with_context(|| format!("the lab has no figure {:?}", figure.name))?;
+    let (scsi_pr, other) =
+        rounds.get(figure.name).with_context(|| format!("the lab has no figure {:?}", figure.name))?;
     let held_against = match figure.unit {
         "" => String::new(),
         unit => format!("; {}: {}", figure.against, value(summary(other)?, unit)),
@@ -70,8 +71,8 @@ fn row(figure: &Figure, rounds: &Rounds) -> Result<Row> {
     Ok(Row {
         figure: format!("{}{held_against}", figure.title),
         c: "–".into(),
-        ours: value(summary(ours)?, figure.unit),
-        ratio: summary(&ratios(ours, other))?,
+        scsi_pr: value(summary(scsi_pr)?, figure.unit),
+        ratio: summary(&ratios(scsi_pr, other))?,
         against: figure.against,
         bound: figure.bound,
     })
@@ -79,7 +80,7 @@ fn row(figure: &Figure, rounds: &Rounds) -> Result<Row> {
 
 /// Has the lab's guest boot, and reads what it prints.
 fn run(programs: &Programs) -> Result<Rounds> {
-    let directory = programs.ours.path.parent().context("the helper is in no directory")?;
+    let directory = programs.scsi_pr.path.parent().context("the helper is in no directory")?;
     let mut lab = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
         .args(["run", "--quiet", "--package", "xtask", "--manifest-path"])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
@@ -93,12 +94,12 @@ fn run(programs: &Programs) -> Result<Rounds> {
     for line in BufReader::new(lab.stdout.take().context("the lab has no output")?).lines() {
         let line = line?;
         match read(&line) {
-            Some((figure, ours, other)) => {
+            Some((figure, scsi_pr, other)) => {
                 let of_figure = rounds.entry(figure.to_owned()).or_default();
-                of_figure.0.push(ours);
+                of_figure.0.push(scsi_pr);
                 of_figure.1.push(other);
             }
-            // What is being done, and what failed.
+            // A line about progress or a failure.
             None => eprintln!("{line}"),
         }
     }
@@ -130,7 +131,7 @@ mod tests {
     fn a_figure_is_of_all_its_rounds() {
         let rounds = Rounds::from([("in READ KEYS".to_owned(), (vec![1.0, 2.0, 9.0], vec![1.0, 4.0, 3.0]))]);
         let row = row(&FIGURES[8], &rounds).unwrap();
-        assert_eq!((row.ratio.median, row.ours.as_str()), (1.0, "2.00 ms (1.00 to 9.00)"));
+        assert_eq!((row.ratio.median, row.scsi_pr.as_str()), (1.0, "2.00 ms (1.00 to 9.00)"));
         assert!(super::row(&FIGURES[0], &rounds).is_err());
     }
 }

@@ -13,10 +13,11 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// How long a program may take from its start until it listens, and from SIGTERM to its end.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// From a program's start until it listens, and from SIGTERM to its end.
+const START_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What no figure takes. A helper that lives so long has stopped answering, and is killed so that its client wakes.
+/// Longer than any figure takes. A helper that lives so long has stopped answering; it is killed, so that its client
+/// wakes.
 const LONGEST_LIFE: Duration = Duration::from_secs(300);
 
 /// Something that serves the protocol on the socket [`SOCKET`] of a directory.
@@ -85,8 +86,8 @@ impl Program {
             if let Ok(socket) = UnixStream::connect(&path) {
                 return Ok(Started { running, socket, listening: start.elapsed() });
             }
-            if start.elapsed() > PATIENCE {
-                bail!("{} does not listen after {PATIENCE:?}: {}", self.path.display(), running.log());
+            if start.elapsed() > START_STOP_TIMEOUT {
+                bail!("{} does not listen after {START_STOP_TIMEOUT:?}: {}", self.path.display(), running.log());
             }
             if let Some(status) = running.child.try_wait()? {
                 bail!("{} ended with {status} instead of listening: {}", self.path.display(), running.log());
@@ -106,7 +107,7 @@ impl Running {
         self.directory.path().join(name)
     }
 
-    /// What it wrote to its standard error.
+    /// The program's standard error so far.
     fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default().trim().to_string()
     }
@@ -174,7 +175,7 @@ impl Drop for Running {
             let _ = watchdog.join();
         }
         let _ = kill_process(self.pid(), Signal::TERM);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_STOP_TIMEOUT;
         while Instant::now() < deadline {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;
@@ -191,7 +192,7 @@ pub(crate) fn version(path: &Path) -> Result<String> {
     let output = Command::new(path).arg("--version").output().with_context(|| format!("run {}", path.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().next().unwrap_or_default();
-    // argv[0] comes first, and where the program lies is nobody's business.
+    // The line begins with argv[0]; the report leaves out the program's path.
     Ok(line.strip_prefix(&format!("{} ", path.display())).unwrap_or(line).to_string())
 }
 

@@ -9,12 +9,12 @@ use crate::stats::Summary;
 pub(crate) struct Row {
     pub(crate) figure: String,
     pub(crate) c: String,
-    pub(crate) ours: String,
-    /// Ours divided by what it is held against.
+    pub(crate) scsi_pr: String,
+    /// The value of scsi-pr divided by the value of `against`.
     pub(crate) ratio: Summary,
-    /// What it is held against.
+    /// The name of the other side of the ratio.
     pub(crate) against: &'static str,
-    /// What the ratio is to be at most; `None` for figures that are only told.
+    /// The greatest ratio that reaches the target; `None` for figures without a target.
     pub(crate) bound: Option<f64>,
 }
 
@@ -41,9 +41,9 @@ fn short(value: f64) -> String {
 /// All figures, as a table.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text =
-        String::from("| figure | C helper | ours | ratio | to reach | |\n| --- | --- | --- | --- | --- | --- |\n");
+        String::from("| figure | C helper | scsi-pr | ratio | to reach | |\n| --- | --- | --- | --- | --- | --- |\n");
     for row in rows {
-        let Row { figure, c, ours, ratio, against, bound } = row;
+        let Row { figure, c, scsi_pr, ratio, against, bound } = row;
         let ratio_text = value(*ratio, &format!("× {against}"));
         let (target, verdict) = match bound {
             Some(bound) => {
@@ -51,7 +51,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
             }
             None => ("–".into(), ""),
         };
-        writeln!(text, "| {figure} | {c} | {ours} | {ratio_text} | {target} | {verdict} |")
+        writeln!(text, "| {figure} | {c} | {scsi_pr} | {ratio_text} | {target} | {verdict} |")
             .expect("writing to a String cannot fail");
     }
     text
@@ -75,7 +75,7 @@ mod tests {
         let row = |median, bound| Row {
             figure: "round trip".into(),
             c: "10.0 µs".into(),
-            ours: "5.0 µs".into(),
+            scsi_pr: "5.0 µs".into(),
             ratio: Summary { median, low: median, high: median },
             against: "C",
             bound,

@@ -84,7 +84,7 @@ struct Node<'a> {
 }
 
 impl Node<'_> {
-    /// What it takes, in µs, and the data.
+    /// Runs `command`. Returns its time in µs, and the data.
     fn run(&mut self, command: &CommandBuf) -> Result<(f64, Vec<u8>)> {
         match self.connection.run(command.command(), self.disk.as_fd())? {
             (Completion::Good(data), time) => Ok((time, data)),
@@ -134,10 +134,10 @@ fn out(programs: &Programs) -> Result<Row> {
         rustix::fs::fdatasync(&file)?;
         Ok(start.elapsed().as_secs_f64() * 1e6)
     };
-    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    let (mut scsi_pr, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         floor.push(median((0..COMMANDS).map(|_| append()).collect::<Result<_>>()?)?);
-        ours.push(median((0..COMMANDS).map(|_| nodes[0].change_key()).collect::<Result<_>>()?)?);
+        scsi_pr.push(median((0..COMMANDS).map(|_| nodes[0].change_key()).collect::<Result<_>>()?)?);
     }
     Ok(Row {
         figure: format!(
@@ -145,8 +145,8 @@ fn out(programs: &Programs) -> Result<Row> {
             value(summary(&floor)?, "µs")
         ),
         c: "–".into(),
-        ours: value(summary(&ours)?, "µs"),
-        ratio: summary(&ratios(&ours, &floor))?,
+        scsi_pr: value(summary(&scsi_pr)?, "µs"),
+        ratio: summary(&ratios(&scsi_pr, &floor))?,
         against: "fdatasync",
         bound: Some(1.5),
     })
@@ -159,19 +159,19 @@ fn reading(programs: &Programs) -> Result<Row> {
     let _pinned = Pinned::new()?;
     let shared = Shared::start(&programs.shared)?;
     let mut nodes = shared.nodes(8)?;
-    let helper = programs.ours.start()?;
+    let helper = programs.scsi_pr.start()?;
     let null = null()?;
     let mut connection = Connection::open(&helper.socket())?;
-    let (mut ours, mut refused) = (Vec::new(), Vec::new());
+    let (mut scsi_pr, mut refused) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         refused.push(median(connection.round_trips(null.as_fd(), COMMANDS, Duration::ZERO)?)?);
-        ours.push(median((0..COMMANDS).map(|_| Ok(nodes[0].read_keys()?.0)).collect::<Result<_>>()?)?);
+        scsi_pr.push(median((0..COMMANDS).map(|_| Ok(nodes[0].read_keys()?.0)).collect::<Result<_>>()?)?);
     }
     Ok(Row {
         figure: format!("PR IN p50, SQLite, pinned; the helper refuses in {}", value(summary(&refused)?, "µs")),
         c: "–".into(),
-        ours: value(summary(&ours)?, "µs"),
-        ratio: summary(&ratios(&ours, &refused))?,
+        scsi_pr: value(summary(&scsi_pr)?, "µs"),
+        ratio: summary(&ratios(&scsi_pr, &refused))?,
         against: "helper",
         bound: Some(5.0),
     })
@@ -209,7 +209,7 @@ fn contention(programs: &Programs) -> Result<Row> {
             value(summary(&medians)?, "ms")
         ),
         c: "–".into(),
-        ours: value(summary(&longest)?, "ms"),
+        scsi_pr: value(summary(&longest)?, "ms"),
         ratio: summary(&ratios(&longest, &medians))?,
         against: "median",
         bound: Some(20.0),
@@ -218,7 +218,7 @@ fn contention(programs: &Programs) -> Result<Row> {
 
 /// A unit with `count` registrants, most of whom were registered by others; and the node with which to measure.
 fn crowded(shared: &Shared, count: usize) -> Result<Node<'_>> {
-    /// What fits into the longest parameter list.
+    /// The number of TransportIDs that fit into the longest parameter list.
     const IN_ONE: usize = 340;
     let mut registered = 0;
     for sender in 1..NODES {
@@ -266,7 +266,7 @@ fn registrants(programs: &Programs) -> Result<Vec<Row>> {
                 value(summary(&fewer)?, "ms")
             ),
             c: "–".into(),
-            ours: value(summary(&more)?, "ms"),
+            scsi_pr: value(summary(&more)?, "ms"),
             ratio: summary(&ratios(&more, &fewer))?,
             against: "a tenth",
             bound: Some(10.0),

@@ -7,7 +7,7 @@ pub(crate) fn percentile(samples: &mut [f64], percent: f64) -> Option<f64> {
     samples.get(rank.clamp(1, samples.len().max(1)) - 1).copied()
 }
 
-/// What the rounds of one measurement gave: their median, and the quartiles between which the middle half of them lies.
+/// The median of the rounds of one measurement, and the quartiles between which the middle half of them lies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Summary {
     pub(crate) median: f64,

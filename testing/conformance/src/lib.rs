@@ -1,11 +1,11 @@
-//! The harness of the conformance suite: one set of tests, run against our `qemu-pr-helper` and against QEMU's.
+//! The harness of the conformance suite: one set of tests, run against scsi-pr's `qemu-pr-helper` and against QEMU's.
 //!
 //! A test is a function of a [`Subject`], the helper under test. [`against_each_helper!`] makes two tests of it, one for
-//! each helper, so that the name of a failure names the helper. `HELPER_UNDER_TEST=ours|c` selects one helper; by default
+//! each helper, so that the name of a failure names the helper. `HELPER_UNDER_TEST=scsi-pr|qemu` selects one helper; by default
 //! both are tested when QEMU's is installed. `PR_HELPER_OURS` and `PR_HELPER_C` name other binaries than the one that
 //! cargo builds and `/usr/bin/qemu-pr-helper`.
 //!
-//! A test expects the behaviour of QEMU's helper. Where ours differs on purpose, the test names the difference with
+//! A test expects the behaviour of QEMU's helper. Where scsi-pr differs on purpose, the test names the difference with
 //! [`Subject::differs`]; `docs/reference/differences.md` gives the reason under that name. The test runs against both
 //! helpers and knows the behaviour of each.
 //!
@@ -42,7 +42,7 @@ macro_rules! against_each_helper {
         mod ours {
             $(#[test]
             fn $test() {
-                if let Some(subject) = $crate::Subject::ours() {
+                if let Some(subject) = $crate::Subject::scsi_pr() {
                     super::$test(subject);
                 }
             })*

@@ -20,15 +20,17 @@ pub struct Subject {
     is_c: bool,
 }
 
-static OURS: LazyLock<Option<Subject>> = LazyLock::new(|| {
-    chosen("ours")
-        .then(|| Subject { program: env::var_os("PR_HELPER_OURS").map_or_else(build_ours, PathBuf::from), is_c: false })
+static SCSI_PR: LazyLock<Option<Subject>> = LazyLock::new(|| {
+    chosen("scsi-pr").then(|| Subject {
+        program: env::var_os("PR_HELPER_OURS").map_or_else(build_scsi_pr, PathBuf::from),
+        is_c: false,
+    })
 });
 
 static C: LazyLock<Option<Subject>> = LazyLock::new(|| {
     let asked_for = env::var_os("HELPER_UNDER_TEST").is_some();
     let program = PathBuf::from(env::var_os("PR_HELPER_C").unwrap_or_else(|| "/usr/bin/qemu-pr-helper".into()));
-    if !chosen("c") {
+    if !chosen("qemu") {
         return None;
     }
     if !program.exists() {
@@ -48,8 +50,8 @@ static C: LazyLock<Option<Subject>> = LazyLock::new(|| {
 fn chosen(name: &str) -> bool {
     match env::var("HELPER_UNDER_TEST") {
         Err(_) => true,
-        Ok(choice) if ["ours", "c"].contains(&choice.as_str()) => choice == name,
-        Ok(other) => panic!("HELPER_UNDER_TEST={other}: it can be ours or c"),
+        Ok(choice) if ["scsi-pr", "qemu"].contains(&choice.as_str()) => choice == name,
+        Ok(other) => panic!("HELPER_UNDER_TEST={other}: it can be scsi-pr or qemu"),
     }
 }
 
@@ -59,8 +61,8 @@ pub(crate) fn build_directory() -> PathBuf {
     test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").to_owned()
 }
 
-/// Builds our helper as this test was built.
-fn build_ours() -> PathBuf {
+/// Builds scsi-pr's helper as this test was built.
+fn build_scsi_pr() -> PathBuf {
     let directory = build_directory();
     let profile = match directory.file_name().expect("the directory of a profile") {
         name if name == "debug" => OsString::from("dev"),
@@ -74,22 +76,22 @@ fn build_ours() -> PathBuf {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()
         .expect("cargo is started");
-    assert!(status.success(), "our helper does not build");
+    assert!(status.success(), "scsi-pr's helper does not build");
     directory.join("qemu-pr-helper")
 }
 
 impl Subject {
-    /// Our helper, unless it was left out. It needs root.
-    pub fn ours() -> Option<&'static Self> {
+    /// scsi-pr's helper, unless it was left out. It needs root.
+    pub fn scsi_pr() -> Option<&'static Self> {
         require_root!(WHY_ROOT);
-        OURS.as_ref()
+        SCSI_PR.as_ref()
     }
 
     /// QEMU's helper, unless it was left out or is not installed. It needs root.
     pub fn c() -> Option<&'static Self> {
         require_root!(WHY_ROOT);
         let subject = C.as_ref();
-        if subject.is_none() && chosen("c") {
+        if subject.is_none() && chosen("qemu") {
             println!("skipped: QEMU's helper is not installed (Debian: apt install qemu-system-common)");
         }
         subject
@@ -100,10 +102,10 @@ impl Subject {
         &self.program
     }
 
-    /// A difference on purpose: what QEMU's helper does, and what ours does. `_id` is its name in
+    /// A difference on purpose: `c` is the behaviour of QEMU's helper, and `scsi_pr` that of scsi-pr's. `_id` is its name in
     /// `docs/reference/differences.md`; the suite checks that names and document agree.
-    pub fn differs<T>(&self, _id: &str, c: T, ours: T) -> T {
-        if self.is_c { c } else { ours }
+    pub fn differs<T>(&self, _id: &str, c: T, scsi_pr: T) -> T {
+        if self.is_c { c } else { scsi_pr }
     }
 
     /// Prepares a start of the program, in a directory of its own.

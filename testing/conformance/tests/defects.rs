@@ -206,7 +206,7 @@ fn hanging_device_holds_up_no_other(subject: &Subject) {
     }
 }
 
-/// A helper with few descriptors, so that ours has room for eight connections, and for two of one process.
+/// A helper with few descriptors: scsi-pr then admits eight connections, and two of one process.
 fn with_little_room(subject: &Subject) -> Helper {
     subject.command().shell("ulimit -n 56").serve()
 }

@@ -240,7 +240,7 @@ fn no_block_devices() -> Vec<(&'static str, OwnedFd)> {
         ("directory", at("/", OFlags::RDONLY | OFlags::DIRECTORY)),
         ("pipe, reading", reader.into()),
         ("pipe, writing", writer.into()),
-        // Nobody is at the other end.
+        // The other end is closed.
         ("socket", UnixStream::pair().unwrap().0.into()),
         ("eventfd", eventfd(0, EventfdFlags::empty()).unwrap()),
         ("memory", memfd_create("nothing", MemfdFlags::CLOEXEC).unwrap()),

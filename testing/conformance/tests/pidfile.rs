@@ -1,4 +1,4 @@
-//! The pid file: what it holds, its lock, and what a second instance is told.
+//! The pid file: what it holds, its lock, and the error of a second instance.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -137,8 +137,8 @@ fn daemon_without_proc_is_refused(subject: &Subject) {
     let start = subject.command().shell(without).socket();
     let file = start.path("pid");
     let end = start.arg("-d").arg("-f").arg(file).finish();
-    let told = "qemu-pr-helper: Failed to daemonize: cannot start /proc/self/exe again: No such file or directory\n";
-    assert_eq!((end.code(), &*end.stderr), subject.differs("proc", (0, ""), (1, told)));
+    let message = "qemu-pr-helper: Failed to daemonize: cannot start /proc/self/exe again: No such file or directory\n";
+    assert_eq!((end.code(), &*end.stderr), subject.differs("proc", (0, ""), (1, message)));
 }
 
 fn daemon_serves_once_its_starter_has_ended(subject: &Subject) {
@@ -162,15 +162,15 @@ fn second_start_with_the_pid_file_leaves_the_first_alone(subject: &Subject) {
     let message = "qemu-pr-helper: Cannot lock pid file: Resource temporarily unavailable\n";
     assert_eq!((end.code(), &*end.stderr), (1, message));
     assert_eq!(fs::read_to_string(&file).unwrap(), format!("{}\n", helper.process().pid()));
-    // The first runs on; whether anybody still reaches it is another question.
+    // The first instance runs on, but QEMU's helper has lost its socket path.
     let reached = Client::try_connect(&helper.socket()).is_ok();
     assert_eq!(reached, subject.differs("lock-first", false, true));
 }
 
 #[test]
 fn pid_file_excludes_the_other_helper() {
-    let (Some(ours), Some(c)) = (Subject::ours(), Subject::c()) else { return };
-    for (first, second) in [(ours, c), (c, ours)] {
+    let (Some(scsi_pr), Some(qemu)) = (Subject::scsi_pr(), Subject::c()) else { return };
+    for (first, second) in [(scsi_pr, qemu), (qemu, scsi_pr)] {
         let start = first.command();
         let file = start.path("pid");
         let _helper = start.arg("-f").arg(&file).serve();

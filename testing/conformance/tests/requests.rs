@@ -295,7 +295,7 @@ fn protocol_violations_leave_nothing_behind(subject: &Subject) {
             // Half a CDB, and half a list; the client leaves.
             13 => return client.send_with(&in_cdb(0, 8)[..9], &one),
             14 => return client.send_with(&[&out_cdb(0, 24)[..], &[0; 9]].concat(), &one),
-            // Its answer finds nobody.
+            // The client leaves before its answer.
             15 => return client.send_with(&in_cdb(0, 8), &one),
             _ => client.try_send_with(&[in_cdb(0, 8), in_cdb(0, 8)].concat(), &one),
         };

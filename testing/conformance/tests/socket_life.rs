@@ -42,7 +42,7 @@ fn served_by(helper: &Helper) -> Option<u32> {
     Some(sockopt::socket_peercred(client.socket()).unwrap().pid.as_raw_nonzero().get().cast_unsigned())
 }
 
-/// A socket that nobody listens on any more.
+/// A socket whose listener is gone.
 fn stale_socket(path: &Path) {
     let listener = UnixListener::bind(path).unwrap();
     // Now, and not only when a program that another test is just starting has closed its copy.

@@ -1,6 +1,6 @@
-//! `supervised SOCKET CALLS PROGRAM ARGUMENTS…`: becomes PROGRAM under a seccomp filter that stops every ioctl(SG_IO) and
-//! the system calls named in CALLS, separated by commas, until whoever listens on SOCKET has decided about them
-//! (`SECCOMP_RET_USER_NOTIF`, seccomp_unotify(2)). It sends the descriptor for that over SOCKET.
+//! `supervised SOCKET CALLS PROGRAM ARGUMENTS…`: becomes PROGRAM under a seccomp filter. The filter stops every ioctl(SG_IO)
+//! and the system calls named in CALLS, separated by commas, until the listener on SOCKET has decided about each
+//! (`SECCOMP_RET_USER_NOTIF`, seccomp_unotify(2)). `supervised` sends the descriptor for that over SOCKET.
 #![forbid(unsafe_code)]
 
 use std::env::args_os;
@@ -35,6 +35,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A copy that this process owns, without a claim on a bare number.
     let notifications = pidfd_getfd(&this, filter.get_notify_fd()?, PidfdGetfdFlags::empty())?;
     scsi_pr_helper::descriptor::send(&socket, &[0], notifications.as_fd(), SendFlags::empty())?;
-    // Returns only when it failed. What is open here is close-on-exec.
+    // exec returns only when it failed. All descriptors of this program are close-on-exec.
     Err(Command::new(program).args(arguments).exec().into())
 }
