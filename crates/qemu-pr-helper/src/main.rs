@@ -38,7 +38,7 @@ use scsi_pr_daemon::socket::{self, Access};
 use scsi_pr_daemon::{limits, signals};
 use scsi_pr_linux::policy::Counters;
 
-/// The time that commands have to end once the helper was told to stop.
+/// The time in which commands must end once the helper has received a signal to stop.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {

@@ -12,8 +12,8 @@ use crate::monitor_channel::{MonitorChannel, WorkerKind};
 use crate::options::Manager;
 use crate::workers::{Pool, Workers};
 
-/// What is made for each client: the wanted manager, which all share, and an observer of its own, which counts in
-/// `counters`. Workers are started by `monitor`.
+/// Makes the manager of a client. All clients share the wanted manager; each client has an observer of its own, which
+/// counts in `counters`. The process of `monitor` starts workers.
 pub(crate) fn manager_for(
     wanted: Manager,
     counters: Arc<Counters>,

@@ -66,7 +66,7 @@ fn it_is_served_in_the_background_too() {
 }
 
 #[test]
-fn variables_for_somebody_else_are_ignored() {
+fn variables_for_another_process_are_ignored() {
     require_root!();
     let directory = directory();
     let (passed, own) = (directory.path().join("passed"), directory.path().join("own"));
@@ -119,7 +119,7 @@ fn what_cannot_be_served_is_refused() {
 }
 
 #[test]
-fn a_closed_descriptor_is_told() {
+fn closed_descriptor_is_an_error() {
     require_root!();
     let mut launcher = helper(NO_ARGUMENTS);
     launcher.shell("export LISTEN_PID=$$ LISTEN_FDS=1").redirect("3<&-");
@@ -127,23 +127,23 @@ fn a_closed_descriptor_is_told() {
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn service_manager_receives_ready_and_stopping() {
     require_root!();
     let directory = directory();
     let (socket, notify) = (directory.path().join("s"), directory.path().join("notify"));
     let manager = UnixDatagram::bind(&notify).unwrap();
     manager.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
-    let told = || {
-        let mut room = [0; 64];
-        let length = manager.recv(&mut room).unwrap();
-        String::from_utf8_lossy(&room[..length]).into_owned()
+    let notification = || {
+        let mut buffer = [0; 64];
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
     let mut command = helper_at(&socket);
     let mut running = command.env("NOTIFY_SOCKET", &notify).spawn();
-    assert_eq!(told(), "READY=1");
+    assert_eq!(notification(), "READY=1");
     // No waiting: it serves already.
     connect(Path::new(&socket));
     running.signal(Signal::TERM);
-    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(notification(), "STOPPING=1");
     assert_eq!(running.wait().code(), Some(0));
 }

@@ -172,8 +172,7 @@ fn a_worker_has_what_its_commands_take_and_nothing_else() {
     monitor.end();
 }
 
-/// What a helper in the wrong hands could open by itself: anybody may have a descriptor of any file that is not open
-/// for use.
+/// An attacker in the helper may hold a read-only or an O_PATH descriptor of a device. A worker must change nothing by it.
 #[test]
 fn a_worker_changes_nothing_by_a_descriptor_that_may_not_write() {
     require_root!();
@@ -195,19 +194,19 @@ fn a_worker_changes_nothing_by_a_descriptor_that_may_not_write() {
 }
 
 #[test]
-fn who_dies_is_told_and_a_map_is_seen_after() {
+fn death_of_a_worker_is_logged_and_its_map_is_recovered() {
     require_root!();
     let monitor = Monitor::start(None);
     // No machine has this map.
-    for (uuid, seen_after) in [("", false), ("mpath-no such map", true)] {
+    for (uuid, is_recovered) in [("", false), ("mpath-no such map", true)] {
         let mut worker = monitor.ask(&format!("multipath 252:1048560 {uuid}"));
         worker.is_started();
         monitor.process_of(["multipath", "252:1048560", uuid]).signal(Signal::KILL);
-        let said = worker.end();
-        let lines: Vec<_> = said.lines().collect();
+        let log = worker.end();
+        let lines: Vec<_> = log.lines().collect();
         assert_eq!(lines[0], "the process ended before it was done (signal: 9 (SIGKILL))");
         let recovered = "mpath-no such map (252:1048560) is gone, and needs no recovery";
-        assert_eq!(lines[1..], vec![recovered; usize::from(seen_after)]);
+        assert_eq!(lines[1..], vec![recovered; usize::from(is_recovered)]);
     }
     monitor.end();
 }
@@ -259,7 +258,7 @@ fn a_helper_that_says_what_none_says_is_left() {
         monitor.send(message, fs::File::options().write(true).open("/dev/null").unwrap());
         assert!(ended(&mut monitor.process).success(), "{message:?}");
     }
-    // At the start, too: it watches over what it was told to before, and nothing else.
+    // The monitor also ends when its first message is not the one that it expects.
     let (link, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     rustix::net::send(&link, b"R", SendFlags::empty()).unwrap();
     let mut command = Command::new(HELPER);

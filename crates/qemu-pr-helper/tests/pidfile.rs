@@ -133,10 +133,10 @@ fn a_relative_pid_file_is_in_the_root_directory() {
     stop(Process::new(pid));
 }
 
-/// The launcher's exit code tells of everything that goes wrong before the helper serves; the C helper's tells only what
-/// goes wrong before it forks.
+/// The launcher's exit code reports every failure before the helper serves. The C helper's reports only failures before
+/// it forks.
 #[test]
-fn what_fails_in_the_background_is_told() {
+fn failure_in_the_background_is_reported_by_the_launcher() {
     require_root!();
     let directory = directory();
     let (socket, pid_file) = (directory.path().join("s"), directory.path().join("pid"));
@@ -217,5 +217,5 @@ fn an_inherited_lock_stays() {
     let mut running = running;
     running.signal(Signal::TERM);
     assert_eq!(running.wait().code(), Some(0));
-    assert_eq!(holder(), None, "somebody else has inherited the lock");
+    assert_eq!(holder(), None, "another process has inherited the lock");
 }

@@ -110,7 +110,7 @@ fn another_s_socket_is_not_removed() {
 }
 
 #[test]
-fn it_is_removed_whoever_owns_the_directory() {
+fn socket_is_removed_from_a_directory_of_any_owner() {
     require_root!();
     const NOBODY: u32 = 65534;
     // The directory's owner and mode; the user who owns the socket in the end, as libvirt's does; the helper's.

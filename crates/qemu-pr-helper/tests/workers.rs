@@ -1,4 +1,4 @@
-//! Commands that a worker runs: its life, what becomes of its command when it dies or hangs, and what the log is told.
+//! Commands that a worker runs: its life, the result of its command when it dies or hangs, and its lines in the log.
 //!
 //! A loop device stands for a multipath map: in a mount namespace of its own, the helper sees a sysfs that says so. The
 //! library that a worker opens for such a map is a FIFO here, so that a command hangs until the test says otherwise.
@@ -27,7 +27,7 @@ use scsi_pr::{
 use scsi_pr_helper::HelperClient;
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const LOG_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn check(code: SenseCode) -> Completion {
     Completion::check(code)
@@ -169,7 +169,7 @@ impl Scene {
     fn says(&self, part: &str) -> String {
         let mut others = Vec::new();
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
+            match self.lines.recv_timeout(LOG_TIMEOUT) {
                 Ok(line) if line.contains(part) => return line,
                 Ok(line) => others.push(line),
                 Err(_) => panic!("{part:?} is not in the log: {others:#?}"),
@@ -220,8 +220,8 @@ fn a_worker_answers_logs_and_ends() {
     }
 }
 
-/// Whoever starts programs without caring for their ends may have the kernel forget these at once. How a worker ended is
-/// to be known all the same.
+/// A parent that ignores SIGCHLD passes this on, and then the kernel keeps no exit status of children. The monitor must
+/// learn the exit status of a worker all the same.
 #[test]
 fn a_starter_that_ignores_the_ends_of_children_has_no_worker_taken_for_dead() {
     require_root!();
@@ -292,7 +292,7 @@ fn a_map_that_was_suspended_before_the_command_is_not_resumed_after_it() {
     fs::remove_file(&library).unwrap();
     fs::write(&library, "").unwrap();
     assert_eq!(scene.run(&device, reserve().command()), check(SenseCode::INVALID_OPCODE));
-    let lines: Vec<_> = std::iter::from_fn(|| scene.lines.recv_timeout(PATIENCE).ok())
+    let lines: Vec<_> = std::iter::from_fn(|| scene.lines.recv_timeout(LOG_TIMEOUT).ok())
         .take_while(|line| !line.contains("cannot be opened"))
         .collect();
     assert!(lines.iter().any(|line| line.contains("its worker ended without an answer")), "{lines:#?}");

@@ -21,7 +21,7 @@ use crate::managers::ServerContext;
 use crate::options::Serve;
 use crate::{activation, log};
 
-/// The time that commands have to end once the server was told to stop.
+/// The time in which commands must end once the server has received a signal to stop.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves until a signal ends it, and then answers the commands that still run.

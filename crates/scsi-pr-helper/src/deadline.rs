@@ -16,7 +16,7 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// What stands for "for ever": an `Instant` cannot hold every `Duration`.
+    /// The longest wait, because an `Instant` plus any `Duration` can overflow.
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
     pub(crate) fn after(allowed: Duration) -> Self {

@@ -1,8 +1,8 @@
 //! The bytes of the helper protocol: handshake, request, response. No I/O.
 //!
 //! All integers are big endian and nothing is framed, so each side must read exactly what comes next: a helper that
-//! reads on loses the descriptor of the next request. The decoders therefore say what they want
-//! ([`RequestDecoder::wanted`]) and are told how much of it came ([`RequestDecoder::advance`]).
+//! reads on loses the descriptor of the next request. A decoder therefore gives the buffer to
+//! fill ([`RequestDecoder::wanted`]), and the caller passes the number of bytes that came ([`RequestDecoder::advance`]).
 //!
 //! ```text
 //! helper                          client
@@ -32,7 +32,7 @@ pub const fn feature_word(features: u32) -> [u8; 4] {
     features.to_be_bytes()
 }
 
-/// What a client broke in the protocol. The connection cannot go on.
+/// A client's violation of the protocol. The connection cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RequestViolation {
@@ -53,7 +53,7 @@ impl fmt::Display for RequestViolation {
 
 impl std::error::Error for RequestViolation {}
 
-/// What the bytes that came complete.
+/// A message that the received bytes complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The handshake is over; the features that the client wants.
@@ -122,7 +122,7 @@ impl RequestDecoder {
     ///
     /// # Errors
     ///
-    /// What the client did wrong. The decoder must not be used any more.
+    /// The client's violation of the protocol. The decoder must not be used any more.
     ///
     /// # Panics
     ///
@@ -195,7 +195,7 @@ pub fn encode_response(completion: &Completion, allocation_length: usize) -> ([u
     (zerocopy::transmute!(header), data)
 }
 
-/// What a helper broke in the protocol. The connection cannot go on, and the command has no answer.
+/// A helper's violation of the protocol. The connection cannot go on, and the command has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResponseViolation {
@@ -256,7 +256,7 @@ impl ResponseDecoder {
     ///
     /// # Errors
     ///
-    /// What the helper did wrong. The connection must be given up.
+    /// The helper's violation of the protocol. The connection must be given up.
     ///
     /// # Panics
     ///

@@ -177,7 +177,7 @@ fn what_the_protocol_does_not_allow_is_no_answer() {
 }
 
 #[test]
-fn bytes_that_nobody_asked_for_are_not_the_next_answer() {
+fn bytes_without_a_request_are_not_the_next_answer() {
     let extra = response(&read_keys(8, 0), &Completion::Good(vec![0xee; 8]));
     let helper = FakeHelper::new(move |mut peer| {
         peer.shake(0)?;
@@ -315,7 +315,7 @@ fn a_helper_that_comes_back_in_the_pause_is_used() {
         let _helper = FakeHelper::at(&path, play_well);
         assert_eq!(waiting.join().unwrap().unwrap(), Completion::Good(vec![0x55; 8]));
     });
-    // It goes away and comes back again: nobody notices.
+    // A helper that ends and starts again between commands causes no error.
     let helper = FakeHelper::at(&path, play_well);
     assert_eq!(run(&client, read_keys_command()).unwrap(), Completion::Good(vec![0x55; 8]));
     assert_eq!(helper.requests(), 1);
@@ -327,7 +327,7 @@ fn others_may_run_in_the_pause() {
     let hour = Duration::from_secs(60 * 60);
     let config = Config { attempts: 2, pause: hour, turn: 2 * hour, ..patient() };
     let client = Arc::new(HelperClient::new(helper.path()).with_config(config));
-    // Nobody waits for this one: it sleeps until the test program ends.
+    // No thread joins this one: it sleeps until the test program ends.
     let pausing = Arc::clone(&client);
     std::thread::spawn(move || run(&pausing, read_keys_command()));
     wait_until("the attempt that fails", || helper.connections() == 1);
@@ -413,16 +413,16 @@ fn cleanup_goes_only_to_a_helper_that_announced_it() {
 }
 
 #[test]
-fn changes_are_told_in_order_and_may_be_asked_about() {
+fn callback_sees_changes_in_order_and_may_ask_for_the_state() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("helper.sock");
     let events = Arc::new(Mutex::new(Vec::new()));
-    let told = Arc::clone(&events);
+    let recorded = Arc::clone(&events);
     let asked: Arc<Mutex<Option<Arc<HelperClient>>>> = Arc::default();
     let ask = Arc::clone(&asked);
     let client = Arc::new(HelperClient::new(&path).with_config(patient()).on_change(move |connected| {
         let client = ask.lock().unwrap().clone().unwrap();
-        told.lock().unwrap().push((connected, client.is_connected()));
+        recorded.lock().unwrap().push((connected, client.is_connected()));
     }));
     *asked.lock().unwrap() = Some(Arc::clone(&client));
     let events = || std::mem::take(&mut *events.lock().unwrap());
@@ -453,7 +453,7 @@ fn changes_are_told_in_order_and_may_be_asked_about() {
 }
 
 #[test]
-fn a_restarted_helper_is_told_as_lost_and_found() {
+fn restart_of_the_helper_is_reported_as_a_loss_and_a_connection() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("helper.sock");
     let (sender, events) = mpsc::channel();

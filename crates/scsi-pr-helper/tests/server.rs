@@ -1,4 +1,4 @@
-//! What a client sees of [`scsi_pr_helper::serve`].
+//! [`scsi_pr_helper::serve`], as a client sees it.
 
 mod support;
 
@@ -206,7 +206,7 @@ fn once_answered_a_descriptor_is_not_held() {
         let (reader, writer) = std::io::pipe().unwrap();
         client.ask(&reserve_in(1, 1), &writer);
         drop(writer);
-        // The end of the file, at once: nobody has the writing end.
+        // The end of the file comes at once, because no descriptor of the writing end is left.
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
         assert_eq!(rustix::io::read(&reader, &mut [0; 1]), Ok(0));
     }
@@ -444,7 +444,7 @@ fn limits_may_be_for_ever() {
 }
 
 #[test]
-fn limits_of_zero_stop_nobody() {
+fn limits_of_zero_admit_one_client() {
     let limits = Limits::default().with_connections(0).with_running(0).with_peer_share(0);
     let server = Server::start(limits, Gate::default());
     assert_eq!(server.client().ask(&reserve_in(0, 1), null()), io_process_terminated());
@@ -464,7 +464,7 @@ fn send_without_reading(server: &Server) -> Client {
 }
 
 #[test]
-fn a_client_that_never_reads_holds_nobody_up() {
+fn client_that_never_reads_does_not_delay_another() {
     let limits = Limits::default().with_send_timeout(LONG);
     let server = Server::start(limits, Echo);
     let deaf = send_without_reading(&server);
@@ -630,7 +630,7 @@ fn stopping_closes_idle_connections_and_delivers_what_runs() {
     for client in idle.iter_mut().chain([&mut half]) {
         assert!(client.is_closed());
     }
-    assert!(std::os::unix::net::UnixStream::connect(&path).is_err(), "nobody listens");
+    assert!(std::os::unix::net::UnixStream::connect(&path).is_err(), "the socket still accepts connections");
     assert!(running.iter().all(Client::is_silent));
     let waiter = std::thread::spawn(move || draining.wait(LONG));
     gate.let_go(1);
@@ -678,8 +678,8 @@ fn ask() -> impl Strategy<Value = Ask> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever came before on the connection, and however it was sent, an answer has what its command returned and
-    /// not a byte more.
+    /// An answer has the bytes that its command returned and no other. Earlier requests, and the pieces in which a client
+    /// sends one, do not matter.
     #[test]
     fn answers_have_nothing_of_other_requests(asks in prop::collection::vec(ask(), 1..20), ahead: bool, piece in 1usize..40) {
         let server = Server::start(Limits::default(), Echo);

@@ -1,4 +1,4 @@
-//! What [`scsi_pr_helper::serve`] says, and what can only be waited for by listening to it.
+//! The log events of [`scsi_pr_helper::serve`], and the behaviour that a test can observe only by them.
 
 mod support;
 
@@ -106,11 +106,11 @@ fn this_process() -> String {
 }
 
 #[test]
-fn violations_are_told_in_the_words_of_the_c_helper() {
-    for (what, breach, warning) in BREACHES {
+fn violations_are_logged_with_the_text_of_the_c_helper() {
+    for (what, violate, warning) in VIOLATIONS {
         let events = Events::record();
         let server = Server::start(Limits::default(), Echo);
-        breach(&server);
+        violate(&server);
         events.wait_for("pr_helper_close", 1);
         let warning = warning.map(|warning| format!("{warning} ({})", this_process()));
         assert_eq!(events.warnings(), Vec::from_iter(warning), "{what}");
@@ -120,7 +120,7 @@ fn violations_are_told_in_the_words_of_the_c_helper() {
 }
 
 #[test]
-fn a_client_that_is_gone_before_its_answer_is_told() {
+fn client_that_is_gone_before_its_answer_is_logged() {
     let (events, gate) = (Events::record(), Gate::default());
     let server = Server::start(Limits::default(), gate.clone());
     let mut client = server.client();
@@ -182,7 +182,7 @@ impl PrManager for Failing {
 }
 
 #[test]
-fn why_there_is_no_answer_is_told() {
+fn error_of_the_manager_is_logged() {
     let events = Events::record();
     let server = Server::start(Limits::default(), Failing);
     let mut client = server.client();

@@ -1,5 +1,5 @@
-//! What stays behind in the process of [`scsi_pr_helper::serve`]: nothing. A test program of its own: it counts what its
-//! process has.
+//! [`scsi_pr_helper::serve`] leaves no descriptor, thread or memory behind. The test has a program of its own, because it
+//! counts those of its process.
 
 mod support;
 
@@ -38,7 +38,7 @@ fn flood(server: &Server, count: usize) {
         for thread in 0..4 {
             scope.spawn(move || {
                 for number in (thread..count).step_by(4) {
-                    BREACHES[number % BREACHES.len()].1(server);
+                    VIOLATIONS[number % VIOLATIONS.len()].1(server);
                 }
             });
         }

@@ -61,7 +61,7 @@ impl Drop for Sockets {
     }
 }
 
-/// Who answers.
+/// The number of the manager that answers.
 fn number(client: &HelperClient) -> u8 {
     let device = File::open("/dev/null").unwrap();
     let command = ReserveIn::new(ReserveInAction::ReadKeys, 8).encode();
@@ -99,7 +99,7 @@ fn a_bound_is_for_all_sockets_together() {
 }
 
 #[test]
-fn at_the_end_nobody_can_connect_to_any() {
+fn stopped_server_refuses_connections_on_every_socket() {
     let mut sockets = Sockets::start(5, Limits::default());
     let paths: Vec<_> = (0..5).map(|index| sockets.path(index)).collect();
     assert_eq!(number(&sockets.client(4)), 4);

@@ -1,5 +1,5 @@
-//! [`scsi_pr_helper::serve`] where no more threads are to be had. A test program of its own: RLIMIT_NPROC counts a user's
-//! threads and means nothing to root, so the test becomes a user whom nobody else is.
+//! [`scsi_pr_helper::serve`] when the kernel permits no more threads. RLIMIT_NPROC counts a user's threads, and does not
+//! apply to root. So the test has a program of its own, which becomes a user that has no other process.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! One connection to a helper: bytes within a deadline. What to do about a failure is decided elsewhere.
+//! One connection to a helper: bytes within a deadline. The client decides about retries.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,8 +30,8 @@ pub(super) struct Connection {
 pub(super) enum SendError {
     /// The helper has not got a whole CDB: it cannot have run anything.
     Before(io::Error),
-    /// It has the CDB. With part of a parameter list it should not run anything either, but that is its own affair:
-    /// whoever sends reservations must not build on it.
+    /// The helper has the CDB, and at most part of the parameter list. It should not run such a command, but the client
+    /// cannot rely on that.
     After(io::Error),
 }
 

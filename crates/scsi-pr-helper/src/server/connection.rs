@@ -136,7 +136,7 @@ impl Connection {
     }
 }
 
-/// What follows a request.
+/// The connection's next step after a request.
 enum Next {
     Continue,
     Stop,

@@ -26,7 +26,7 @@ pub enum Served {
 ///
 /// CLEANUP is offered, which QEMU's helper does not do: the client is to be a [`HelperClient`](crate::HelperClient).
 pub fn serve_one(socket: OwnedFd, manager: Arc<dyn PrManager>) -> Served {
-    /// What is sent fits into the buffer of any socket.
+    /// Never reached, because the answer fits into the buffer of any socket.
     const SEND_TIMEOUT: Duration = Duration::from_secs(10);
     if rustix::net::send(&socket, &feature_word(FEATURE_CLEANUP), SendFlags::NOSIGNAL).is_err() {
         return Served::Nothing;
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_nobody_takes_is_told() {
+    fn answer_without_a_reader_is_unheard() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (device, request) = (File::open("/dev/null").unwrap(), command(0x5e));
         rustix::net::send(&ours, &[0; 4], SendFlags::empty()).unwrap();

@@ -12,9 +12,9 @@ use scsi_pr_daemon::RateLimiter;
 use super::disconnect::DisconnectReason;
 use super::{Limits, Peer};
 
-/// A process, as far as it can be told from others: its id, and for a process of another process namespace, whose id is 0
-/// here, the inode number of its pidfd (Linux 6.9; before, all of them count as one). The user does not count, so that a
-/// process cannot have another share by changing its user.
+/// Identifies a process by its id and, in another process namespace, by the inode number of its pidfd: the id is 0 there.
+/// Before Linux 6.9 all processes of other namespaces count as one. The user does not count, so that a process cannot
+/// have another share by changing its user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ProcessKey {
     pub(super) pid: u32,

@@ -1,4 +1,4 @@
-//! A server over a real socket, and a client that sends exactly what it is told.
+//! A server over a real socket, and a client that sends exactly the bytes of a test.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
 use std::io::Write;
@@ -255,7 +255,7 @@ pub(crate) fn io_process_terminated() -> Answer {
 }
 
 /// A violation on a new connection, and the warning about it.
-pub(crate) type Breach = (&'static str, fn(&Server), Option<&'static str>);
+pub(crate) type Violation = (&'static str, fn(&Server), Option<&'static str>);
 
 const NO_DESCRIPTOR: Option<&str> = Some("No file descriptor in request.");
 const INVALID_CDB: Option<&str> = Some("Invalid CDB, closing socket.");
@@ -272,7 +272,7 @@ const LONG_OUT: Option<&str> = Some(
 );
 
 /// Every way to end a connection that the C helper tells apart.
-pub(crate) const BREACHES: [Breach; 19] = [
+pub(crate) const VIOLATIONS: [Violation; 19] = [
     ("nothing", |server| drop(server.connect_unheard()), None),
     ("half a handshake", |server| server.connect().send(&[0; 2], &[]), None),
     ("half a CDB", |server| server.client().send(&reserve_in(0, 8)[..9], &[null().as_fd()]), None),
