@@ -28,9 +28,6 @@ use finding::{Finding, RULES, Rule};
 /// The longest sentence that a document may have, in words. A code span counts as one word.
 const MAX_WORDS: usize = 25;
 
-/// How many findings each rule may still have. Without this file, none.
-const LIMITS: &str = "xtask/prose-limits.txt";
-
 /// The examples of the checker's own tests break every rule on purpose.
 const EXAMPLES: &str = "xtask/src/prose/tests.rs";
 
@@ -47,29 +44,14 @@ pub(crate) fn run(workspace: &Path, paths: &[PathBuf]) -> Result<bool> {
     Ok(report.total() == 0)
 }
 
-/// Compares the number of findings with the limits. Returns the number of rules, and a line for each broken one.
-pub(crate) fn over_limits(workspace: &Path) -> Result<(usize, Vec<String>)> {
+/// Returns the number of rules, and a line for each rule that has findings.
+pub(crate) fn broken_rules(workspace: &Path) -> Result<(usize, Vec<String>)> {
     let report = Report::of(workspace, &[])?;
-    let limits = limits(workspace)?;
     let broken = Rule::ALL.into_iter().filter_map(|rule| {
-        let (count, limit) = (report.count(rule), limits.get(rule.name()).copied().unwrap_or(0));
-        let remedy = "run `cargo xtask prose`";
-        (count > limit).then(|| format!("{}: {count} findings, {limit} allowed; {remedy}", rule.name()))
+        let count = report.count(rule);
+        (count > 0).then(|| format!("{}: {count} findings; run `cargo xtask prose`", rule.name()))
     });
     Ok((RULES, broken.collect()))
-}
-
-fn limits(workspace: &Path) -> Result<BTreeMap<String, usize>> {
-    let path = workspace.join(LIMITS);
-    if !path.exists() {
-        return Ok(BTreeMap::new());
-    }
-    let lines = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let parse = |line: &str| {
-        let (rule, limit) = line.split_once(' ').with_context(|| format!("a rule and a number, not {line:?}"))?;
-        Ok((rule.to_owned(), limit.parse().with_context(|| format!("the limit of {rule}"))?))
-    };
-    lines.lines().filter(|line| !line.starts_with('#')).map(parse).collect()
 }
 
 impl Report {

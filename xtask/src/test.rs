@@ -65,7 +65,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
 
 /// Each rule of prose is a check.
 fn prose(workspace: &Workspace) -> Result<Outcome> {
-    let (rules, broken) = prose::over_limits(&workspace.root)?;
+    let (rules, broken) = prose::broken_rules(&workspace.root)?;
     let details = broken.iter().flat_map(|line| [line, "\n"]).collect();
     let tally = Tally { passed: rules - broken.len(), failed: broken.len() };
     Ok(Outcome { tally, details, ..Outcome::default() })
