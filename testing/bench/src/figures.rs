@@ -22,13 +22,13 @@ use crate::stats::{Summary, percentile, ratios};
 pub(crate) struct Programs {
     pub(crate) c: Program,
     pub(crate) scsi_pr: Program,
-    /// `scsi-pr serve`, next to our helper.
+    /// `scsi-pr serve`, next to scsi-pr's helper.
     pub(crate) shared: Program,
     floor: Program,
 }
 
 impl Programs {
-    /// Debian's C helper, our helper as cargo builds it, and this very program as the floor. `PR_HELPER_C` and
+    /// Debian's C helper, scsi-pr's helper as cargo builds it, and this very program as the floor. `PR_HELPER_C` and
     /// `PR_HELPER_OURS` name others.
     pub(crate) fn find() -> Result<Self> {
         let c = std::env::var_os("PR_HELPER_C").map_or("/usr/bin/qemu-pr-helper".into(), PathBuf::from);
@@ -348,9 +348,9 @@ fn hang(programs: &Programs) -> Result<Vec<Row>> {
     let scsi_pr = programs.scsi_pr.start()?;
     for _ in 0..ROUNDS {
         let round = tail(&scsi_pr, &files, null.as_fd())?;
-        ensure!(round.hanging == HANGING, "only {} of {HANGING} commands hang in our helper", round.hanging);
+        ensure!(round.hanging == HANGING, "only {} of {HANGING} commands hang in scsi-pr's helper", round.hanging);
         quiet.push(round.quiet);
-        hung.push(round.hung.context("our helper does not answer while commands hang")?);
+        hung.push(round.hung.context("scsi-pr's helper does not answer while commands hang")?);
     }
     Ok(vec![Row {
         figure: format!("p99 of another connection while {HANGING} commands hang on {HANGING} files that block"),

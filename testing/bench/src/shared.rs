@@ -152,7 +152,7 @@ fn out(programs: &Programs) -> Result<Row> {
     })
 }
 
-/// READ KEYS of eight registrants, against the round trip of our helper on a device that refuses at once.
+/// READ KEYS of eight registrants, against the round trip of scsi-pr's helper on a device that refuses at once.
 fn reading(programs: &Programs) -> Result<Row> {
     const ROUNDS: usize = 31;
     const COMMANDS: usize = 500;

@@ -1,5 +1,5 @@
-//! Defects of QEMU's helper, one test each. The name of a test says the behaviour of our helper; the other one shows the
-//! defect.
+//! Defects of QEMU's helper, one test each. The name of a test says the behaviour of scsi-pr's helper. QEMU's helper shows
+//! the defect.
 //!
 //! Those of a socket's or a pid file's life are with their themes: [`socket_life`](../socket_life.rs),
 //! [`pidfile`](../pidfile.rs), [`signals`](../signals.rs), [`privileges`](../privileges.rs),

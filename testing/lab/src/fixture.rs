@@ -45,7 +45,7 @@ pub(crate) struct Fixture<'a> {
 pub(crate) type Registration = (String, Key, bool);
 
 impl<'a> Fixture<'a> {
-    /// A map of so many paths, and our helper as an ordinary user.
+    /// A map of so many paths, and scsi-pr's helper as an ordinary user.
     pub(crate) fn new(lab: &'a mut Lab, report: &'a mut Report, paths: usize) -> Result<Self> {
         let helper = Helper::start(&lab.helper(), "fixture", &["-u", "nobody"])?;
         let map = lab.multipath()?.map(paths, 0)?;
