@@ -4,9 +4,11 @@ use std::ops::Range;
 
 use scsi_pr::{Completion, Sense, SenseCode, Status};
 
+use crate::call::{Call, Failure};
 use crate::commands::Operation;
-use crate::disk::{Call, Disk, Failure, Geometry, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME};
+use crate::disk::Disk;
 use crate::gate::Refusal;
+use crate::geometry::{Geometry, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME};
 use crate::medium::{Allocation, Durability, MediumError};
 use crate::range_lock::Mode;
 use crate::sense_code;

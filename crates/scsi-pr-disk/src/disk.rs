@@ -6,42 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use scsi_pr::{Access, Cdb, Command, Completion, Nexus, Reservations, SenseCode};
 use thiserror::Error;
 
+use crate::call::{Call, Failure, Port};
 use crate::commands::{self, Lookup, Operation, UnitAttention};
 use crate::data::DataIn;
 use crate::gate::{AbortScope, AbortedStatus, Gate, Refusal, SessionId, Task};
+use crate::geometry::Geometry;
 use crate::identity::Identity;
 use crate::mode::{Form, ModeSense, ModeSettings};
 use crate::range_lock::RangeLocks;
 use crate::{Medium, ReservationStore, StoreError, inquiry, report, sense_code};
-
-/// The longest COMPARE AND WRITE, in blocks.
-pub(crate) const MAX_COMPARE_AND_WRITE: u8 = 255;
-/// The most block descriptors in the parameter list of UNMAP.
-pub(crate) const MAX_UNMAP_DESCRIPTORS: u16 = 256;
-/// The longest transfer in bytes. A transport needs that much memory for a command at most.
-pub const MAX_TRANSFER: u32 = 8 << 20;
-const OPTIMAL_TRANSFER: u32 = 1 << 20;
-/// The most blocks that one UNMAP gives back, so that a command does not take minutes.
-pub(crate) const MAX_UNMAP_BLOCKS: u32 = 1 << 20;
-/// The most blocks that one WRITE SAME writes.
-pub(crate) const MAX_WRITE_SAME: u64 = 65_535;
-
-/// The target port through which a command came.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// RELATIVE TARGET PORT IDENTIFIER, big endian.
-    pub relative_target_port: [u8; 2],
-    /// The SCSI name of the port (for iSCSI: `iqn…,t,0x0001`), at most 250 characters; empty if it has none.
-    pub name: String,
-}
-
-/// How the bytes of the medium are divided into blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Geometry {
-    block_size: u32,
-    physical_block_size: u32,
-    blocks: u64,
-}
 
 /// A disk that cannot be served.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -140,66 +113,6 @@ pub enum TaskManagement {
     TargetWarmReset,
     /// The part of TARGET COLD RESET that concerns this unit.
     TargetColdReset,
-}
-
-/// The reason why a command ends without GOOD.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    Refused(Refusal),
-    Completion(Completion),
-}
-
-impl From<SenseCode> for Failure {
-    fn from(code: SenseCode) -> Self {
-        Self::Completion(Completion::check(code))
-    }
-}
-
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-/// A command on its way through the device server.
-pub(crate) struct Call<'a> {
-    pub(crate) task: &'a Task,
-    pub(crate) port: &'a Port,
-    /// Padded with zeros.
-    pub(crate) cdb: [u8; 16],
-    pub(crate) data_out: &'a [u8],
-    pub(crate) data_in: &'a mut DataIn,
-    pub(crate) transfer_length: u64,
-}
-
-impl<'a> Call<'a> {
-    pub(crate) fn be16(&self, at: usize) -> u16 {
-        u16::from_be_bytes([self.cdb[at], self.cdb[at + 1]])
-    }
-
-    pub(crate) fn be32(&self, at: usize) -> u32 {
-        u32::from_be_bytes([self.cdb[at], self.cdb[at + 1], self.cdb[at + 2], self.cdb[at + 3]])
-    }
-
-    pub(crate) fn be64(&self, at: usize) -> u64 {
-        u64::from(self.be32(at)) << 32 | u64::from(self.be32(at + 4))
-    }
-
-    /// Returns `data`, cut to the allocation length.
-    pub(crate) fn answer(&mut self, data: &[u8], allocation_length: usize) {
-        self.data_in.set(data, allocation_length);
-        self.transfer_length = self.data_in.bytes().len() as u64;
-    }
-
-    /// The parameter list: exactly as long as the CDB says.
-    ///
-    /// # Errors
-    ///
-    /// PARAMETER LIST LENGTH ERROR when the initiator sent less.
-    pub(crate) fn parameter_list(&mut self, length: usize) -> Result<&'a [u8], Failure> {
-        self.transfer_length = length as u64;
-        self.data_out.get(..length).ok_or(Failure::from(SenseCode::PARAMETER_LIST_LENGTH_ERROR))
-    }
 }
 
 impl Disk {
@@ -518,51 +431,5 @@ fn good_or_failure(completion: Completion) -> Result<Vec<u8>, Failure> {
     match completion {
         Completion::Good(data) => Ok(data),
         other => Err(Failure::Completion(other)),
-    }
-}
-
-impl Geometry {
-    pub(crate) const fn block_size(&self) -> u32 {
-        self.block_size
-    }
-
-    pub(crate) const fn blocks(&self) -> u64 {
-        self.blocks
-    }
-
-    /// The number of logical blocks in a physical one.
-    pub(crate) const fn physical_blocks(&self) -> u32 {
-        self.physical_block_size / self.block_size
-    }
-
-    pub(crate) const fn max_transfer_blocks(&self) -> u32 {
-        MAX_TRANSFER / self.block_size
-    }
-
-    pub(crate) const fn optimal_transfer_blocks(&self) -> u32 {
-        OPTIMAL_TRANSFER / self.block_size
-    }
-
-    /// The block descriptor of MODE SENSE (SBC-4 6.5.2).
-    pub(crate) fn block_descriptor(&self, long: bool) -> Vec<u8> {
-        let mut descriptor = Vec::new();
-        if long {
-            descriptor.extend_from_slice(&self.blocks.to_be_bytes());
-            descriptor.extend_from_slice(&[0; 4]);
-            descriptor.extend_from_slice(&self.block_size.to_be_bytes());
-        } else {
-            descriptor.extend_from_slice(&u32::try_from(self.blocks).unwrap_or(u32::MAX).to_be_bytes());
-            descriptor.extend_from_slice(&self.block_size.to_be_bytes());
-        }
-        descriptor
-    }
-
-    /// Whether MODE SELECT may name these numbers: the ones that the disk has; a number of blocks of zero means no change.
-    pub(crate) fn accepts_block_descriptor(&self, descriptor: &[u8], long: bool) -> bool {
-        let own = self.block_descriptor(long);
-        let blocks = if long { 8 } else { 4 };
-        descriptor.len() == own.len()
-            && descriptor[blocks..] == own[blocks..]
-            && (descriptor[..blocks] == own[..blocks] || descriptor[..blocks].iter().all(|byte| *byte == 0))
     }
 }

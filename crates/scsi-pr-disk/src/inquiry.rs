@@ -1,6 +1,7 @@
 //! INQUIRY and the VPD pages (SPC-4 6.6 and 7.8, SBC-4 6.6).
 
-use crate::disk::{Geometry, MAX_COMPARE_AND_WRITE, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME, Port};
+use crate::call::Port;
+use crate::geometry::{Geometry, MAX_COMPARE_AND_WRITE, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME};
 use crate::identity::Identity;
 
 const VENDOR: &[u8; 8] = b"SCSI-PR ";

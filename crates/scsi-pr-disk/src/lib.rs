@@ -8,10 +8,12 @@
 #![forbid(unsafe_code)]
 
 mod blocks;
+mod call;
 mod commands;
 mod data;
 mod disk;
 mod gate;
+mod geometry;
 mod identity;
 mod inquiry;
 mod medium;
@@ -22,9 +24,11 @@ pub mod sense_code;
 mod store;
 mod target;
 
+pub use call::Port;
 pub use data::DataIn;
-pub use disk::{Disk, DiskOptions, MAX_TRANSFER, OpenError, Port, Response, TaskManagement};
+pub use disk::{Disk, DiskOptions, OpenError, Response, TaskManagement};
 pub use gate::{SessionId, Task};
+pub use geometry::MAX_TRANSFER;
 pub use identity::{Identity, InvalidIdentity};
 pub use medium::{Allocation, Durability, Extent, Medium, MediumError};
 pub use store::{ReservationStore, StoreError};

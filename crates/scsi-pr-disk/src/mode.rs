@@ -2,7 +2,7 @@
 
 use scsi_pr::SenseCode;
 
-use crate::disk::Geometry;
+use crate::geometry::Geometry;
 
 /// The settings that MODE SELECT changes. They are those of the unit, for every initiator, until the disk is opened again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,8 +2,8 @@
 
 use scsi_pr::SenseCode;
 
+use crate::call::{Call, Failure};
 use crate::commands::{COMMANDS, Command, Operation};
-use crate::disk::{Call, Failure};
 
 /// REPORT LUNS (SPC-4 6.33) of a target with these logical unit numbers: the data, and the allocation length.
 pub(crate) fn luns(cdb: &[u8; 16], numbers: &[u8]) -> Result<(Vec<u8>, usize), SenseCode> {

@@ -5,8 +5,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use scsi_pr::{Completion, Nexus, Sense, SenseCode};
 
+use crate::call::Port;
 use crate::data::DataIn;
-use crate::disk::{Disk, Port, Response, TaskManagement};
+use crate::disk::{Disk, Response, TaskManagement};
 use crate::gate::{SessionId, Task};
 use crate::{inquiry, sense_code};
 

@@ -14,8 +14,8 @@ use crate::login::{Login, LoginStep, Negotiated, Refusal};
 use crate::pdu::{Decoder, Digests, Header, MAX_RECV_DATA_SEGMENT, NO_TAG, Pdu, PduError, encode};
 use crate::pool::Pool;
 use crate::reply::{Bounds, Replies, ScsiResponse, TaskManagementResponse};
-use crate::server::Shared;
 use crate::session::{Action, CommandWindow, Management, ProtocolError, ScsiCommand, Session};
+use crate::shared::Shared;
 use crate::text::Keys;
 
 /// The time for a whole login.

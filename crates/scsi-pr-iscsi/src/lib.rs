@@ -19,5 +19,6 @@ pub mod text;
 mod connection;
 mod pool;
 mod server;
+mod shared;
 
 pub use server::{Portal, Server, ServerOptions};

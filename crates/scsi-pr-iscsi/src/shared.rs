@@ -1,0 +1,169 @@
+//! [`Shared`]: the state that connections share: the directory, and the table of sessions.
+
+use std::collections::HashMap;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use scsi_pr_daemon::RateLimiter;
+
+use crate::directory::Directory;
+use crate::login::Negotiated;
+use crate::pool::Pool;
+
+/// The time that a login waits for a former session of the same initiator to end.
+const REINSTATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The state that connections share.
+pub(crate) struct Shared {
+    directory: RwLock<Arc<Directory>>,
+    sessions: Mutex<HashMap<SessionKey, Handle>>,
+    ended: Condvar,
+    next_tsih: AtomicU16,
+    next_session: Mutex<u64>,
+    addresses: Vec<(SocketAddr, u16)>,
+    pub(crate) pool: Arc<Pool>,
+    connections: Mutex<HashMap<u64, TcpStream>>,
+    disconnects: RateLimiter<std::net::IpAddr>,
+}
+
+/// The identity of a session: a login with the same one reinstates it (RFC 7143 6.3.5).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct SessionKey {
+    initiator: String,
+    isid: [u8; 6],
+    target: Option<String>,
+    portal_group: u16,
+}
+
+struct Handle {
+    id: u64,
+    socket: TcpStream,
+}
+
+/// A session in the table of sessions; dropping it removes the session.
+pub(crate) struct Registration {
+    shared: Arc<Shared>,
+    key: SessionKey,
+    id: u64,
+}
+
+impl Shared {
+    /// The state before the first connection, for portals at these addresses.
+    pub(crate) fn new(directory: Directory, addresses: Vec<(SocketAddr, u16)>, threads: usize) -> Self {
+        Self {
+            directory: RwLock::new(Arc::new(directory)),
+            sessions: Mutex::default(),
+            ended: Condvar::new(),
+            next_tsih: AtomicU16::new(1),
+            next_session: Mutex::new(0),
+            addresses,
+            pool: Pool::new(threads),
+            connections: Mutex::default(),
+            disconnects: RateLimiter::new(10, 100, Duration::from_secs(10)),
+        }
+    }
+
+    pub(crate) fn set_directory(&self, directory: Directory) {
+        *self.directory.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(directory);
+    }
+
+    pub(crate) fn remove_connection(&self, id: u64) {
+        self.lock(&self.connections).remove(&id);
+    }
+
+    pub(crate) fn close_connections(&self) {
+        for connection in self.lock(&self.connections).values() {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
+    pub(crate) fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> MutexGuard<'a, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_id(&self) -> u64 {
+        let mut next = self.lock(&self.next_session);
+        *next += 1;
+        *next
+    }
+
+    /// A TSIH, which is never zero.
+    pub(crate) fn new_tsih(&self) -> u16 {
+        self.next_tsih
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tsih| Some(tsih.checked_add(1).unwrap_or(1)))
+            .unwrap_or(1)
+    }
+
+    pub(crate) fn add_connection(&self, socket: &TcpStream, limit: usize) -> Option<u64> {
+        let clone = socket.try_clone().ok()?;
+        let id = self.new_id();
+        let mut connections = self.lock(&self.connections);
+        if connections.len() >= limit {
+            return None;
+        }
+        connections.insert(id, clone);
+        Some(id)
+    }
+
+    /// Adds a session, and ends the one that it reinstates. `None` when that one does not end in time.
+    pub(crate) fn register(
+        self: &Arc<Self>,
+        negotiated: &Negotiated,
+        portal_group: u16,
+        socket: &TcpStream,
+    ) -> Option<Registration> {
+        let key = SessionKey {
+            initiator: negotiated.initiator.clone(),
+            isid: negotiated.isid,
+            target: negotiated.target.as_ref().map(|(name, _)| name.clone()),
+            portal_group,
+        };
+        let id = self.new_id();
+        let handle = Handle { id, socket: socket.try_clone().ok()? };
+        let deadline = Instant::now() + REINSTATEMENT_TIMEOUT;
+        let mut sessions = self.lock(&self.sessions);
+        while let Some(former) = sessions.get(&key) {
+            let _ = former.socket.shutdown(Shutdown::Both);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            (sessions, _) = self.ended.wait_timeout(sessions, left).unwrap_or_else(PoisonError::into_inner);
+        }
+        sessions.insert(key.clone(), handle);
+        Some(Registration { shared: Arc::clone(self), key, id })
+    }
+
+    /// The TargetAddress values. A portal that listens on every address is named by the one that the peer has found.
+    pub(crate) fn portals(&self, socket: &TcpStream) -> Vec<String> {
+        let local = socket.local_addr().map(|address| address.ip());
+        let address = |(address, group): &(SocketAddr, u16)| {
+            let ip = if address.ip().is_unspecified() { *local.as_ref().ok()? } else { address.ip() };
+            Some(format!("{},{group}", SocketAddr::new(ip, address.port())))
+        };
+        self.addresses.iter().filter_map(address).collect()
+    }
+
+    pub(crate) fn log_disconnect(&self, peer: SocketAddr, reason: &dyn std::fmt::Display) {
+        if let Some(suppressed) = self.disconnects.check(peer.ip()) {
+            tracing::warn!("connection of {peer} closed: {reason}{suppressed}");
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut sessions = self.shared.lock(&self.shared.sessions);
+        if sessions.get(&self.key).is_some_and(|handle| handle.id == self.id) {
+            sessions.remove(&self.key);
+        }
+        drop(sessions);
+        self.shared.ended.notify_all();
+    }
+}
