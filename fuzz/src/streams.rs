@@ -94,7 +94,8 @@ pub fn request_stream(data: &[u8]) {
         Some(RequestViolation::Command(error)) => {
             assert_eq!(requests.consumed, again.len() + 16, "the decoder reads nothing after the bad CDB");
             let cdb = data[again.len()..requests.consumed].try_into().expect("16 bytes");
-            assert_eq!(Cdb::new(cdb), Err(error));
+            let checked = Cdb::new(cdb).and_then(|cdb| cdb.check_transfer_length(MAX_TRANSFER));
+            assert_eq!(checked, Err(error));
         }
         Some(other) => panic!("unknown violation: {other:?}"),
     }

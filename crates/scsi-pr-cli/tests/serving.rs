@@ -291,9 +291,9 @@ fn with_few_descriptors_no_command_is_lost() {
     let place = Place::new();
     let socket = place.path("s");
     let server =
-        place.serve(&place.sqlite()).listen("a", socket.clone()).by_shell(r#"ulimit -n 100; exec "$@""#).start();
+        place.serve(&place.sqlite()).listen("a", socket.clone()).by_shell(r#"ulimit -n 140; exec "$@""#).start();
     std::thread::scope(|scope| {
-        // The share of one process is four, of which one may be left from when the server started.
+        // The share of one process is six, of which one may be left from when the server started.
         for _ in 0..3 {
             scope.spawn(|| {
                 let machine = Machine::new(&place, &socket);

@@ -1,7 +1,7 @@
 //! The target side of iSCSI (RFC 7143) for the units of `scsi-pr-disk`.
 //!
 //! The protocol is in state machines without I/O: [`pdu`], [`text`], [`chap`], [`login`], [`session`] (requests) and
-//! [`reply`] (answers). [`serve`] drives them over TCP: a thread for each connection, and a pool for commands that may
+//! [`reply`] (answers). [`Server`] drives them over TCP: a thread for each connection, and a pool for commands that may
 //! block.
 //!
 //! Error recovery level 0, one connection for each session. The I_T nexus is the initiator's *name* and the target port:

@@ -1,6 +1,6 @@
 //! [`DeviceRouter`]: the one place that decides which mechanism runs a command.
 //!
-//! [`table`] holds every decision, without I/O: by class of device and opcode. This file looks
+//! `table` holds every decision, without I/O: by class of device and opcode. This file looks
 //! up the class and runs the mechanisms.
 
 mod cache;
