@@ -214,7 +214,7 @@ fn a_worker_answers_logs_and_ends() {
         }
         let line = scene.says("it is no multipath map");
         assert!(line.starts_with("qemu-pr-helper: worker for 7:0: ") && line.contains("(loop0)"), "{line}");
-        // Said once.
+        // The log has the line once.
         assert_eq!(scene.lines.try_recv().ok(), None);
         scene.end();
     }

@@ -73,3 +73,11 @@ impl<'a> Call<'a> {
         self.data_out.get(..length).ok_or(Failure::from(SenseCode::PARAMETER_LIST_LENGTH_ERROR))
     }
 }
+
+/// The CDB with zeros for the bytes that it lacks.
+pub(crate) fn padded_cdb(cdb: &[u8]) -> [u8; 16] {
+    let mut padded = [0; 16];
+    let length = cdb.len().min(padded.len());
+    padded[..length].copy_from_slice(&cdb[..length]);
+    padded
+}

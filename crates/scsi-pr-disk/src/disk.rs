@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use scsi_pr::{Access, Cdb, Command, Completion, Nexus, Reservations, SenseCode};
 use thiserror::Error;
 
-use crate::call::{Call, Failure, Port};
+use crate::call::{Call, Failure, Port, padded_cdb};
 use crate::commands::{self, Lookup, Operation, UnitAttention};
 use crate::data::DataIn;
 use crate::gate::{AbortScope, AbortedStatus, Gate, Refusal, SessionId, Task};
@@ -173,10 +173,7 @@ impl Disk {
     /// Runs a command of any operation code. `data_out` is all the data that came with it.
     pub fn execute(&self, task: &Task, port: &Port, cdb: &[u8], data_out: &[u8], data_in: &mut DataIn) -> Response {
         data_in.clear();
-        let mut padded = [0; 16];
-        let length = cdb.len().min(padded.len());
-        padded[..length].copy_from_slice(&cdb[..length]);
-        let mut call = Call { task, port, cdb: padded, data_out, data_in, transfer_length: 0 };
+        let mut call = Call { task, port, cdb: padded_cdb(cdb), data_out, data_in, transfer_length: 0 };
         let result = self.run(&mut call);
         let transfer_length = call.transfer_length;
         let completion = match result {

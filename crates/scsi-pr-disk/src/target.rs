@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use scsi_pr::{Completion, Nexus, Sense, SenseCode};
 
-use crate::call::Port;
+use crate::call::{Port, padded_cdb};
 use crate::data::DataIn;
 use crate::disk::{Disk, Response, TaskManagement};
 use crate::gate::{SessionId, Task};
@@ -138,9 +138,7 @@ impl TargetSession {
         const INQUIRY: u8 = 0x12;
         const REQUEST_SENSE: u8 = 0x03;
         data_in.clear();
-        let mut padded = [0; 16];
-        let length = cdb.len().min(padded.len());
-        padded[..length].copy_from_slice(&cdb[..length]);
+        let padded = padded_cdb(cdb);
         let code = sense_code::LOGICAL_UNIT_NOT_SUPPORTED;
         let result = match padded[0] {
             0xa0 => crate::report::luns(&padded, &self.target.luns()),

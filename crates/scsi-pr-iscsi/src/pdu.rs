@@ -292,8 +292,7 @@ impl Decoder {
     }
 }
 
-/// Appends the PDU to `out`, but for its data when `data` is `None`: then the caller sends the data itself, and what
-/// [`trailer`] returns after it.
+/// Appends the PDU to `out`, with its padding and its digests.
 pub fn encode(out: &mut Vec<u8>, header: &Header, data: &[u8], digests: Digests) {
     encode_header(out, header, data.len(), digests);
     out.extend_from_slice(data);
@@ -302,7 +301,7 @@ pub fn encode(out: &mut Vec<u8>, header: &Header, data: &[u8], digests: Digests)
 }
 
 /// Appends the header, with its digest, of a PDU with so many bytes of data.
-pub fn encode_header(out: &mut Vec<u8>, header: &Header, data_length: usize, digests: Digests) {
+fn encode_header(out: &mut Vec<u8>, header: &Header, data_length: usize, digests: Digests) {
     let mut header = *header;
     header.set_data_length(data_length);
     out.extend_from_slice(&header.0);
@@ -312,7 +311,7 @@ pub fn encode_header(out: &mut Vec<u8>, header: &Header, data_length: usize, dig
 }
 
 /// The padding and the digest that follow `data`, and their length.
-pub fn trailer(data: &[u8], digests: Digests) -> ([u8; 8], usize) {
+fn trailer(data: &[u8], digests: Digests) -> ([u8; 8], usize) {
     let mut trailer = [0; 8];
     let padding = data.len().next_multiple_of(4) - data.len();
     if !digests.data || data.is_empty() {

@@ -2,7 +2,7 @@
 
 use scsi_pr::{Completion, Status};
 
-use crate::pdu::{Answer, Digests, FINAL, Header, NO_TAG, encode, encode_header, trailer};
+use crate::pdu::{Answer, Digests, FINAL, Header, NO_TAG, encode};
 
 /// The bounds of the data that a target sends, as they were negotiated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,10 +146,7 @@ impl Replies {
             header.set_word(36, data_sn);
             header.set_word(40, offset as u32);
             let segment = &data[offset..end];
-            encode_header(out, &header, segment.len(), self.bounds.digests);
-            out.extend_from_slice(segment);
-            let (trailer, length) = trailer(segment, self.bounds.digests);
-            out.extend_from_slice(&trailer[..length]);
+            encode(out, &header, segment, self.bounds.digests);
             data_sn += 1;
             offset = end;
         }
