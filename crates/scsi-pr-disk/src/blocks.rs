@@ -412,6 +412,7 @@ fn mismatch(a: &[u8], b: &[u8]) -> Option<usize> {
 fn read_failure(error: MediumError) -> Failure {
     match error {
         MediumError::Gone => SenseCode::NO_MEDIUM,
+        MediumError::BeyondEnd => sense_code::LBA_OUT_OF_RANGE,
         _ => SenseCode::READ_ERROR,
     }
     .into()
@@ -422,6 +423,7 @@ fn write_failure(error: MediumError) -> Failure {
         MediumError::NoSpace => SenseCode::SPACE_ALLOCATION_FAILED,
         MediumError::Io => sense_code::WRITE_ERROR,
         MediumError::Gone => SenseCode::NO_MEDIUM,
+        MediumError::BeyondEnd => sense_code::LBA_OUT_OF_RANGE,
         MediumError::ReadOnly => sense_code::WRITE_PROTECTED,
     }
     .into()

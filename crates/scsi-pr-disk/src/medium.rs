@@ -99,9 +99,12 @@ pub enum MediumError {
     /// The bytes could not be read or written (EIO).
     #[error("the medium has an I/O error")]
     Io,
-    /// The medium is gone: the device was removed or the file was cut off.
+    /// The medium is gone: the device was removed.
     #[error("the medium is gone")]
     Gone,
+    /// The medium has become smaller, and ends before the bytes.
+    #[error("the bytes are beyond the end of the medium")]
+    BeyondEnd,
     /// The medium is read-only (EROFS, EPERM).
     #[error("the medium is read-only")]
     ReadOnly,
