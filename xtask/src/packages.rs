@@ -43,6 +43,7 @@ const LAB: &[Need] = &[
 const TESTS: &[Need] = &[
     need("/usr/include/seccomp.h", "libseccomp-dev", "the conformance suite replaces results of system calls"),
     need("qemu-pr-helper", "qemu-system-common", "QEMU's helper, for comparison"),
+    need("qemu-io", "qemu-utils", "QEMU's locks on images, against those of media"),
     need("iscsi-test-cu", "libiscsi-bin", "a conformance suite for iSCSI targets"),
 ];
 

@@ -6,6 +6,7 @@
 //! * [`nvme`]: commands translated to the reservation commands of NVMe.
 //! * [`multipath`]: dm-multipath maps, by libmpathpersist and by the paths beneath.
 //! * [`device`]: the class and the identity of the device behind a descriptor.
+//! * [`medium`]: regular files and block devices as media of a `scsi_pr_disk::Disk`.
 //! * [`policy`]: managers that refuse, log and count commands.
 //!
 //! All `unsafe` code of the project is in files of this crate named `sys.rs`.
@@ -19,6 +20,7 @@ mod command_error;
 pub mod device;
 #[cfg(test)]
 mod log;
+pub mod medium;
 #[cfg(test)]
 mod models;
 pub mod multipath;
@@ -31,6 +33,7 @@ mod type_number;
 
 pub use block_ioctl::BlockIoctl;
 pub use command_error::NotPermitted;
+pub use medium::{FileMedium, MediumOptions};
 pub use multipath::{Multipath, MultipathReader};
 pub use nvme::Nvme;
 pub use routing::DeviceRouter;

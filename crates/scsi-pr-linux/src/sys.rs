@@ -1,9 +1,10 @@
-//! ioctl(2), and the ioctls of the block layer that need no file of their own.
+//! ioctl(2), the ioctls of the block layer that need no file of their own, and the signal of RLIMIT_FSIZE.
 
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 
+use nix::sys::signal::{SigHandler, Signal, signal};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 
@@ -66,4 +67,11 @@ pub(crate) fn disk_sequence_number(device: BorrowedFd<'_>) -> Result<u64, Errno>
     // kernel passes it to the driver. No driver of Linux has this number, which includes the size and the direction.
     unsafe { call(device, BLKGETDISKSEQ, ptr::from_mut(&mut number)) }?;
     Ok(number)
+}
+
+/// Lets a write over RLIMIT_FSIZE fail with `EFBIG`, for the whole process, instead of ending the process.
+pub(crate) fn ignore_file_size_signal() {
+    // SAFETY: no handler is installed, so no code can run in a signal's context.
+    let previous = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+    debug_assert!(previous.is_ok(), "SIGXFSZ can be ignored");
 }
