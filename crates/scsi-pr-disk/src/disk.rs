@@ -417,16 +417,15 @@ impl Disk {
         let task = call.task;
         let command =
             Command::new(cdb, call.parameter_list(length)?).map_err(|_| SenseCode::PARAMETER_LIST_LENGTH_ERROR)?;
-        match self.gate.reserve_out(task, command) {
-            Some(completion) => good_or_failure(completion).map(drop),
-            None => Err(Refusal::Aborted.into()),
-        }
+        good_or_failure(self.gate.reserve_out(task, command)).map(drop)
     }
 }
 
-fn good_or_failure(completion: Completion) -> Result<Vec<u8>, Failure> {
+/// The data of GOOD. The gate has no answer to a command that was aborted.
+fn good_or_failure(completion: Option<Completion>) -> Result<Vec<u8>, Failure> {
     match completion {
-        Completion::Good(data) => Ok(data),
-        other => Err(Failure::Completion(other)),
+        Some(Completion::Good(data)) => Ok(data),
+        Some(other) => Err(Failure::Completion(other)),
+        None => Err(Refusal::Aborted.into()),
     }
 }
