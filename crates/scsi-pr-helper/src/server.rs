@@ -5,6 +5,7 @@
 //! device that hangs, or a descriptor whose close hangs, holds its own thread and nothing else.
 //!
 //! * The thread that calls [`serve`] accepts. It never touches what a client sent, not even to close it.
+//! * While there are many threads, a silent connection gives up its own. It has one again when its client sends something.
 //! * Bounds are checked when a connection is accepted: connections in all, and of each peer process. The server closes a
 //!   connection over a bound, with a line in the log.
 //! * BUSY is for a command that could not be run. Otherwise the server closes a connection only for a violation of the
@@ -13,6 +14,7 @@
 mod acceptor;
 mod connection;
 mod disconnect;
+mod idle;
 mod one;
 mod registry;
 mod request_stream;
@@ -51,7 +53,7 @@ impl fmt::Display for Peer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Connections, with a thread each. The server closes further ones. It lowers the number to the threads for which
+    /// Connections, with at most a thread each. The server closes further ones. It lowers the number to the threads for which
     /// RLIMIT_NPROC, the pids.max of the cgroup and vm.max_map_count leave room.
     pub connections: usize,
     /// Commands that run at the same time. The server answers further ones with BUSY.
@@ -61,7 +63,7 @@ pub struct Limits {
     /// The time that a client may take to read an answer.
     pub send_timeout: Duration,
     /// The time that a client may take from the first byte of a request to the last; at most twice as long when the bytes
-    /// come one by one.
+    /// come one by one. After so much silence a connection gives up its thread, however few there are.
     pub receive_timeout: Duration,
 }
 
@@ -180,8 +182,7 @@ pub fn serve_all<F: Fn(&Peer) -> Arc<dyn PrManager>>(
     limits: Limits,
     stop: BorrowedFd<'_>,
 ) -> io::Result<Draining> {
-    let registry = Arc::new(Registry::new(limits.within_reason()));
-    let result = Acceptor::new(Arc::clone(&registry), sockets).run(stop);
-    registry.stop();
-    result.map(|()| Draining { registry })
+    let registry = Arc::new(Registry::new(limits.within_reason())?);
+    Acceptor::new(Arc::clone(&registry), sockets).run(stop)?;
+    Ok(Draining { registry })
 }

@@ -143,8 +143,7 @@ fn busy(programs: &Programs) -> Result<Vec<Row>> {
 /// one that slept as well, where most of the time goes into waking it.
 fn idle(programs: &Programs) -> Result<Vec<Row>> {
     const ROUNDS: usize = 15;
-    /// How long each connection is silent: longer than any helper waits for the next command before it takes the
-    /// connection for idle.
+    /// How long each connection is silent, at least: in most rounds it waits for the turn of the other program too.
     const SILENCE: Duration = Duration::from_millis(128);
     /// Connections that take turns while the CPU works.
     const IN_TURN: usize = 64;

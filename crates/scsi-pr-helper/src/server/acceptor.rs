@@ -1,4 +1,4 @@
-//! [`Acceptor`]: accepts connections, and starts a thread for each.
+//! [`Acceptor`]: accepts connections, and starts their threads.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,6 +19,7 @@ use super::Peer;
 use super::connection::Connection;
 use super::disconnect::{DisconnectReason, reason};
 use super::registry::{ProcessKey, Registry};
+use super::request_stream::RequestStream;
 
 /// A command may go through several layers of managers. Under 2 MiB, so that the kernel uses no huge page for it.
 const STACK: usize = 256 << 10;
@@ -52,10 +53,19 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         Self { registry, sockets, accepted: 0, refused: Vec::new(), closing: Arc::new(()), failures }
     }
 
-    /// Accepts until `stop` is readable, and closes the listeners.
+    /// Accepts until `stop` is readable. Then it closes the listeners, and every connection without a running command.
     pub(super) fn run(mut self, stop: BorrowedFd<'_>) -> io::Result<()> {
         let result = self.accept_until(stop);
         close(self.sockets.into_iter().map(|(listener, _)| listener).collect());
+        self.registry.stop();
+        let idle = self.registry.idle.stop();
+        for connection in &idle {
+            let _ = shutdown(&connection.socket, Shutdown::Both);
+        }
+        let close_all = |idle: Vec<Connection>| idle.into_iter().for_each(Connection::close);
+        if let Err((idle, _)) = spawn("pr-connection", STACK, idle, close_all) {
+            close_all(idle);
+        }
         result
     }
 
@@ -68,7 +78,9 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         loop {
             self.close_refused();
             let waits = std::mem::take(&mut backs_off) || !self.refused.is_empty();
-            let mut events = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN)];
+            let registry = Arc::clone(&self.registry);
+            let mut events =
+                vec![PollFd::from_borrowed_fd(stop, PollFlags::IN), PollFd::new(&registry.idle, PollFlags::IN)];
             if !waits {
                 events.extend(self.sockets.iter().map(|(listener, _)| PollFd::new(listener, PollFlags::IN)));
             }
@@ -80,7 +92,12 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
             if ready[0] {
                 return Ok(());
             }
-            for index in (0..ready.len() - 1).filter(|index| ready[index + 1]) {
+            if ready[1] {
+                for connection in registry.idle.take_readable() {
+                    self.start_thread(connection, Connection::run);
+                }
+            }
+            for index in (0..ready.len() - 2).filter(|index| ready[index + 2]) {
                 backs_off |= !self.accept_from(index);
             }
         }
@@ -112,7 +129,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         true
     }
 
-    /// Starts the thread of a connection.
+    /// Registers a connection, and starts its thread.
     fn start(&mut self, socket: OwnedFd, index: usize) {
         self.accepted += 1;
         let number = self.accepted;
@@ -126,10 +143,14 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
             Err(reason) => return self.refuse(socket, peer, process, reason),
         };
         let manager = (self.sockets[index].1)(&peer);
-        let connection = Connection { socket, peer, number, manager, slot };
-        if let Err((connection, errno)) = spawn("pr-connection", STACK, connection, Connection::run) {
-            let Connection { socket, .. } = connection;
-            self.refuse(socket, peer, process, DisconnectReason::NoThread(errno));
+        let requests = RequestStream::default();
+        self.start_thread(Connection { socket, peer, number, manager, slot, requests }, Connection::greet);
+    }
+
+    fn start_thread(&mut self, connection: Connection, work: fn(Connection)) {
+        if let Err((connection, errno)) = spawn("pr-connection", STACK, connection, work) {
+            let Connection { socket, peer, slot, .. } = connection;
+            self.refuse(socket, peer, slot.process(), DisconnectReason::NoThread(errno));
         }
     }
 

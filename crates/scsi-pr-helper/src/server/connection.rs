@@ -1,4 +1,4 @@
-//! The thread of a connection: reads, runs, answers, until the client has gone.
+//! The thread of a connection: reads, runs, answers, until the client has gone or falls silent.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +20,15 @@ use crate::wire::feature_word;
 const DROPPED: &str = "the kernel dropped the file descriptor of a request, which was answered BUSY: raise the limit on \
                        open files, or see whether a security module refuses the descriptor";
 
+/// While there are no more threads, a silent connection keeps its thread for [`Limits::receive_timeout`]. So many threads take
+/// less than a megabyte; to start one takes up to 100 µs of a command.
+///
+/// [`Limits::receive_timeout`]: super::Limits::receive_timeout
+const KEPT_THREADS: usize = 64;
+
+/// While there are more, a silent connection keeps its thread for this time.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A connection, with all that its thread needs.
 pub(super) struct Connection {
     pub(super) socket: Arc<OwnedFd>,
@@ -28,17 +37,46 @@ pub(super) struct Connection {
     pub(super) number: u64,
     pub(super) manager: Arc<dyn PrManager>,
     pub(super) slot: Slot,
+    pub(super) requests: RequestStream,
 }
 
 impl Connection {
-    /// Serves the connection to its end.
-    pub(super) fn run(self) {
-        let mut requests = RequestStream::default();
-        if let Err(reason) = self.serve(&mut requests) {
-            self.slot.registry().log_disconnect(self.peer, self.slot.process(), reason);
+    /// Greets the client, and serves it.
+    pub(super) fn greet(self) {
+        let timeout = SLOW_READER_TIMEOUT.min(self.registry().limits.send_timeout);
+        let _ = set_socket_timeout(&self.socket, Timeout::Send, Some(timeout));
+        // A client that is gone already is found out when its connection is read.
+        let _ = rustix::net::send(&self.socket, &feature_word(0), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        self.run();
+    }
+
+    /// Serves the connection until it ends, or until it is idle.
+    pub(super) fn run(mut self) {
+        let registry = Arc::clone(self.slot.registry());
+        let mut timeout = registry.limits.receive_timeout;
+        if registry.threads() > KEPT_THREADS {
+            timeout = timeout.min(IDLE_TIMEOUT);
         }
-        let Self { socket, peer: Peer { pid, .. }, number, slot, .. } = self;
-        // The client learns it at once: to close the descriptors that it sent may take long.
+        let _ = set_socket_timeout(&self.socket, Timeout::Recv, Some(timeout));
+        loop {
+            match self.serve() {
+                Ok(Ended::Idle) => match registry.idle.insert(self) {
+                    Some(connection) => self = connection,
+                    None => return,
+                },
+                Ok(Ended::Closed) => return self.close(),
+                Err(reason) => {
+                    registry.log_disconnect(self.peer, self.slot.process(), reason);
+                    return self.close();
+                }
+            }
+        }
+    }
+
+    /// Closes the connection, which may take long: the client may have sent any descriptors.
+    pub(super) fn close(self) {
+        let Self { socket, peer: Peer { pid, .. }, number, slot, requests, .. } = self;
+        // The client learns it at once.
         let _ = shutdown(&socket, Shutdown::Both);
         // This is the last reference to the socket, so the close is on this thread, and no lock is held meanwhile. The
         // connection counts until it is closed.
@@ -53,26 +91,20 @@ impl Connection {
         self.slot.registry()
     }
 
-    fn serve(&self, requests: &mut RequestStream) -> Result<(), DisconnectReason> {
-        let limits = self.registry().limits;
-        for (which, timeout) in
-            [(Timeout::Send, SLOW_READER_TIMEOUT.min(limits.send_timeout)), (Timeout::Recv, limits.receive_timeout)]
-        {
-            let _ = set_socket_timeout(&self.socket, which, Some(timeout));
-        }
-        // A client that is gone already is found out when its connection is read.
-        let _ = rustix::net::send(&self.socket, &feature_word(0), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    fn serve(&mut self) -> Result<Ended, DisconnectReason> {
+        let receive_timeout = self.registry().limits.receive_timeout;
         loop {
-            match requests.read(self.socket.as_fd(), limits.receive_timeout) {
+            match self.requests.read(self.socket.as_fd(), receive_timeout) {
                 Read::Request(request, device) => match self.run_command(&request, device)? {
                     Next::Continue => {}
-                    Next::Stop => return Ok(()),
+                    Next::Stop => return Ok(Ended::Closed),
                 },
                 Read::WithoutDescriptor(request) => {
                     self.log_failure(&DROPPED);
                     self.answer(&Completion::Status(Status::BUSY), &request)?;
                 }
-                Read::End => return Ok(()),
+                Read::Idle => return Ok(Ended::Idle),
+                Read::End => return Ok(Ended::Closed),
                 Read::Broken(reason) => return Err(reason),
             }
         }
@@ -134,6 +166,14 @@ impl Connection {
         request_stream::answer(self.socket.as_fd(), completion, allocation_length, timeout, may_wait)
             .map_err(DisconnectReason::Send)
     }
+}
+
+/// The way in which [`Connection::serve`] ended.
+enum Ended {
+    /// The client was silent for the socket's SO_RCVTIMEO.
+    Idle,
+    /// The client has closed, or the server stops.
+    Closed,
 }
 
 /// The connection's next step after a request.

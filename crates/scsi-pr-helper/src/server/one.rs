@@ -41,7 +41,7 @@ pub fn serve_one(socket: OwnedFd, manager: Arc<dyn PrManager>) -> Served {
             (request, completion)
         }
         Read::WithoutDescriptor(request) => (request, Completion::Status(Status::BUSY)),
-        Read::End | Read::Broken(_) => return Served::Nothing,
+        Read::Idle | Read::End | Read::Broken(_) => return Served::Nothing,
     };
     let allocation_length = request.cdb().allocation_length();
     match request_stream::answer(socket.as_fd(), &completion, allocation_length, SEND_TIMEOUT, || true) {

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use scsi_pr_daemon::RateLimiter;
 
 use super::disconnect::DisconnectReason;
+use super::idle::IdleConnections;
 use super::{Limits, Peer};
 
 /// Identifies a process by its id and, in another process namespace, by the inode number of its pidfd: the id is 0 there.
@@ -31,6 +33,7 @@ pub(super) struct ProcessUse {
 /// The connections of a server.
 pub(super) struct Registry {
     pub(super) limits: Limits,
+    pub(super) idle: IdleConnections,
     state: Mutex<State>,
     /// Commands that a manager runs: the bound is for these.
     running: AtomicUsize,
@@ -80,9 +83,10 @@ const LINES: u32 = 100;
 const LINE_PERIOD: Duration = Duration::from_secs(5);
 
 impl Registry {
-    pub(super) fn new(limits: Limits) -> Self {
-        Self {
+    pub(super) fn new(limits: Limits) -> Result<Self, Errno> {
+        Ok(Self {
             limits,
+            idle: IdleConnections::new()?,
             state: Mutex::default(),
             running: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
@@ -90,7 +94,7 @@ impl Registry {
             drained: Condvar::new(),
             disconnects: RateLimiter::new(LINES_PER_PROCESS, LINES, LINE_PERIOD),
             failures: RateLimiter::new(LINES_PER_PROCESS, LINES, LINE_PERIOD),
-        }
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -128,6 +132,11 @@ impl Registry {
             // A thread that waits for a request finds the end of the stream. An answer can still be sent.
             let _ = shutdown(socket, Shutdown::Read);
         }
+    }
+
+    /// The number of threads of connections.
+    pub(super) fn threads(&self) -> usize {
+        self.state().connections.saturating_sub(self.idle.len())
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -174,7 +183,7 @@ impl Registry {
 }
 
 impl Slot {
-    pub(super) fn registry(&self) -> &Registry {
+    pub(super) fn registry(&self) -> &Arc<Registry> {
         &self.registry
     }
 

@@ -12,7 +12,7 @@ use super::disconnect::DisconnectReason;
 use crate::descriptor::{Passed, receive};
 use crate::wire::{Event, RequestDecoder, encode_response};
 
-/// Reads requests. The socket's SO_RCVTIMEO bounds every wait.
+/// Reads requests. The socket's SO_RCVTIMEO bounds every wait for bytes.
 #[derive(Debug, Default)]
 pub(super) struct RequestStream {
     decoder: RequestDecoder,
@@ -31,6 +31,8 @@ pub(super) enum Read {
     Request(CommandBuf, OwnedFd),
     /// A request whose descriptor the kernel has dropped, which is not the client's fault.
     WithoutDescriptor(CommandBuf),
+    /// The client was silent between requests for the socket's SO_RCVTIMEO.
+    Idle,
     /// The client has closed; nothing is missing.
     End,
     /// The connection cannot go on.
@@ -39,7 +41,7 @@ pub(super) enum Read {
 
 impl RequestStream {
     /// Waits for the next request. A client may be silent between requests for as long as it likes, but may take only
-    /// `timeout` for a request.
+    /// `timeout` for a request, or a little more: this is checked when bytes come, and at every SO_RCVTIMEO.
     pub(super) fn read(&mut self, socket: BorrowedFd<'_>, timeout: Duration) -> Read {
         loop {
             let takes_descriptor = self.decoder.takes_descriptor();
@@ -58,8 +60,9 @@ impl RequestStream {
                 }
                 Ok((0, _)) => return Read::End,
                 Ok(received) => received,
-                Err(Errno::AGAIN) if self.decoder.is_idle() => continue,
-                Err(Errno::AGAIN) => return Read::Broken(DisconnectReason::HalfSent(timeout)),
+                Err(Errno::AGAIN) if self.decoder.is_idle() => return Read::Idle,
+                Err(Errno::AGAIN) if self.is_late(timeout) => return Read::Broken(DisconnectReason::HalfSent(timeout)),
+                Err(Errno::AGAIN) => continue,
                 Err(errno) => return Read::Broken(DisconnectReason::Receive(errno)),
             };
             if takes_descriptor && let Err(reason) = self.keep(passed, count == wanted) {
@@ -67,11 +70,8 @@ impl RequestStream {
             }
             match self.decoder.advance(count) {
                 Err(violation) => return Read::Broken(DisconnectReason::Violation(violation)),
-                Ok(None) => {
-                    if self.begun.get_or_insert_with(Instant::now).elapsed() > timeout {
-                        return Read::Broken(DisconnectReason::HalfSent(timeout));
-                    }
-                }
+                Ok(None) if self.is_late(timeout) => return Read::Broken(DisconnectReason::HalfSent(timeout)),
+                Ok(None) => {}
                 Ok(Some(Event::Negotiated(_))) => self.begun = None,
                 Ok(Some(Event::Request(request))) => {
                     self.begun = None;
@@ -83,6 +83,11 @@ impl RequestStream {
                 }
             }
         }
+    }
+
+    /// Whether a request that is not complete has taken `timeout`.
+    fn is_late(&mut self, timeout: Duration) -> bool {
+        self.begun.get_or_insert_with(Instant::now).elapsed() >= timeout
     }
 
     /// Keeps the descriptor that came with a piece of a CDB; the whole CDB must have brought one.
