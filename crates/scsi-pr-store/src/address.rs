@@ -1,6 +1,6 @@
 //! [`open`]: the text by which an administrator names a store.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::directory::Directory;
@@ -41,6 +41,15 @@ pub fn open(address: &str) -> Result<Arc<dyn Store>, StoreError> {
             Arc::new(RecordStore::new(Directory::open(path, !existing, shared)?))
         }
     })
+}
+
+/// The directory in which the store of `address` changes files; `None` for a store in memory, or one that is not there.
+pub fn directory_of(address: &str) -> Option<PathBuf> {
+    match Address::parse(address)? {
+        Address::Memory => None,
+        Address::Sqlite { path, .. } => path.canonicalize().ok()?.parent().map(Path::to_owned),
+        Address::Directory { path, .. } => path.canonicalize().ok(),
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -24,6 +24,7 @@ pub(crate) fn update<S: Store + ?Sized>(
     let deadline = Instant::now() + CHANGE_TIMEOUT;
     for attempt in 1.. {
         let loaded = store.load(unit)?;
+        loaded.check_not_owned(unit)?;
         let mut reservations = (*loaded.reservations).clone();
         if !change(&mut reservations) {
             return Ok(());

@@ -53,6 +53,15 @@ impl fmt::Display for FileSystem {
     }
 }
 
+/// Whether `path` is on a file system of a type that this host alone reaches.
+///
+/// # Errors
+///
+/// Those of statfs(2).
+pub fn is_on_local_file_system(path: &Path) -> io::Result<bool> {
+    Ok(FileSystem::of(path)?.reach() == Reach::Host)
+}
+
 /// `f_type` of statfs(2): the manual page, linux/magic.h, and the file systems' own headers for those that are not part
 /// of
 /// Linux. FUSE is any program's own file system, local or not, so its type tells nothing; 9P and virtiofs (which is

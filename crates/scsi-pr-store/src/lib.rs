@@ -3,6 +3,7 @@
 //! * [`SharedReservations`]: a [`PrManager`](scsi_pr::PrManager) for one initiator over a store.
 //! * [`Store`]: one record for each logical unit, changed by compare-and-swap. [`open`] finds the store of an address:
 //!   `memory:`, `sqlite:PATH` or `dir:PATH`.
+//! * [`Ownership`]: one process, a disk, owns a unit and alone changes its reservations.
 //! * [`UnitId`]: the identity of a logical unit. [`Units`] finds it for a descriptor.
 //! * [`InitiatorName`]: the identity of a virtual machine.
 //! * [`StoreError`]: the error of a store, with its remedy.
@@ -13,6 +14,7 @@
 mod address;
 mod contention;
 mod directory;
+mod disk_record;
 mod entries;
 mod error;
 mod fifo_file_lock;
@@ -23,17 +25,21 @@ mod lock;
 mod log;
 mod manager;
 mod memory;
+mod ownership;
 mod records;
 mod sqlite;
 mod store;
 mod unique;
 mod unit;
 
-pub use address::open;
+pub use address::{directory_of, open};
+pub use disk_record::{DiskRecord, Host, Owner};
 pub use error::{Fault, StoreError};
+pub use file_system::is_on_local_file_system;
 pub use initiator::{InitiatorName, InvalidInitiatorName};
 pub use manager::SharedReservations;
 pub use memory::MemoryStore;
+pub use ownership::{Claim, MediumReach, Ownership};
 pub use store::{Snapshot, Store, Swap, Version};
 pub use unit::{InvalidNaming, Naming, Unidentified, UnitId, Units};
 

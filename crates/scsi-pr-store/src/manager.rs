@@ -67,6 +67,9 @@ const DEFAULT_ROOM: usize = 10_000;
 /// **The log.** Failures of the store are logged once a minute, and refused descriptors once a minute for each
 /// initiator.
 ///
+/// **Disks.** While a disk owns a unit ([`Ownership`](crate::Ownership)), its commands are refused as those of a store that
+/// needs an administrator.
+///
 /// PREEMPT AND ABORT is PREEMPT here: no reads and writes come this way that could be aborted.
 pub struct SharedReservations {
     nexus: Nexus,
@@ -155,7 +158,10 @@ impl SharedReservations {
             return Ok(None);
         }
         let _turn = self.initiator.reads.take(unit)?;
-        Ok(self.store.load(unit)?.reservations.answer(&self.nexus, command))
+        let loaded = self.store.load(unit)?;
+        // While the disk ends the commands that a new state forbids, no initiator may see that state.
+        loaded.check_not_owned(unit)?;
+        Ok(loaded.reservations.answer(&self.nexus, command))
     }
 
     /// PERSISTENT RESERVE OUT. `Ok` once the change, if there is one, is durable.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use scsi_pr::Reservations;
 
 use crate::entries::{Entries, Entry};
-use crate::{Snapshot, Store, StoreError, Swap, UnitId, Version};
+use crate::{DiskRecord, Snapshot, Store, StoreError, Swap, UnitId, Version};
 
 /// Keeps reservations in the memory of this process.
 #[derive(Debug, Default)]
@@ -50,19 +50,29 @@ impl Store for MemoryStore {
 
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError> {
         let entry = self.units.enter(unit);
-        let mut newest = entry.newest(unit)?;
-        if newest.version != expected {
-            return Ok(Swap::Lost);
-        }
-        newest.reservations = Arc::new(new.clone());
-        newest.version = newest.version.next();
-        Ok(Swap::Done(newest.version))
+        let newest = entry.newest(unit)?;
+        newest.check_not_owned(unit)?;
+        let disk = newest.disk.clone();
+        Ok(swap(newest, expected, new, disk))
+    }
+
+    fn replace_owned(
+        &self,
+        unit: &UnitId,
+        expected: Version,
+        new: &Reservations,
+        disk: &DiskRecord,
+    ) -> Result<Swap, StoreError> {
+        let entry = self.units.enter(unit);
+        let newest = entry.newest(unit)?;
+        Ok(swap(newest, expected, new, Some(Arc::new(disk.clone()))))
     }
 
     /// Changes the reservations in place, under the lock. It copies them only if a caller still holds a [`Snapshot`].
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
         let entry = self.units.enter(unit);
         let mut newest = entry.newest(unit)?;
+        newest.check_not_owned(unit)?;
         if change(Arc::make_mut(&mut newest.reservations)) {
             newest.version = newest.version.next();
         }
@@ -72,6 +82,19 @@ impl Store for MemoryStore {
     fn is_shared_between_hosts(&self) -> bool {
         false
     }
+}
+
+fn swap(
+    mut newest: MutexGuard<'_, Snapshot>,
+    expected: Version,
+    new: &Reservations,
+    disk: Option<Arc<DiskRecord>>,
+) -> Swap {
+    if newest.version != expected {
+        return Swap::Lost;
+    }
+    *newest = Snapshot { version: expected.next(), reservations: Arc::new(new.clone()), disk };
+    Swap::Done(newest.version)
 }
 
 #[cfg(test)]

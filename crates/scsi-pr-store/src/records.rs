@@ -8,7 +8,7 @@ use scsi_pr_daemon::FifoMutex;
 use crate::contention::{self, CHANGE_TIMEOUT};
 use crate::entries::{Entries, Entry};
 use crate::lock::lock;
-use crate::{Snapshot, Store, StoreError, Swap, UnitId, Version};
+use crate::{DiskRecord, Snapshot, Store, StoreError, Swap, UnitId, Version, disk_record};
 
 /// Keeps one record of bytes for each unit, as [`Store`] keeps reservations.
 pub(crate) trait Records: Send + Sync {
@@ -66,6 +66,22 @@ impl<R: Records> RecordStore<R> {
     }
 }
 
+impl<R: Records> RecordStore<R> {
+    fn swap(
+        &self,
+        unit: &UnitId,
+        expected: Version,
+        new: &Reservations,
+        disk: Option<Arc<DiskRecord>>,
+    ) -> Result<Swap, StoreError> {
+        let swap = self.records.replace(unit, expected, &disk_record::encode(new, disk.as_deref()))?;
+        if let Swap::Done(version) = swap {
+            self.units.enter(unit).update(&Snapshot { version, reservations: Arc::new(new.clone()), disk });
+        }
+        Ok(swap)
+    }
+}
+
 impl CachedUnit {
     fn update(&self, snapshot: &Snapshot) {
         let mut newest = lock(&self.newest);
@@ -93,23 +109,38 @@ impl<R: Records> Store for RecordStore<R> {
         if version == known.version {
             return Ok(known);
         }
-        let reservations = Reservations::from_record(&record).map_err(|invalid| {
+        let (reservations, disk) = disk_record::decode(&record).map_err(|invalid| {
             let location = self.records.location(unit, version);
             StoreError::refused(format!("read the reservations of {unit} in {location}")).because(invalid).remedy(
                 "put back a copy of it from before it was damaged, or use a version of this program that reads it",
             )
         })?;
-        let snapshot = Snapshot { version, reservations: Arc::new(reservations) };
+        let snapshot = Snapshot { version, reservations: Arc::new(reservations), disk: disk.map(Arc::new) };
         entry.update(&snapshot);
         Ok(snapshot)
     }
 
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError> {
-        let swap = self.records.replace(unit, expected, &new.to_record())?;
-        if let Swap::Done(version) = swap {
-            self.units.enter(unit).update(&Snapshot { version, reservations: Arc::new(new.clone()) });
+        // The caller has mostly just loaded it.
+        let mut newest = lock(&self.units.enter(unit).newest).clone();
+        if newest.version != expected {
+            newest = self.load(unit)?;
         }
-        Ok(swap)
+        newest.check_not_owned(unit)?;
+        if newest.version != expected {
+            return Ok(Swap::Lost);
+        }
+        self.swap(unit, expected, new, newest.disk)
+    }
+
+    fn replace_owned(
+        &self,
+        unit: &UnitId,
+        expected: Version,
+        new: &Reservations,
+        disk: &DiskRecord,
+    ) -> Result<Swap, StoreError> {
+        self.swap(unit, expected, new, Some(Arc::new(disk.clone())))
     }
 
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {

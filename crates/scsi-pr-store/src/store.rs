@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use scsi_pr::Reservations;
 
-use crate::{StoreError, UnitId, contention};
+use crate::{DiskRecord, StoreError, UnitId, contention, ownership};
 
 /// Keeps one record for each logical unit: its [`Reservations`]. Records change by compare-and-swap alone. A writer that read
 /// an older version than the newest loses, and begins again.
@@ -22,13 +22,23 @@ pub trait Store: Send + Sync {
     fn load(&self, unit: &UnitId) -> Result<Snapshot, StoreError>;
 
     /// Replaces version `expected` by `new`. The result is [`Swap::Done`] once the change is durable. It is [`Swap::Lost`] if
-    /// another version is the newest; then nothing was changed.
+    /// another version is the newest; then nothing was changed. A unit that a disk owns is refused.
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError>;
+
+    /// The same for the [`Ownership`](crate::Ownership) of a unit, with the owner's part of the record.
+    fn replace_owned(
+        &self,
+        unit: &UnitId,
+        expected: Version,
+        new: &Reservations,
+        disk: &DiskRecord,
+    ) -> Result<Swap, StoreError>;
 
     /// Loads the record and calls `change` with it. If `change` returns `true`, the store replaces the record, and begins again
     /// with the load when another writer was first. `Ok` once the change is durable, or if there was none.
     ///
-    /// The store may call `change` several times, each time with the newest reservations. Only the last call counts.
+    /// The store may call `change` several times, each time with the newest reservations. Only the last call counts. A unit
+    /// that a disk owns is refused.
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
         contention::update(self, unit, change)
     }
@@ -62,6 +72,19 @@ pub struct Snapshot {
     pub version: Version,
     /// The reservations. The store shares them, so that a load copies nothing.
     pub reservations: Arc<Reservations>,
+    /// The part of a disk; `None` if no disk has served the unit.
+    pub disk: Option<Arc<DiskRecord>>,
+}
+
+impl Snapshot {
+    /// Refuses a unit that a disk owns: its reservations are read and changed through that disk.
+    ///
+    /// # Errors
+    ///
+    /// Names the owner and its control socket.
+    pub fn check_not_owned(&self, unit: &UnitId) -> Result<(), StoreError> {
+        self.disk.as_deref().and_then(|disk| ownership::owned(unit, disk)).map_or(Ok(()), Err)
+    }
 }
 
 /// The result of a compare-and-swap.

@@ -13,7 +13,7 @@ use std::thread;
 use common::*;
 use proptest::prelude::*;
 use scsi_pr::{CommandBuf, Completion, Nexus, PrManager, Reservations};
-use scsi_pr_store::{InitiatorName, MemoryStore, Snapshot, Store, StoreError, Swap, UnitId, Version, open};
+use scsi_pr_store::{DiskRecord, InitiatorName, MemoryStore, Snapshot, Store, StoreError, Swap, UnitId, Version, open};
 
 thread_local! {
     /// The version by which this thread's last command was judged, and whether it made the next one.
@@ -38,6 +38,16 @@ impl Store for Noted {
             JUDGED.set((expected.0, true));
         }
         Ok(swap)
+    }
+
+    fn replace_owned(
+        &self,
+        unit: &UnitId,
+        expected: Version,
+        new: &Reservations,
+        disk: &DiskRecord,
+    ) -> Result<Swap, StoreError> {
+        self.0.replace_owned(unit, expected, new, disk)
     }
 
     fn is_shared_between_hosts(&self) -> bool {
@@ -67,6 +77,16 @@ impl Store for NotedInPlace {
             JUDGED.set((self.version.fetch_add(u64::from(changed), Ordering::SeqCst), changed));
             changed
         })
+    }
+
+    fn replace_owned(
+        &self,
+        unit: &UnitId,
+        expected: Version,
+        new: &Reservations,
+        disk: &DiskRecord,
+    ) -> Result<Swap, StoreError> {
+        self.noted.replace_owned(unit, expected, new, disk)
     }
 
     fn is_shared_between_hosts(&self) -> bool {

@@ -11,7 +11,7 @@ use common::*;
 use scsi_pr::{Command, Completion, Key, PrManager, Reservations, SenseCode, Status};
 use scsi_pr_daemon::FifoMutex;
 use scsi_pr_store::{
-    Fault, MemoryStore, SharedReservations, Snapshot, Store, StoreError, Swap, UnitId, Units, Version, open,
+    DiskRecord, Fault, MemoryStore, SharedReservations, Snapshot, Store, StoreError, Swap, UnitId, Units, Version, open,
 };
 
 /// A store that fails on request, and counts writes.
@@ -53,6 +53,16 @@ impl Store for FailingStore {
         let swap = self.inner.replace(unit, expected, new)?;
         self.check(2)?;
         Ok(swap)
+    }
+
+    fn replace_owned(
+        &self,
+        unit: &UnitId,
+        expected: Version,
+        new: &Reservations,
+        disk: &DiskRecord,
+    ) -> Result<Swap, StoreError> {
+        self.inner.replace_owned(unit, expected, new, disk)
     }
 
     fn is_shared_between_hosts(&self) -> bool {
@@ -327,6 +337,16 @@ impl Store for GatedStore {
 
     fn replace(&self, unit: &UnitId, expected: Version, new: &Reservations) -> Result<Swap, StoreError> {
         self.inner.replace(unit, expected, new)
+    }
+
+    fn replace_owned(
+        &self,
+        unit: &UnitId,
+        expected: Version,
+        new: &Reservations,
+        disk: &DiskRecord,
+    ) -> Result<Swap, StoreError> {
+        self.inner.replace_owned(unit, expected, new, disk)
     }
 
     fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
