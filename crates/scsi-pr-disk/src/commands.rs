@@ -42,6 +42,8 @@ pub(crate) enum Operation {
 pub(crate) enum UnitAttention {
     Reported,
     Deferred,
+    /// It stays for the sessions of the nexus: the command is of an administrator.
+    Preserved,
 }
 
 /// One supported command.

@@ -74,7 +74,7 @@ impl DiskOptions {
 /// reservations. Every function may be called from any thread, and [`execute`](Self::execute) blocks until the command is
 /// done.
 pub struct Disk {
-    identity: Identity,
+    pub(crate) identity: Identity,
     block_size: u32,
     physical_block_size: u32,
     pub(crate) medium: Box<dyn Medium>,

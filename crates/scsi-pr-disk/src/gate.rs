@@ -209,6 +209,16 @@ impl Gate {
         self.state().aborted_status = status;
     }
 
+    /// The nexus of each session.
+    pub(crate) fn sessions(&self) -> Vec<Nexus> {
+        self.state().nexuses()
+    }
+
+    /// The number of commands in the task set.
+    pub(crate) fn commands_in_flight(&self) -> usize {
+        self.state().commands_in_flight()
+    }
+
     fn end(&self, task: &Task) {
         let is_awaited = self.state().end(task.key(), &task.nexus);
         if is_awaited {

@@ -7,6 +7,7 @@
 //! The crate does no I/O. A transport (iSCSI) calls [`Target`] or [`Disk`] from as many threads as it likes.
 #![forbid(unsafe_code)]
 
+mod administration;
 mod blocks;
 mod call;
 mod commands;

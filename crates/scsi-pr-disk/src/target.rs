@@ -1,7 +1,7 @@
 //! [`Target`]: the logical units behind one target.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use scsi_pr::{Completion, Nexus, Sense, SenseCode};
 
@@ -30,13 +30,18 @@ impl Lun {
 #[derive(Default)]
 pub struct Target {
     units: RwLock<BTreeMap<Lun, Arc<Disk>>>,
+    /// Those of every session, to end them with a unit.
+    sessions: Mutex<Vec<Weak<UnitSessions>>>,
 }
+
+/// The sessions of one initiator with the units of a target.
+type UnitSessions = Mutex<BTreeMap<Lun, (Arc<Disk>, SessionId)>>;
 
 /// A session of an initiator with a target: one session with each unit that it has sent a command to.
 pub struct TargetSession {
     target: Arc<Target>,
     nexus: Nexus,
-    sessions: std::sync::Mutex<BTreeMap<Lun, (Arc<Disk>, SessionId)>>,
+    sessions: Arc<UnitSessions>,
 }
 
 /// A command of a session.
@@ -57,12 +62,25 @@ impl Target {
         units.insert(lun, disk);
     }
 
-    /// Removes a unit: its next command finds none. Returns the unit, whose commands in flight go on.
+    /// Removes a unit, and ends every session with it: its commands are aborted, and those that have reached the medium go
+    /// on. A later command finds no unit. Sessions with other units get REPORTED LUNS DATA HAS CHANGED.
     pub fn remove(&self, lun: Lun) -> Option<Arc<Disk>> {
-        let mut units = self.units.write().unwrap_or_else(PoisonError::into_inner);
-        let removed = units.remove(&lun);
-        units.values().for_each(|other| other.notify_units_changed());
-        removed
+        let removed = {
+            let mut units = self.units.write().unwrap_or_else(PoisonError::into_inner);
+            let removed = units.remove(&lun)?;
+            units.values().for_each(|other| other.notify_units_changed());
+            removed
+        };
+        for sessions in lock(&self.sessions).iter().filter_map(Weak::upgrade) {
+            let mut sessions = lock(&sessions);
+            if let Some((disk, session)) = sessions.get(&lun)
+                && Arc::ptr_eq(disk, &removed)
+            {
+                disk.close_session(*session);
+                sessions.remove(&lun);
+            }
+        }
+        Some(removed)
     }
 
     /// The unit with this number.
@@ -76,8 +94,17 @@ impl Target {
 
     /// A session of `nexus` begins.
     pub fn open_session(self: &Arc<Self>, nexus: Nexus) -> TargetSession {
-        TargetSession { target: Arc::clone(self), nexus, sessions: std::sync::Mutex::default() }
+        let sessions = Arc::new(UnitSessions::default());
+        let mut all = lock(&self.sessions);
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(&sessions));
+        drop(all);
+        TargetSession { target: Arc::clone(self), nexus, sessions }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl TargetSession {
@@ -88,8 +115,10 @@ impl TargetSession {
 
     /// The unit with this number, and the session with it, which begins here if there was none.
     fn unit(&self, lun: Lun) -> Option<(Arc<Disk>, SessionId)> {
-        let disk = self.target.unit(lun);
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held until the session is in the list, so that the removal of the unit finds it.
+        let units = self.target.units.read().unwrap_or_else(PoisonError::into_inner);
+        let disk = units.get(&lun).cloned();
+        let mut sessions = lock(&self.sessions);
         match (disk, sessions.get(&lun)) {
             (Some(disk), Some((known, session))) if Arc::ptr_eq(&disk, known) => Some((disk, *session)),
             (disk, known) => {
@@ -108,10 +137,12 @@ impl TargetSession {
     /// Puts a command into the task set of its unit. `None` for an overlapped command: the session has one with this tag.
     pub fn add_task(&self, lun: Lun, tag: u64) -> Option<TargetTask> {
         match self.unit(lun) {
-            Some((disk, session)) => {
-                let task = disk.add_task(session, tag)?;
-                Some(TargetTask { unit: Some((disk, task)) })
-            }
+            Some((disk, session)) => match disk.add_task(session, tag) {
+                Some(task) => Some(TargetTask { unit: Some((disk, task)) }),
+                // The unit was removed meanwhile.
+                None if self.unit(lun).is_none() => Some(TargetTask { unit: None }),
+                None => None,
+            },
             None => Some(TargetTask { unit: None }),
         }
     }
@@ -179,7 +210,7 @@ impl TargetSession {
 impl TargetSession {
     /// The session ends; its commands are aborted. A command that comes later is refused.
     pub fn close(&self) {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = lock(&self.sessions);
         for (disk, session) in std::mem::take(&mut *sessions).into_values() {
             disk.close_session(session);
         }

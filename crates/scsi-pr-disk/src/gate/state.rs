@@ -314,6 +314,16 @@ impl State {
         task.is_drained || task.aborted.is_set()
     }
 
+    /// The nexus of each session.
+    pub(super) fn nexuses(&self) -> Vec<Nexus> {
+        self.sessions.values().map(|session| session.nexus.clone()).collect()
+    }
+
+    /// The number of commands in the task set.
+    pub(super) fn commands_in_flight(&self) -> usize {
+        self.tasks.len()
+    }
+
     /// The next unit attention of a session: the data of REQUEST SENSE.
     pub(super) fn take_attention(&mut self, session: SessionId, nexus: &Nexus) -> Option<SenseCode> {
         let own = self.sessions.get_mut(&session);

@@ -1,0 +1,62 @@
+//! The functions of [`Disk`] for the program that serves it, and for the administrator.
+
+use scsi_pr::{Access, Command, Completion, Nexus, Status};
+
+use crate::commands::UnitAttention;
+use crate::disk::Disk;
+use crate::gate::Refusal;
+use crate::{Identity, MediumError};
+
+impl Disk {
+    /// Runs PERSISTENT RESERVE IN or OUT as `nexus`, without a session of it: what an administrator has to say. It takes
+    /// the same way as a command of an initiator: GOOD comes after every command in flight that it forbids has ended. Unit
+    /// attentions of the nexus stay for its sessions.
+    pub fn administer(&self, nexus: Nexus, command: Command<'_>) -> Completion {
+        let session = self.open_session(nexus);
+        let completion = match self.add_task(session, 0) {
+            Some(task) => {
+                let access = Access::of_cdb(command.cdb().bytes());
+                match self.gate.enter(&task, access, UnitAttention::Preserved) {
+                    Ok(()) if access == Access::ReserveIn => self.gate.reserve_in(&task, command),
+                    Ok(()) => self.gate.reserve_out(&task, command),
+                    Err(Refusal::Check(code)) => Some(Completion::check(code)),
+                    Err(Refusal::ReservationConflict) => Some(Completion::Status(Status::RESERVATION_CONFLICT)),
+                    Err(Refusal::Aborted) => None,
+                }
+            }
+            None => None,
+        };
+        self.close_session(session);
+        // A reset, or the end of the unit.
+        completion.unwrap_or(Completion::Status(Status::TASK_ABORTED))
+    }
+
+    /// The I_T nexuses that have sessions: one for each session.
+    pub fn sessions(&self) -> Vec<Nexus> {
+        self.gate.sessions()
+    }
+
+    /// The number of commands in the task set.
+    pub fn commands_in_flight(&self) -> usize {
+        self.gate.commands_in_flight()
+    }
+
+    /// The names of the disk.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The size that the medium has now, in bytes.
+    pub fn size(&self) -> u64 {
+        self.medium.size()
+    }
+
+    /// Makes every write that has ended durable.
+    ///
+    /// # Errors
+    ///
+    /// Writes may be lost in a power cut.
+    pub fn flush_medium(&self) -> Result<(), MediumError> {
+        self.medium.flush()
+    }
+}
