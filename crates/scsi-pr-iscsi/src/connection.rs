@@ -12,7 +12,6 @@ use thiserror::Error;
 use crate::directory::Directory;
 use crate::login::{Login, LoginStep, Negotiated, Refusal};
 use crate::pdu::{Decoder, Digests, Header, MAX_RECV_DATA_SEGMENT, NO_TAG, Pdu, PduError, encode};
-use crate::pool::Pool;
 use crate::reply::{Bounds, Replies, ScsiResponse, TaskManagementResponse};
 use crate::session::{Action, CommandWindow, Management, ProtocolError, ScsiCommand, Session};
 use crate::shared::Shared;
@@ -50,6 +49,8 @@ pub(crate) enum DisconnectReason {
     Silent,
     #[error("a former session of this initiator has not ended in time")]
     FormerSession,
+    #[error("the server stops")]
+    Stopping,
 }
 
 /// A connection in the full feature phase, shared by its reader and by the threads that run its commands.
@@ -90,12 +91,13 @@ fn serve(shared: &Arc<Shared>, socket: &TcpStream, portal_group: u16) -> Result<
     decoder.digests = negotiated.digests;
     decoder.limit = MAX_RECV_DATA_SEGMENT;
     let registration = shared.register(&negotiated, portal_group, socket).ok_or(DisconnectReason::FormerSession)?;
+    // The directory may have been replaced during the login.
+    let target = negotiated.target.as_ref().map(|(name, _)| name.as_str());
+    if !shared.directory().admits(&negotiated.initiator, target) {
+        return Err(Refusal::Authorization.into());
+    }
     send_response(socket, &response.0, &response.1)?;
-    tracing::info!(
-        "{} has logged in to {}",
-        negotiated.initiator,
-        negotiated.target.as_ref().map_or("discovery", |(name, _)| name.as_str())
-    );
+    tracing::info!("{} has logged in to {}", negotiated.initiator, target.unwrap_or("discovery"));
 
     let bounds = Bounds {
         digests: negotiated.digests,
@@ -117,12 +119,15 @@ fn serve(shared: &Arc<Shared>, socket: &TcpStream, portal_group: u16) -> Result<
         session: Session::new(&negotiated),
         negotiated,
         directory,
-        pool: Arc::clone(&shared.pool),
+        shared: Arc::clone(shared),
         data_in: DataIn::new(),
         rest_of_text: Vec::new(),
         portals: shared.portals(socket),
     };
     let result = reader.run(decoder);
+    if matches!(result, Err(DisconnectReason::Stopping)) {
+        connection.wait_for_commands(shared);
+    }
     connection.session.close();
     drop(registration);
     result
@@ -202,7 +207,7 @@ struct Reader {
     session: Session,
     negotiated: Negotiated,
     directory: Arc<Directory>,
-    pool: Arc<Pool>,
+    shared: Arc<Shared>,
     data_in: DataIn,
     /// The rest of a Text Response that is longer than a data segment.
     rest_of_text: Vec<u8>,
@@ -220,7 +225,12 @@ impl Reader {
                 is_pinged = false;
             }
             self.connection.writer().flush(&self.connection.socket)?;
-            match receive(&self.connection.socket, &mut decoder) {
+            let received = receive(&self.connection.socket, &mut decoder);
+            if self.shared.is_stopping() {
+                self.session.abandon(&self.connection.window);
+                return Err(DisconnectReason::Stopping);
+            }
+            match received {
                 Err(DisconnectReason::Io(error))
                     if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
                 {
@@ -310,7 +320,7 @@ impl Reader {
         // The collected answers must not wait for other commands.
         connection.writer().flush(&connection.socket)?;
         let connection = Arc::clone(connection);
-        self.pool.run(move || {
+        self.shared.pool.run(move || {
             let mut data_in = DataIn::new();
             connection.execute(task, &command, &mut data_in);
             // A failure closes the socket, which the reader notices.
@@ -395,6 +405,14 @@ impl Reader {
 impl Connection {
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until every command has its answer, or the server waits no longer.
+    fn wait_for_commands(&self, shared: &Shared) {
+        while self.window.in_flight() > 0 && !shared.has_stopped() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.writer().flush(&self.socket);
     }
 
     /// Runs the command, and puts its answer into the buffer of the writer.

@@ -69,6 +69,12 @@ impl Directory {
         self.targets.iter().filter(move |entry| entry.allowed.contains(initiator))
     }
 
+    /// Whether a session of `initiator` with `target`, or of discovery, may go on.
+    pub(crate) fn admits(&self, initiator: &str, target: Option<&str>) -> bool {
+        let has_account = self.accounts.is_empty() || self.accounts.iter().any(|account| account.may_use(initiator));
+        has_account && target.is_none_or(|target| self.target(target, initiator).is_some())
+    }
+
     /// The account with this name.
     pub fn account(&self, name: &str) -> Option<&Account> {
         self.accounts.iter().find(|account| account.name == name)

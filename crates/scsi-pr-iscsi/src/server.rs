@@ -16,6 +16,9 @@ use crate::shared::Shared;
 /// Touched a little at a time: there may be a thousand idle connections.
 const STACK: usize = 256 << 10;
 
+/// The time that commands get to end when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A listening socket, and the portal group that it belongs to: the relative target port identifier of its sessions.
 #[derive(Debug)]
 pub struct Portal {
@@ -60,12 +63,13 @@ impl Server {
         Ok(Self { shared: Arc::new(shared), portals, options })
     }
 
-    /// Replaces the directory: sessions that exist go on with theirs, new ones see the new one.
+    /// Replaces the directory. Sessions go on, unless the initiator may no longer use the target.
     pub fn set_directory(&self, directory: Directory) {
         self.shared.set_directory(directory);
     }
 
-    /// Accepts and serves connections until `stop` is readable; then closes every connection and returns.
+    /// Accepts and serves connections until `stop` is readable. Then no connection reads another request; each is closed
+    /// once its commands have their answers, or after 10 s.
     ///
     /// # Errors
     ///
@@ -90,7 +94,7 @@ impl Server {
                 self.accept(portal);
             }
         }
-        self.shared.close_connections();
+        self.shared.close_connections(STOP_TIMEOUT);
         Ok(())
     }
 
@@ -116,7 +120,9 @@ impl Server {
             let reason = connection::run(&shared, socket, group);
             shared.remove_connection(id);
             match reason {
-                DisconnectReason::Closed | DisconnectReason::LoggedOut => tracing::info!("{peer}: {reason}"),
+                DisconnectReason::Closed | DisconnectReason::LoggedOut | DisconnectReason::Stopping => {
+                    tracing::info!("{peer}: {reason}")
+                }
                 reason => shared.log_disconnect(peer, &reason),
             }
         };

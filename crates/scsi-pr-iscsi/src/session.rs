@@ -48,6 +48,11 @@ impl CommandWindow {
         Window { expected, last: expected.wrapping_add(COMMANDS).wrapping_sub(in_flight).wrapping_sub(1) }
     }
 
+    /// The number of commands without an answer.
+    pub fn in_flight(&self) -> u32 {
+        self.numbers.load(Ordering::Acquire) as u32 + self.immediate.load(Ordering::Acquire)
+    }
+
     fn begin_command(&self) {
         self.numbers.fetch_add(ONE_NUMBER + 1, Ordering::AcqRel);
     }
@@ -248,6 +253,13 @@ impl Session {
             return Some(self.begin_burst(tag));
         }
         None
+    }
+
+    /// The commands that wait for data end without an answer: no more data will come.
+    pub fn abandon(&mut self, window: &CommandWindow) {
+        for (_, write) in self.writes.drain() {
+            window.end(write.command.delivery);
+        }
     }
 
     fn command(&mut self, pdu: &Pdu<'_>, delivery: Delivery, window: &CommandWindow) -> Result<Action, ProtocolError> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,9 @@ pub(crate) struct Shared {
     addresses: Vec<(SocketAddr, u16)>,
     pub(crate) pool: Arc<Pool>,
     connections: Mutex<HashMap<u64, TcpStream>>,
+    connection_ended: Condvar,
+    is_stopping: AtomicBool,
+    has_stopped: AtomicBool,
     disconnects: RateLimiter<std::net::IpAddr>,
 }
 
@@ -61,21 +64,60 @@ impl Shared {
             addresses,
             pool: Pool::new(threads),
             connections: Mutex::default(),
+            connection_ended: Condvar::new(),
+            is_stopping: AtomicBool::new(false),
+            has_stopped: AtomicBool::new(false),
             disconnects: RateLimiter::new(10, 100, Duration::from_secs(10)),
         }
     }
 
+    /// Replaces the directory, and ends the sessions of initiators that may no longer use their target.
     pub(crate) fn set_directory(&self, directory: Directory) {
-        *self.directory.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(directory);
+        let directory = Arc::new(directory);
+        *self.directory.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&directory);
+        for (key, session) in self.lock(&self.sessions).iter() {
+            if !directory.admits(&key.initiator, key.target.as_deref()) {
+                tracing::info!("the session of {} ends: it may no longer use its target", key.initiator);
+                let _ = session.socket.shutdown(Shutdown::Both);
+            }
+        }
     }
 
     pub(crate) fn remove_connection(&self, id: u64) {
         self.lock(&self.connections).remove(&id);
+        self.connection_ended.notify_all();
     }
 
-    pub(crate) fn close_connections(&self) {
-        for connection in self.lock(&self.connections).values() {
-            let _ = connection.shutdown(Shutdown::Both);
+    /// Whether the server stops: a connection that reads no more lets its commands end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether the server waits for commands no longer.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.has_stopped.load(Ordering::Acquire)
+    }
+
+    /// Ends every connection: at first it reads no more requests, and answers those that it has; after `timeout` it is
+    /// closed.
+    pub(crate) fn close_connections(&self, timeout: Duration) {
+        self.is_stopping.store(true, Ordering::Release);
+        let deadline = Instant::now() + timeout;
+        let mut connections = self.lock(&self.connections);
+        let shut_down = |connections: &HashMap<u64, TcpStream>, how| {
+            connections.values().for_each(|connection| _ = connection.shutdown(how));
+        };
+        shut_down(&connections, Shutdown::Read);
+        while !connections.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::warn!("{} connections have commands that run on without an answer", connections.len());
+                self.has_stopped.store(true, Ordering::Release);
+                shut_down(&connections, Shutdown::Both);
+                return;
+            }
+            let waited = self.connection_ended.wait_timeout(connections, left);
+            (connections, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 
