@@ -21,6 +21,12 @@ impl ServiceManager {
         self.send("READY=1");
     }
 
+    /// RELOADING=1: the daemon reads its settings again; [`ready`](Self::ready) follows.
+    pub fn reloading(&self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.tv_sec * 1_000_000 + now.tv_nsec / 1_000));
+    }
+
     /// STOPPING=1: the daemon completes running commands, and then ends.
     pub fn stopping(&self) {
         self.send("STOPPING=1");

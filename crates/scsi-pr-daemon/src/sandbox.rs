@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+    path_beneath_rules,
 };
 use nix::libc;
 use seccompiler::SeccompCmpArgLen::{Dword, Qword};
@@ -34,24 +36,42 @@ pub enum SandboxError {
     Seccomp(String),
 }
 
-/// The sandbox of a server process: it opens no file for writing, executes no program, has no network, and makes only the
-/// system calls that serving clients takes. Any other system call fails with EPERM.
+/// The sandbox of a server process: it opens no file for writing, executes no program, opens no network socket, and makes
+/// only the system calls that serving clients takes. Any other system call fails with EPERM.
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use]
 pub struct Sandbox<'a> {
     removing: Option<BorrowedFd<'a>>,
+    media: &'a [PathBuf],
+    directories: &'a [PathBuf],
 }
 
 impl<'a> Sandbox<'a> {
     /// Without an exception.
     pub const fn new() -> Self {
-        Self { removing: None }
+        Self { removing: None, media: &[], directories: &[] }
     }
 
     /// Permits to remove files from this directory.
     pub const fn permit_removing_from(mut self, directory: Option<BorrowedFd<'a>>) -> Self {
         self.removing = directory;
         self
+    }
+
+    /// Permits to write the files at these paths, and the files that are directly or indirectly in them.
+    pub const fn permit_writing(mut self, paths: &'a [PathBuf]) -> Self {
+        self.media = paths;
+        self
+    }
+
+    /// Permits to make, write and remove everything in these directories.
+    pub const fn permit_changing(mut self, directories: &'a [PathBuf]) -> Self {
+        self.directories = directories;
+        self
+    }
+
+    const fn may_write(self) -> bool {
+        !(self.media.is_empty() && self.directories.is_empty())
     }
 
     /// Confines the calling thread and those that it starts. Gives the parts that are missing.
@@ -71,6 +91,10 @@ impl<'a> Sandbox<'a> {
         if let Some(directory) = self.removing {
             ruleset = ruleset.add_rule(PathBeneath::new(directory, AccessFs::RemoveFile))?;
         }
+        // A path that is not there is left out: nothing could be written.
+        ruleset = ruleset
+            .add_rules(path_beneath_rules(self.media, AccessFs::WriteFile | AccessFs::Truncate))?
+            .add_rules(path_beneath_rules(self.directories, AccessFs::from_write(ABI::V3)))?;
         match ruleset.restrict_self()?.ruleset {
             RulesetStatus::NotEnforced => Err(SandboxError::NoLandlock),
             RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(()),
@@ -87,7 +111,7 @@ impl<'a> Sandbox<'a> {
         let missing = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
         install(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), SeccompAction::Allow, missing)?;
         let forbidden = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-        install(rules(self.removing.is_some())?, forbidden, SeccompAction::Allow)
+        install(rules(self)?, forbidden, SeccompAction::Allow)
     }
 }
 
@@ -202,8 +226,42 @@ const PERMITTED: &[i64] = &[
     libc::SYS_time,
 ];
 
+/// The system calls of a process that stores data in files.
+const WRITING: &[i64] = &[
+    libc::SYS_fadvise64,
+    libc::SYS_fallocate,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_linkat,
+    libc::SYS_mkdirat,
+    libc::SYS_openat,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_sync_file_range,
+    libc::SYS_unlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+];
+
 /// The rules by system call: a call without a rule is forbidden, one with an empty list is permitted.
-fn rules(may_remove: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+fn rules(sandbox: Sandbox<'_>) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
     /// PR_SET_VMA of prctl(2), by which glibc names memory.
     const PR_SET_VMA: u64 = 0x5356_4d41;
     const fn bits(flags: i32) -> u64 {
@@ -231,8 +289,11 @@ fn rules(may_remove: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompile
     ]);
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_open, vec![reads_only(1)?]);
-    if may_remove {
+    if sandbox.removing.is_some() {
         rules.insert(libc::SYS_unlinkat, Vec::new());
+    }
+    if sandbox.may_write() {
+        rules.extend(WRITING.iter().map(|number| (*number, Vec::new())));
     }
     Ok(rules)
 }
