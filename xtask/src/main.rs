@@ -36,7 +36,7 @@ The tasks of the project. Each one installs missing packages of Debian, and name
   cargo xtask lab [SCENARIO...]    scenarios on real SCSI targets, in a virtual machine (default: all)
   cargo xtask lab --list           the names of the scenarios
   cargo xtask prose [PATH...]      names, sentences and links that break the rules of CONTRIBUTING.md
-  cargo xtask manual               writes man/scsi-pr-serve.1 from the options of the program
+  cargo xtask manual               writes the manuals of scsi-pr from the options of the program
   cargo xtask bench [FIGURE...]    speed and size side by side with QEMU's helper
   cargo xtask help                 this text
 ";

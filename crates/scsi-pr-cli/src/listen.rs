@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use scsi_pr_daemon::socket::{self, Access, SocketFile};
@@ -23,6 +23,13 @@ pub(crate) struct Listener {
 pub(crate) struct SocketGuard {
     pub(crate) path: PathBuf,
     file: SocketFile,
+}
+
+impl SocketGuard {
+    /// For the file at `path`.
+    pub(crate) fn new(path: &Path, file: SocketFile) -> Self {
+        Self { path: path.to_owned(), file }
+    }
 }
 
 impl Drop for SocketGuard {
@@ -50,7 +57,7 @@ pub(crate) fn open(options: &Serve, passed: Vec<PassedSocket>) -> Result<Vec<Lis
         .collect();
     for listen in &options.listen {
         let (socket, file) = socket::listen(&listen.socket, access)?;
-        let file = SocketGuard { path: listen.socket.clone(), file };
+        let file = SocketGuard::new(&listen.socket, file);
         listeners.push(Listener { initiator: listen.initiator.clone(), socket, file: Some(file) });
     }
     Ok(listeners)

@@ -8,6 +8,8 @@ use nix::unistd::Group;
 use scsi_pr_store::{InitiatorName, Naming};
 use tracing::level_filters::LevelFilter;
 
+use crate::disk::options::ServeDisks;
+
 /// Persistent reservations for virtual machines
 #[derive(Debug, Parser)]
 #[command(name = "scsi-pr", version, disable_help_subcommand = true, max_term_width = 100)]
@@ -19,6 +21,7 @@ pub(crate) struct Options {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Task {
     Serve(Serve),
+    Disk(ServeDisks),
 }
 
 /// Serve reservations that are kept in a store
@@ -107,12 +110,17 @@ pub(crate) struct Serve {
 impl Serve {
     /// The least severe messages that are logged.
     pub(crate) fn log_level(&self) -> LevelFilter {
-        match self.verbose {
-            _ if self.quiet => LevelFilter::WARN,
-            0 => LevelFilter::INFO,
-            1 => LevelFilter::DEBUG,
-            _ => LevelFilter::TRACE,
-        }
+        log_level(self.verbose, self.quiet)
+    }
+}
+
+/// The least severe messages that are logged, by the number of -v and by -q.
+pub(crate) fn log_level(verbose: u8, quiet: bool) -> LevelFilter {
+    match verbose {
+        _ if quiet => LevelFilter::WARN,
+        0 => LevelFilter::INFO,
+        1 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     }
 }
 
@@ -171,8 +179,10 @@ mod tests {
 
     fn serve(arguments: &[&str]) -> Serve {
         let all = ["scsi-pr", "serve", "--store=memory:"].iter().chain(arguments);
-        let Task::Serve(serve) = Options::try_parse_from(all).unwrap().task;
-        serve
+        match Options::try_parse_from(all).unwrap().task {
+            Task::Serve(serve) => serve,
+            Task::Disk(_) => panic!("another task"),
+        }
     }
 
     #[test]

@@ -1,0 +1,220 @@
+//! The control socket: the administrator reads and changes the reservations of units that are served.
+//!
+//! One JSON object a line, answered by one line each:
+//!
+//! ```text
+//! {"request":"units"}
+//!   {"units":[{"name":"shared","path":"/srv/shared.img","target":"iqn…","lun":0,"uuid":"…","naa":"…","serial":"…",
+//!              "bytes":1073741824,"epoch":1,"sessions":[{"initiator":"iqn…","target-port":1}]}]}
+//! {"request":"execute","unit":"shared","initiator":"iqn…","target-port":1,"cdb":"5e00…","data":""}
+//!   {"status":0,"sense":"","data":"…"}
+//! ```
+//!
+//! `execute` runs PERSISTENT RESERVE IN (5Eh) or OUT (5Fh) as the initiator and target port (1 if it is missing), through
+//! the disk's gate. `cdb`, `data` and `sense` are hexadecimal, `status` is the SCSI status. A request that cannot be
+//! understood has the answer `{"error":"…"}`.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use scsi_pr::{Cdb, Command, Completion, InitiatorPort, Nexus, TransportId};
+use scsi_pr_daemon::socket::{self, Access};
+use serde::{Deserialize, Serialize};
+
+use super::hex;
+use super::names::InitiatorIqn;
+use super::served::Served;
+use super::unit::OpenUnit;
+use crate::listen::SocketGuard;
+
+/// The most connections. A change may have to wait for commands of initiators, and holds its connection until then.
+const MAX_CONNECTIONS: usize = 8;
+/// The longest request in bytes.
+const MAX_LINE: u64 = 64 << 10;
+/// The time for a request to arrive, and for an answer to be read.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+enum Request {
+    Units,
+    #[serde(rename_all = "kebab-case")]
+    Execute {
+        unit: String,
+        initiator: InitiatorIqn,
+        #[serde(default = "first_port")]
+        target_port: u16,
+        cdb: String,
+        #[serde(default)]
+        data: String,
+    },
+}
+
+const fn first_port() -> u16 {
+    1
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Answer {
+    Units { units: Vec<Unit> },
+    Done { status: u8, sense: String, data: String },
+    Error { error: String },
+}
+
+#[derive(Serialize)]
+struct Unit {
+    name: String,
+    path: String,
+    target: String,
+    lun: u8,
+    uuid: String,
+    naa: String,
+    serial: String,
+    bytes: u64,
+    epoch: u64,
+    sessions: Vec<Session>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Session {
+    initiator: String,
+    target_port: u16,
+}
+
+/// Listens at `path`, for the user of this process and root alone.
+///
+/// # Errors
+///
+/// The path is in use, or cannot be bound.
+pub(crate) fn listen(path: &Path) -> Result<(OwnedFd, SocketGuard)> {
+    let (socket, file) = socket::listen(path, Access::Exactly { mode: 0o600, group: None })?;
+    Ok((socket, SocketGuard::new(path, file)))
+}
+
+/// Serves the control socket on threads of its own, until the program ends.
+///
+/// # Errors
+///
+/// The first thread cannot be started.
+pub(crate) fn serve(socket: OwnedFd, served: Arc<Served>) -> io::Result<()> {
+    let listener = UnixListener::from(socket);
+    let connections = Arc::new(AtomicUsize::new(0));
+    let accept = move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else {
+                // The reason is mostly a lack of descriptors, which a moment may change.
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            };
+            // One over the limit is closed.
+            let Some(permit) = Permit::take(&connections) else { continue };
+            let served = Arc::clone(&served);
+            let _ = thread::Builder::new().name("control".into()).spawn(move || {
+                let _permit = permit;
+                // The administrator has gone.
+                let _ = converse(&stream, &served);
+            });
+        }
+    };
+    thread::Builder::new().name("control".into()).spawn(accept).map(drop)
+}
+
+/// One of the connections; dropping it makes room for another one.
+struct Permit(Arc<AtomicUsize>);
+
+impl Permit {
+    fn take(connections: &Arc<AtomicUsize>) -> Option<Self> {
+        let permit = Self(Arc::clone(connections));
+        (permit.0.fetch_add(1, Ordering::Relaxed) < MAX_CONNECTIONS).then_some(permit)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn converse(stream: &UnixStream, served: &Served) -> io::Result<()> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        let length = reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let is_whole = line.ends_with(b"\n");
+        let answer = match is_whole {
+            true => answer(&line, served).unwrap_or_else(|error| Answer::Error { error: format!("{error:#}") }),
+            false => Answer::Error { error: format!("a request is one line of at most {MAX_LINE} bytes") },
+        };
+        let mut text = serde_json::to_vec(&answer)?;
+        text.push(b'\n');
+        let mut writer = stream;
+        writer.write_all(&text)?;
+        if !is_whole {
+            return Ok(());
+        }
+    }
+}
+
+fn answer(line: &[u8], served: &Served) -> Result<Answer> {
+    match serde_json::from_slice(line)? {
+        Request::Units => Ok(Answer::Units { units: served.units().iter().map(|(_, unit)| describe(unit)).collect() }),
+        Request::Execute { unit, initiator, target_port, cdb, data } => {
+            let unit = served.unit(&unit).ok_or_else(|| anyhow!("no unit {unit} is served"))?;
+            let cdb = hex::decode(&cdb).context("the CDB is not hexadecimal")?;
+            let data = hex::decode(&data).context("the data are not hexadecimal")?;
+            let command = Command::new(Cdb::from_slice(&cdb)?, &data)?;
+            ensure!(target_port > 0, "a target port has a number of at least 1");
+            let port = InitiatorPort::Iscsi { name: initiator.as_ref(), isid: Some([0; 6]) };
+            let nexus = Nexus::new(TransportId::new(port)?, target_port);
+            let completion = unit.disk.administer(nexus, command);
+            tracing::info!("{command} of {initiator} on {}, by the control socket: {completion}", unit.config.name);
+            Ok(done(completion))
+        }
+    }
+}
+
+fn done(completion: Completion) -> Answer {
+    let (status, sense, data) = match completion {
+        Completion::Good(data) => (0x00, String::new(), hex::encode(&data)),
+        Completion::CheckCondition(sense) => (0x02, hex::encode(&sense.bytes()[..sense.length()]), String::new()),
+        Completion::Status(status) => (status.byte(), String::new(), String::new()),
+    };
+    Answer::Done { status, sense, data }
+}
+
+fn describe(unit: &OpenUnit) -> Unit {
+    let identity = unit.disk.identity();
+    let session = |nexus: Nexus| {
+        let initiator = match nexus.initiator().port() {
+            InitiatorPort::Iscsi { name, .. } => name.to_owned(),
+            _ => nexus.initiator().to_string(),
+        };
+        Session { initiator, target_port: nexus.relative_target_port() }
+    };
+    Unit {
+        name: unit.config.name.to_string(),
+        path: unit.config.path.display().to_string(),
+        target: unit.config.target().to_string(),
+        lun: unit.config.lun,
+        uuid: hex::encode(identity.uuid()),
+        naa: hex::encode(identity.naa()),
+        serial: identity.serial().to_owned(),
+        bytes: unit.disk.size(),
+        epoch: unit.ownership.record().epoch,
+        sessions: unit.disk.sessions().into_iter().map(session).collect(),
+    }
+}
