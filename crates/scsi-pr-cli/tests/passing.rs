@@ -9,10 +9,12 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use common::{Machine, Place, Server, Start, good, register};
-use rustix::process::Signal;
+use common::{Machine, Place, Server, Start, flood, good, register};
+use rustix::process::{Resource, Signal, getrlimit};
 use scsi_pr::{Completion, ReserveInAction, SenseCode};
+use testing_support::command::{action_in, reserve_in};
 use testing_support::{Launcher, Program};
 
 /// The device that plays the disk, and its number.
@@ -58,7 +60,13 @@ fn serve(place: &Place, store: &str) -> Start {
 
 /// The helper of this workspace, which is killed with the value.
 fn start_helper(socket: &Path) -> Program {
-    Launcher::new(built("qemu-pr-helper")).arg("-q").arg("-k").arg(socket).serve(socket)
+    helper(socket).serve(socket)
+}
+
+fn helper(socket: &Path) -> Launcher {
+    let mut launcher = Launcher::new(built("qemu-pr-helper"));
+    launcher.arg("-q").arg("-k").arg(socket);
+    launcher
 }
 
 /// Builds another program of the workspace, next to `scsi-pr`.
@@ -172,4 +180,44 @@ fn what_runs_at_the_end_is_answered() {
         assert_eq!(running.join().unwrap(), answer);
     });
     assert_eq!(server.process.wait().code(), Some(0));
+}
+
+/// The connections of the initiator that floods, in two processes: a process has a share of a quarter.
+const FLOOD: [usize; 2] = [830, 830];
+
+/// The limit on open files that admits these connections: three descriptors for each connection of four such shares, and some
+/// for the server itself.
+const DESCRIPTORS: u64 = 3 * 4 * 830 + 200;
+
+#[test]
+#[ignore = "it is a process of the other tests"]
+fn flood() {
+    flood::run();
+}
+
+#[test]
+fn initiator_with_many_connections_leaves_the_helper_to_others() {
+    if !is_possible() {
+        return;
+    }
+    if getrlimit(Resource::Nofile).maximum.is_some_and(|maximum| maximum < DESCRIPTORS) {
+        testing_support::skip!("needs a hard limit on open files of {DESCRIPTORS}");
+    }
+    let place = Place::new();
+    let [helper_socket, flooding, own] = ["helper.sock", "flooding", "s"].map(|name| place.path(name));
+    // A process may have a quarter of these, which is less than the flood.
+    let helper = helper(&helper_socket).arg("--max-connections=4000").serve(&helper_socket);
+    let expected = Machine::with(device().unwrap(), &helper_socket).read(ReserveInAction::ReadKeys);
+    let pass = format!("--pass={}", helper_socket.display());
+    let server = serve(&place, "memory:").arg(pass).listen("flooding", flooding.clone()).start();
+    let machine = Machine::with(device().unwrap(), &own);
+    let _flood = flood::start(&flooding, Path::new(DEVICE), &FLOOD, &reserve_in(action_in::READ_KEYS, 8192), &[]);
+    // All 1,660 connections have a command then, and each command asks for a connection to the helper.
+    helper.signal(Signal::STOP);
+    testing_support::holds_for(Duration::from_secs(1), || true);
+    helper.signal(Signal::CONT);
+    for command in 0..100 {
+        assert_eq!(machine.read(ReserveInAction::ReadKeys), expected, "command {command}: {}", server.log());
+    }
+    assert!(!server.log().contains("Too many connections"), "{}", server.log());
 }

@@ -135,11 +135,14 @@ impl Client {
 
     /// Sends the CDB with the device, then the parameter list, and reads the response.
     pub fn run(&mut self, cdb: &[u8; 16], list: &[u8], device: impl AsFd) -> io::Result<Response> {
-        self.send(cdb, &[device.as_fd()])?;
-        if !list.is_empty() {
-            self.send(list, &[])?;
-        }
+        self.send_command(cdb, list, device)?;
         self.response()
+    }
+
+    /// Sends the CDB with the device, then the parameter list.
+    pub fn send_command(&mut self, cdb: &[u8; 16], list: &[u8], device: impl AsFd) -> io::Result<()> {
+        self.send(cdb, &[device.as_fd()])?;
+        if list.is_empty() { Ok(()) } else { self.send(list, &[]) }
     }
 
     /// Ends the sending half.
