@@ -77,7 +77,7 @@ impl Disk {
         let _range = self.ranges.lock(extent.bytes(), Mode::Shared);
         not_aborted(call)?;
         let buffer = call.data_in.room(extent.length() as usize);
-        self.medium.read(extent.start(), buffer).map_err(read_failure)
+        self.medium.read(extent.start(), buffer).map_err(|error| self.read_failure(error))
     }
 
     pub(crate) fn write(&self, call: &mut Call<'_>) -> Result<(), Failure> {
@@ -90,7 +90,7 @@ impl Disk {
         let _range = self.ranges.lock(extent.bytes(), Mode::Shared);
         not_aborted(call)?;
         let durability = self.durability(call);
-        self.medium.write(extent.start(), data, durability).map_err(write_failure)
+        self.medium.write(extent.start(), data, durability).map_err(|error| self.write_failure(error))
     }
 
     pub(crate) fn write_and_verify(&self, call: &mut Call<'_>) -> Result<(), Failure> {
@@ -108,7 +108,7 @@ impl Disk {
         let extent = Extent { blocks: data.len() as u64 / extent.block_size, ..extent };
         let _range = self.ranges.lock(extent.bytes(), Mode::Exclusive);
         not_aborted(call)?;
-        self.medium.write(extent.start(), data, Durability::Durable).map_err(write_failure)?;
+        self.medium.write(extent.start(), data, Durability::Durable).map_err(|error| self.write_failure(error))?;
         self.compare(
             &extent,
             |offset, stored| {
@@ -141,8 +141,7 @@ impl Disk {
     }
 
     pub(crate) fn compare_and_write(&self, call: &mut Call<'_>) -> Result<(), Failure> {
-        let geometry = self.geometry();
-        let extent = extent(call.be64(2), u64::from(call.cdb[13]), &geometry)?;
+        let extent = self.extent(call.be64(2), u64::from(call.cdb[13]))?;
         no_protection(call)?;
         self.writable()?;
         let data = exact_data_out(call, 2 * extent.length())?;
@@ -154,7 +153,7 @@ impl Disk {
         not_aborted(call)?;
         self.compare(&extent, |offset, stored| mismatch(stored, &expected[offset..offset + stored.len()]))?;
         let durability = self.durability(call);
-        self.medium.write(extent.start(), new, durability).map_err(write_failure)
+        self.medium.write(extent.start(), new, durability).map_err(|error| self.write_failure(error))
     }
 
     pub(crate) fn or_write(&self, call: &mut Call<'_>) -> Result<(), Failure> {
@@ -167,10 +166,10 @@ impl Disk {
         let _range = self.ranges.lock(extent.bytes(), Mode::Exclusive);
         not_aborted(call)?;
         let mut stored = vec![0; data.len()];
-        self.medium.read(extent.start(), &mut stored).map_err(read_failure)?;
+        self.medium.read(extent.start(), &mut stored).map_err(|error| self.read_failure(error))?;
         stored.iter_mut().zip(data).for_each(|(stored, data)| *stored |= data);
         let durability = self.durability(call);
-        self.medium.write(extent.start(), &stored, durability).map_err(write_failure)
+        self.medium.write(extent.start(), &stored, durability).map_err(|error| self.write_failure(error))
     }
 
     pub(crate) fn write_same(&self, call: &mut Call<'_>) -> Result<(), Failure> {
@@ -192,7 +191,10 @@ impl Disk {
         let durability = self.durability(call);
         if block.iter().all(|byte| *byte == 0) {
             let allocation = if flags & UNMAP != 0 { Allocation::Deallocate } else { Allocation::Keep };
-            return self.medium.zero(extent.start(), extent.length(), allocation, durability).map_err(write_failure);
+            return self
+                .medium
+                .zero(extent.start(), extent.length(), allocation, durability)
+                .map_err(|error| self.write_failure(error));
         }
         let pattern = block.repeat((CHUNK / block.len()).min(extent.blocks as usize));
         let end = extent.start() + extent.length();
@@ -200,7 +202,9 @@ impl Disk {
         while offset < end {
             not_aborted(call)?;
             let length = (pattern.len() as u64).min(end - offset);
-            self.medium.write(offset, &pattern[..length as usize], durability).map_err(write_failure)?;
+            self.medium
+                .write(offset, &pattern[..length as usize], durability)
+                .map_err(|error| self.write_failure(error))?;
             offset += length;
         }
         Ok(())
@@ -220,14 +224,13 @@ impl Disk {
         let header = list.get(..8).ok_or(SenseCode::PARAMETER_LIST_LENGTH_ERROR)?;
         let described = usize::from(u16::from_be_bytes([header[2], header[3]]));
         let descriptors = &list[8..list.len().min(8 + described)];
-        let geometry = self.geometry();
         let mut extents = Vec::new();
         for descriptor in descriptors.chunks_exact(16) {
             let lba = u64::from_be_bytes(descriptor[..8].try_into().expect("eight bytes"));
             let blocks = u32::from_be_bytes(descriptor[8..12].try_into().expect("four bytes"));
             // A descriptor without blocks names nothing.
             if blocks > 0 {
-                extents.push(extent(lba, u64::from(blocks), &geometry)?);
+                extents.push(self.extent(lba, u64::from(blocks))?);
             }
         }
         let blocks: u64 = extents.iter().map(|extent| extent.blocks).sum();
@@ -239,7 +242,9 @@ impl Disk {
             let _range = self.ranges.lock(extent.bytes(), Mode::Shared);
             not_aborted(call)?;
             let (start, length) = (extent.start(), extent.length());
-            self.medium.zero(start, length, Allocation::Deallocate, durability).map_err(write_failure)?;
+            self.medium
+                .zero(start, length, Allocation::Deallocate, durability)
+                .map_err(|error| self.write_failure(error))?;
         }
         Ok(())
     }
@@ -259,7 +264,7 @@ impl Disk {
         let mut data = vec![0; 8];
         while lba < geometry.blocks() && data.len() < 8 + 16 * room {
             let rest = (geometry.blocks() - lba) * block_size;
-            let found = self.medium.extent(lba * block_size, rest).map_err(read_failure)?;
+            let found = self.medium.extent(lba * block_size, rest).map_err(|error| self.read_failure(error))?;
             // A block of which a part has storage is mapped.
             let whole = if found.is_mapped { found.length.div_ceil(block_size) } else { found.length / block_size };
             let (is_mapped, blocks) = if whole == 0 { (true, 1) } else { (found.is_mapped, whole) };
@@ -278,6 +283,8 @@ impl Disk {
     pub(crate) fn synchronize_cache(&self, call: &mut Call<'_>) -> Result<(), Failure> {
         self.addressed(call)?;
         not_aborted(call)?;
+        // A file system flushes from time to time, so that its initiator learns of a new size soon.
+        self.check_capacity();
         self.flush()
     }
 
@@ -288,7 +295,7 @@ impl Disk {
     }
 
     pub(crate) fn flush(&self) -> Result<(), Failure> {
-        self.medium.flush().map_err(write_failure)
+        self.medium.flush().map_err(|error| self.write_failure(error))
     }
 
     /// The blocks of a command whose data are as long as they are.
@@ -300,7 +307,7 @@ impl Disk {
     }
 
     fn check_transfer_length(&self, extent: &Extent) -> Result<(), Failure> {
-        match extent.blocks <= u64::from(self.geometry().max_transfer_blocks()) {
+        match extent.blocks <= u64::from(self.known_geometry().max_transfer_blocks()) {
             true => Ok(()),
             false => Err(SenseCode::INVALID_FIELD_IN_CDB.into()),
         }
@@ -316,7 +323,18 @@ impl Disk {
             5 => (u64::from(call.be32(2)), u64::from(call.be32(6))),
             _ => (u64::from(call.be32(2)), u64::from(call.be16(7))),
         };
-        extent(lba, blocks, &self.geometry())
+        self.extent(lba, blocks)
+    }
+
+    fn extent(&self, lba: u64, blocks: u64) -> Result<Extent, Failure> {
+        let within = |geometry: Geometry| match lba.checked_add(blocks) {
+            Some(end) if end <= geometry.blocks() && lba < geometry.blocks() => {
+                Some(Extent { lba, blocks, block_size: u64::from(geometry.block_size()) })
+            }
+            _ => None,
+        };
+        // The medium may have grown since the last look.
+        within(self.known_geometry()).or_else(|| within(self.geometry())).ok_or(sense_code::LBA_OUT_OF_RANGE.into())
     }
 
     fn writable(&self) -> Result<(), Failure> {
@@ -346,7 +364,7 @@ impl Disk {
         while offset < length {
             let chunk = CHUNK.min(length - offset);
             let stored = &mut buffer[..chunk];
-            self.medium.read(extent.start() + offset as u64, stored).map_err(read_failure)?;
+            self.medium.read(extent.start() + offset as u64, stored).map_err(|error| self.read_failure(error))?;
             if let Some(index) = find(offset, stored) {
                 let mut sense = *Sense::fixed(sense_code::MISCOMPARE_DURING_VERIFY).bytes();
                 sense[0] |= 0x80; // VALID
@@ -357,14 +375,31 @@ impl Disk {
         }
         Ok(())
     }
-}
 
-fn extent(lba: u64, blocks: u64, geometry: &Geometry) -> Result<Extent, Failure> {
-    match lba.checked_add(blocks) {
-        Some(end) if end <= geometry.blocks() && lba < geometry.blocks() => {
-            Ok(Extent { lba, blocks, block_size: u64::from(geometry.block_size()) })
+    fn read_failure(&self, error: MediumError) -> Failure {
+        match error {
+            MediumError::Gone => SenseCode::NO_MEDIUM,
+            MediumError::BeyondEnd => self.shrunk(),
+            _ => SenseCode::READ_ERROR,
         }
-        _ => Err(sense_code::LBA_OUT_OF_RANGE.into()),
+        .into()
+    }
+
+    fn write_failure(&self, error: MediumError) -> Failure {
+        match error {
+            MediumError::NoSpace => SenseCode::SPACE_ALLOCATION_FAILED,
+            MediumError::Io => sense_code::WRITE_ERROR,
+            MediumError::Gone => SenseCode::NO_MEDIUM,
+            MediumError::BeyondEnd => self.shrunk(),
+            MediumError::ReadOnly => sense_code::WRITE_PROTECTED,
+        }
+        .into()
+    }
+
+    /// The medium has become smaller since the last look.
+    fn shrunk(&self) -> SenseCode {
+        self.check_capacity();
+        sense_code::LBA_OUT_OF_RANGE
     }
 }
 
@@ -407,24 +442,4 @@ fn not_aborted(call: &Call<'_>) -> Result<(), Failure> {
 
 fn mismatch(a: &[u8], b: &[u8]) -> Option<usize> {
     if a == b { None } else { a.iter().zip(b).position(|(a, b)| a != b) }
-}
-
-fn read_failure(error: MediumError) -> Failure {
-    match error {
-        MediumError::Gone => SenseCode::NO_MEDIUM,
-        MediumError::BeyondEnd => sense_code::LBA_OUT_OF_RANGE,
-        _ => SenseCode::READ_ERROR,
-    }
-    .into()
-}
-
-fn write_failure(error: MediumError) -> Failure {
-    match error {
-        MediumError::NoSpace => SenseCode::SPACE_ALLOCATION_FAILED,
-        MediumError::Io => sense_code::WRITE_ERROR,
-        MediumError::Gone => SenseCode::NO_MEDIUM,
-        MediumError::BeyondEnd => sense_code::LBA_OUT_OF_RANGE,
-        MediumError::ReadOnly => sense_code::WRITE_PROTECTED,
-    }
-    .into()
 }

@@ -27,7 +27,7 @@ pub enum OpenError {
     #[error("a physical block is a power of two, at least the block size and at most 65536, not {0}")]
     PhysicalBlockSize(u32),
     /// The medium is empty.
-    #[error("the medium has {size} bytes, less than one block of {block_size}")]
+    #[error("the medium has {size} bytes, less than one block of {block_size}; make it larger")]
     TooSmall {
         /// In bytes.
         size: u64,
@@ -35,7 +35,9 @@ pub enum OpenError {
         block_size: u32,
     },
     /// The size of the medium is not a multiple of the block size.
-    #[error("the medium has {size} bytes, which is no multiple of the block size, {block_size}")]
+    #[error(
+        "the medium has {size} bytes, no multiple of the block size {block_size}; change its size or the block size"
+    )]
     NotWholeBlocks {
         /// In bytes.
         size: u64,
@@ -239,13 +241,26 @@ impl Disk {
         self.gate.notify_sessions(sense_code::REPORTED_LUNS_CHANGED, None);
     }
 
-    pub(crate) fn geometry(&self) -> Geometry {
+    /// Looks at the size of the medium. If it has changed, every session gets a unit attention: CAPACITY DATA HAS CHANGED
+    /// (2A/09). Commands look as well, except those that read and write blocks of the known size.
+    pub fn check_capacity(&self) {
         let size = self.medium.size();
         if self.known_size.swap(size, Ordering::Relaxed) != size {
             self.gate.notify_sessions(sense_code::CAPACITY_CHANGED, None);
         }
+    }
+
+    /// The blocks that the medium has now.
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.check_capacity();
+        self.known_geometry()
+    }
+
+    /// The blocks that the medium had at the last look, for commands that must not pay for one.
+    pub(crate) fn known_geometry(&self) -> Geometry {
         let Self { block_size, physical_block_size, .. } = *self;
-        Geometry { block_size, physical_block_size, blocks: size / u64::from(block_size) }
+        let blocks = self.known_size.load(Ordering::Relaxed) / u64::from(block_size);
+        Geometry { block_size, physical_block_size, blocks }
     }
 
     pub(crate) fn modes(&self) -> ModeSettings {
@@ -340,7 +355,7 @@ impl Disk {
         if operation == Operation::StartStopUnit && call.cdb[4] & 0x03 == 0x02 {
             return Err(sense_code::MEDIUM_REMOVAL_PREVENTED.into());
         }
-        let _ = self.geometry();
+        self.check_capacity();
         Ok(())
     }
 

@@ -7,8 +7,8 @@ use thiserror::Error;
 /// The device server never calls `write`, `zero` or `read` for the same bytes from two threads when one of the commands
 /// must be atomic (COMPARE AND WRITE, WRITE SAME, ORWRITE). Other overlapping calls may run at the same time.
 pub trait Medium: Send + Sync {
-    /// The size in bytes. It may change while the disk is in use; the device server then reports CAPACITY DATA HAS
-    /// CHANGED (2A/09).
+    /// The size in bytes, now. It may change while the disk is in use; the device server then reports CAPACITY DATA HAS
+    /// CHANGED (2A/09). It does not ask before each read and write of blocks that the medium had before.
     fn size(&self) -> u64;
 
     /// Whether every write is refused.
