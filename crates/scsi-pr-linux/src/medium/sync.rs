@@ -73,3 +73,74 @@ impl Synchronizer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn sync_serves_the_callers_that_wait_for_it_and_only_those() {
+        let synchronizer = Synchronizer::default();
+        let syncs = AtomicU32::new(0);
+        let (release, held) = mpsc::channel::<()>();
+        let (begin, begun) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let (synchronizer, syncs) = (&synchronizer, &syncs);
+            scope.spawn(move || {
+                synchronizer.sync(|| {
+                    syncs.fetch_add(1, Ordering::SeqCst);
+                    begin.send(()).unwrap();
+                    held.recv().map_err(|_| Errno::IO)
+                })
+            });
+            begun.recv().unwrap();
+            let followers: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(move || {
+                        synchronizer.sync(|| {
+                            syncs.fetch_add(1, Ordering::SeqCst);
+                            Ok(())
+                        })
+                    })
+                })
+                .collect();
+            thread::sleep(std::time::Duration::from_millis(100));
+            assert_eq!(syncs.load(Ordering::SeqCst), 1, "syncs run one after the other");
+            release.send(()).unwrap();
+            for follower in followers {
+                assert_eq!(follower.join().unwrap(), Ok(()));
+            }
+        });
+        // The first sync began before the followers came, so they need a second one, and share it.
+        assert!((2..=3).contains(&syncs.load(Ordering::SeqCst)), "{syncs:?}");
+    }
+
+    #[test]
+    fn failure_is_the_answer_to_every_caller_that_waits_and_to_those_that_come_later() {
+        let synchronizer = Synchronizer::default();
+        let (release, held) = mpsc::channel::<()>();
+        let (begin, begun) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let synchronizer = &synchronizer;
+            let first = scope.spawn(move || {
+                synchronizer.sync(|| {
+                    begin.send(()).unwrap();
+                    held.recv().unwrap();
+                    Err(Errno::NOSPC)
+                })
+            });
+            begun.recv().unwrap();
+            let second = scope.spawn(|| synchronizer.sync(|| Ok(())));
+            thread::sleep(std::time::Duration::from_millis(50));
+            release.send(()).unwrap();
+            assert_eq!(first.join().unwrap(), Err(MediumError::NoSpace));
+            assert_eq!(second.join().unwrap(), Err(MediumError::Io));
+        });
+        assert_eq!(synchronizer.sync(|| Ok(())), Err(MediumError::Io));
+        assert_eq!(synchronizer.check(), Err(MediumError::Io));
+    }
+}

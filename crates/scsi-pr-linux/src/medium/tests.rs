@@ -104,7 +104,7 @@ fn check_against_model(cache: CacheMode, steps: Vec<(Step, usize, usize, usize)>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn random_calls_do_to_the_page_cache_what_they_do_to_memory(
@@ -205,4 +205,17 @@ fn medium_of_another_kind_is_refused() {
     assert!(refusal(&MediumOptions::new(pipe)).contains("neither a regular file nor a block device"));
     assert!(refusal(&MediumOptions::new("/dev/null")).contains("neither a regular file nor a block device"));
     assert!(refusal(&MediumOptions::new(directory.path().join("none"))).contains("cannot be opened"));
+}
+
+#[test]
+fn write_over_the_file_size_limit_fails_and_ends_no_process() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let directory = directory();
+    // The other tests of this process have smaller files.
+    let medium = open(&file(&directory, 2 << 30));
+    let before = getrlimit(Resource::Fsize);
+    setrlimit(Resource::Fsize, Rlimit { current: Some(1 << 30), ..before }).unwrap();
+    let result = medium.write(3 << 29, &[7; 512], Durability::Cached);
+    setrlimit(Resource::Fsize, before).unwrap();
+    assert_eq!(result, Err(MediumError::NoSpace));
 }
