@@ -38,6 +38,7 @@ The tasks of the project. Each one installs missing packages of Debian, and name
   cargo xtask prose [PATH...]      names, sentences and links that break the rules of CONTRIBUTING.md
   cargo xtask manual               writes the manuals of scsi-pr from the options of the program
   cargo xtask bench [FIGURE...]    speed and size side by side with QEMU's helper
+  cargo xtask bench disk [FIGURE...]  speed and size of `scsi-pr disk` side by side with tgt
   cargo xtask help                 this text
 ";
 
@@ -140,8 +141,20 @@ fn lab(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
 /// sockets, and with the optimizations of a library.
 const RULES: &str = "rules";
 
+/// The benchmarks of `scsi-pr disk`.
+const DISK: &str = "disk";
+
 fn bench(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
     let mut names: Vec<_> = arguments.raw_args()?.collect();
+    if names.first().is_some_and(|name| name == DISK) {
+        packages::ensure_bench_disk()?;
+        let mut build = cargo::command(workspace);
+        command::show(build.args(["build", "--release", "--quiet", "--package", "scsi-pr-cli"]))?;
+        let mut run = cargo::command(workspace);
+        run.args(["run", "--release", "--quiet", "--package", "bench", "--"]).args(names);
+        command::show(&mut run)?;
+        return Ok(true);
+    }
     let all = names.is_empty();
     let rules = all || names.iter().any(|name| name == RULES);
     names.retain(|name| name != RULES);

@@ -50,6 +50,9 @@ const TESTS: &[Need] = &[
 /// For the benchmarks.
 const BENCH: &[Need] = &[need("qemu-pr-helper", "qemu-system-common", "QEMU's helper, for comparison")];
 
+/// For the benchmarks of the disk.
+const BENCH_DISK: &[Need] = &[need("/usr/sbin/tgtd", "tgt", "an iSCSI target, for comparison")];
+
 /// Installs the packages of the tests outside the lab.
 pub(crate) fn ensure_tests() -> Result<()> {
     ensure(TESTS)
@@ -58,6 +61,11 @@ pub(crate) fn ensure_tests() -> Result<()> {
 /// Installs the packages of the benchmarks.
 pub(crate) fn ensure_bench() -> Result<()> {
     ensure(BENCH)
+}
+
+/// Installs the packages of the benchmarks of the disk.
+pub(crate) fn ensure_bench_disk() -> Result<()> {
+    ensure(BENCH_DISK)
 }
 
 /// Installs the packages of the lab.

@@ -45,6 +45,11 @@ impl Drop for Pinned {
 
 /// Date, machine and versions, in words that name neither host nor path.
 pub(crate) fn describe(c: &Program, scsi_pr: &Program) -> Result<String> {
+    Ok(format!("{}\n* C: {}\n* scsi-pr: {}", describe_machine()?, version(&c.path)?, version(&scsi_pr.path)?))
+}
+
+/// Date, machine and commit, in words that name neither host nor path.
+pub(crate) fn describe_machine() -> Result<String> {
     let cpus = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
     let model =
         cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("unknown", |m| m.1);
@@ -56,11 +61,9 @@ pub(crate) fn describe(c: &Program, scsi_pr: &Program) -> Result<String> {
         .find_map(|line| line.strip_prefix("PRETTY_NAME="))
         .map_or("unknown system", |name| name.trim_matches('"'));
     Ok(format!(
-        "* {}\n* {model}, {count} CPUs, Linux {}, {system}\n* C: {}\n* scsi-pr: {}, commit {}",
+        "* {}\n* {model}, {count} CPUs, Linux {}, {system}\n* commit {}",
         output("date", &["-u", "+%Y-%m-%d"])?,
         kernel.release().to_string_lossy(),
-        version(&c.path)?,
-        version(&scsi_pr.path)?,
         output("git", &["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"])
             .unwrap_or_else(|_| "unknown".into()),
     ))

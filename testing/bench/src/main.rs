@@ -8,6 +8,8 @@
 //!
 //! ```text
 //! bench [busy] [idle] [many] [memory] [start] [hang] [shared] [multipath]    all figures, or those that are named
+//! bench disk [FIGURE...]                                             figures of `scsi-pr disk`, against tgt
+//! bench null ADDRESS TARGET                                          an iSCSI target without a medium
 //! bench floor SOCKET                                                 the loop that the helpers are measured against
 //! bench crowd SOCKET COUNT                                           idle connections
 //! ```
@@ -16,6 +18,7 @@
 mod blocking_files;
 mod client;
 mod crowd;
+mod disk;
 mod figures;
 mod floor;
 mod machine;
@@ -41,6 +44,8 @@ fn main() -> ExitCode {
         [word, socket, count] if word == "crowd" => {
             count.parse().map_err(Into::into).and_then(|count| crowd::stand_by(Path::new(socket), count))
         }
+        [word, address, target] if word == "null" => disk::null::serve(address, target),
+        [word, names @ ..] if word == "disk" => bench_disk(names),
         names => bench(names),
     };
     match outcome {
@@ -74,6 +79,14 @@ fn bench(names: &[String]) -> Result<()> {
             Err(error) => unmeasured.push(format!("{name}: {error:#}")),
         }
     }
-    print!("{}", report::table(&rows));
+    print!("{}", report::table("C helper", &rows));
     if unmeasured.is_empty() { Ok(()) } else { bail!("could not be measured: {}", unmeasured.join("; ")) }
+}
+
+/// Measures figures of the disk, and prints the table.
+fn bench_disk(names: &[String]) -> Result<()> {
+    machine::raise_descriptor_limit()?;
+    println!("{}\n", machine::describe_machine()?);
+    print!("{}", report::table("tgt", &disk::measure(names)?));
+    Ok(())
 }

@@ -156,7 +156,7 @@ impl Running {
 }
 
 /// A field of the memory of a process, in KiB. The kernel walks its page tables: the counters of /proc/PID/status are rough.
-fn memory(pid: i32, field: &str) -> Result<f64> {
+pub(crate) fn memory(pid: i32, field: &str) -> Result<f64> {
     let path = PathBuf::from(format!("/proc/{pid}/smaps_rollup"));
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     parse_memory(&text, field).with_context(|| format!("{} has no field {field}", path.display()))

@@ -8,6 +8,7 @@ use crate::stats::Summary;
 #[derive(Clone)]
 pub(crate) struct Row {
     pub(crate) figure: String,
+    /// The value of the peer.
     pub(crate) c: String,
     pub(crate) scsi_pr: String,
     /// The value of scsi-pr divided by the value of `against`.
@@ -39,9 +40,9 @@ fn short(value: f64) -> String {
 }
 
 /// All figures, as a table.
-pub(crate) fn table(rows: &[Row]) -> String {
+pub(crate) fn table(peer: &str, rows: &[Row]) -> String {
     let mut text =
-        String::from("| figure | C helper | scsi-pr | ratio | to reach | |\n| --- | --- | --- | --- | --- | --- |\n");
+        format!("| figure | {peer} | scsi-pr | ratio | to reach | |\n| --- | --- | --- | --- | --- | --- |\n");
     for row in rows {
         let Row { figure, c, scsi_pr, ratio, against, bound } = row;
         let ratio_text = value(*ratio, &format!("× {against}"));
@@ -80,7 +81,7 @@ mod tests {
             against: "C",
             bound,
         };
-        let text = table(&[row(0.5, Some(0.6)), row(0.7, Some(0.6)), row(0.7, None)]);
+        let text = table("C helper", &[row(0.5, Some(0.6)), row(0.7, Some(0.6)), row(0.7, None)]);
         let verdicts: Vec<&str> = text.lines().skip(2).map(|line| line.rsplit('|').nth(1).unwrap().trim()).collect();
         assert_eq!(verdicts, ["reached", "**missed**", ""]);
         assert!(text.contains("| ≤ 0.6 × C |"), "{text}");
