@@ -55,10 +55,10 @@ pub(crate) fn start(level: LevelFilter, settings: &Settings) -> Result<Arc<Log>>
     Ok(log)
 }
 
-/// Starts the log of a worker: messages without the program's name, which the helper adds. A worker that outlives its
-/// helper logs to the journal.
-pub(crate) fn start_in_worker() {
-    let log = Log::to_stderr(crate::worker::NAME, Destinations::default());
+/// Starts the log of the worker `name`: messages without the program's name, which the helper adds. A worker that outlives
+/// its helper logs to the journal.
+pub(crate) fn start_in_worker(name: &'static str) {
+    let log = Log::to_stderr(name, Destinations::default());
     install(Subscriber::new(Arc::new(log), "", LevelFilter::WARN));
 }
 

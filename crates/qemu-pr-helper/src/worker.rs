@@ -32,7 +32,7 @@ pub(crate) fn run() -> Result<()> {
     // A command is never interrupted: its map may be suspended, or be between two registrations.
     let _ = SigSet::all().thread_block();
     let _ = rustix::thread::set_name(c"qemu-pr-worker");
-    trace::start_in_worker();
+    trace::start_in_worker(NAME);
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let [kind, device, uuid] = &arguments[..] else {
         return Err(Message::new("this program is for the monitor to start"));

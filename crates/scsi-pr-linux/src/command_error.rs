@@ -95,6 +95,23 @@ impl CommandErrorLog {
     }
 }
 
+/// For tests: checks what an ioctl for a reservation command makes of every errno; `None` leaves one out.
+#[cfg(test)]
+pub(crate) fn check_every_errno(of_errno: impl Fn(Errno) -> Option<Result<Completion, NotPermitted>>) {
+    for raw in 1..=4095 {
+        let errno = Errno::from_raw_os_error(raw);
+        let expected = match errno {
+            Errno::PERM | Errno::ACCESS => Err(NotPermitted(errno)),
+            Errno::NOTTY | Errno::OPNOTSUPP => Ok(Completion::check(SenseCode::INVALID_OPCODE)),
+            Errno::AGAIN => Ok(Completion::Status(Status::BUSY)),
+            errno => Ok(sg_io::outcome::of_errno(errno)),
+        };
+        if let Some(completion) = of_errno(errno) {
+            assert_eq!(completion, expected, "{errno:?}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,6 @@
 //! The figures, each with the way it is measured.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,58 +11,11 @@ use crate::client::{Connection, null};
 use crate::crowd::Crowd;
 use crate::machine::Pinned;
 use crate::multipath;
-use crate::program::{Program, Running, option_and_socket};
+use crate::program::{Program, Running};
+use crate::programs::Programs;
 use crate::report::{Row, value};
 use crate::shared;
-use crate::stats::{Summary, percentile, ratios};
-
-/// The programs that are measured.
-pub(crate) struct Programs {
-    pub(crate) c: Program,
-    pub(crate) scsi_pr: Program,
-    /// `scsi-pr serve`, next to scsi-pr's helper.
-    pub(crate) shared: Program,
-    floor: Program,
-}
-
-impl Programs {
-    /// Debian's C helper, scsi-pr's helper as cargo builds it, and this very program as the floor. `PR_HELPER_C` and
-    /// `PR_HELPER_OURS` name others.
-    pub(crate) fn find() -> Result<Self> {
-        let c = std::env::var_os("PR_HELPER_C").map_or("/usr/bin/qemu-pr-helper".into(), PathBuf::from);
-        ensure!(c.exists(), "{} is not there: apt-get install qemu-system-common, or set PR_HELPER_C", c.display());
-        let bench = std::env::current_exe()?;
-        let scsi_pr = match std::env::var_os("PR_HELPER_OURS") {
-            Some(path) => path.into(),
-            None => {
-                let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
-                let built = Command::new(cargo)
-                    .args(["build", "--quiet", "--release", "--package", "qemu-pr-helper", "--package", "scsi-pr-cli"])
-                    .args(["--manifest-path"])
-                    .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
-                    .status()
-                    .context("run cargo")?;
-                ensure!(built.success(), "cargo could not build the programs");
-                // The programs are built with --release, so the path must not be that of a debug build.
-                bench.with_file_name("../release/qemu-pr-helper")
-            }
-        };
-        Ok(Self {
-            c: Program { path: c, arguments: |directory| option_and_socket("-k", directory), on_disk: false },
-            shared: Program { path: scsi_pr.with_file_name("scsi-pr"), arguments: shared::arguments, on_disk: true },
-            scsi_pr: Program {
-                path: scsi_pr,
-                arguments: |directory| option_and_socket("-k", directory),
-                on_disk: false,
-            },
-            floor: Program {
-                path: bench,
-                arguments: |directory| option_and_socket("floor", directory),
-                on_disk: false,
-            },
-        })
-    }
-}
+use crate::stats::{percentile, ratios, summary};
 
 /// A function that measures some figures.
 type Measure = fn(&Programs) -> Result<Vec<Row>>;
@@ -90,10 +41,6 @@ fn round(
 ) -> Result<f64> {
     let mut times = connection.round_trips(device, count, silence)?;
     percentile(&mut times, percent).context("a round without a command")
-}
-
-pub(crate) fn summary(rounds: &[f64]) -> Result<Summary> {
-    Summary::of(rounds.to_vec()).context("a measurement without a round")
 }
 
 /// `of` held against `against`, both in `unit`.

@@ -24,6 +24,7 @@ mod floor;
 mod machine;
 mod multipath;
 mod program;
+mod programs;
 mod report;
 mod shared;
 mod stats;
@@ -34,7 +35,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use figures::{ALL, Programs};
+use figures::ALL;
+use programs::Programs;
 use report::Row;
 
 fn main() -> ExitCode {

@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::figures::{Programs, summary};
+use crate::programs::Programs;
 use crate::report::{Row, value};
-use crate::stats::ratios;
+use crate::stats::{ratios, summary};
 
 /// A figure as the lab calls it, and as the table does.
 struct Figure {

@@ -1,10 +1,8 @@
 //! The figures of shared reservations: `scsi-pr serve` over its sockets, with SQLite on a disk.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,32 +12,11 @@ use scsi_pr::{CommandBuf, Completion, InitiatorPort, Key, Keys, ReserveIn, Reser
 use scsi_pr_helper::MAX_TRANSFER;
 
 use crate::client::{Connection, null};
-use crate::figures::{Programs, summary};
 use crate::machine::Pinned;
-use crate::program::{Program, Running, SOCKET};
+use crate::program::{Program, Running};
+use crate::programs::{NODES, Programs, socket_of};
 use crate::report::{Row, value};
-use crate::stats::{percentile, ratios};
-
-/// How many initiators contend.
-const NODES: usize = 64;
-
-/// The socket of the first is where a program is expected to listen.
-fn socket(node: usize) -> String {
-    if node == 0 { SOCKET.to_owned() } else { format!("node{node}") }
-}
-
-/// `scsi-pr serve` with a socket for each initiator.
-pub(crate) fn arguments(directory: &Path) -> Vec<OsString> {
-    let place = |name: &str| directory.join(name).display().to_string();
-    let mut arguments = vec![
-        "serve".into(),
-        "--quiet".into(),
-        "--registrants=10000".into(),
-        format!("--store=sqlite:{}", place("reservations.db")),
-    ];
-    arguments.extend((0..NODES).map(|node| format!("--listen=node{node}={}", place(&socket(node)))));
-    arguments.into_iter().map(OsString::from).collect()
-}
+use crate::stats::{percentile, ratios, summary};
 
 /// All of them.
 pub(crate) fn measure(programs: &Programs) -> Result<Vec<Row>> {
@@ -61,7 +38,7 @@ impl Shared {
     }
 
     fn node(&self, node: usize) -> Result<Node<'_>> {
-        Ok(Node { connection: Connection::open(&self.running.path(&socket(node)))?, disk: &self.disk, key: 0 })
+        Ok(Node { connection: Connection::open(&self.running.path(&socket_of(node)))?, disk: &self.disk, key: 0 })
     }
 
     /// The first nodes, registered.

@@ -1,5 +1,7 @@
 //! Medians, percentiles and their spread.
 
+use anyhow::{Context, Result};
+
 /// The value that `percent` % of the samples do not exceed (nearest rank). `None` when there are no samples.
 pub(crate) fn percentile(samples: &mut [f64], percent: f64) -> Option<f64> {
     samples.sort_by(f64::total_cmp);
@@ -24,6 +26,11 @@ impl Summary {
             high: percentile(&mut rounds, 75.0)?,
         })
     }
+}
+
+/// The summary of the rounds of one measurement.
+pub(crate) fn summary(rounds: &[f64]) -> Result<Summary> {
+    Summary::of(rounds.to_vec()).context("a measurement without a round")
 }
 
 /// Round by round, the one divided by the other: what moves both by the same factor cancels out.

@@ -1,6 +1,7 @@
 //! A helper that runs. The end of the value kills it with everything that it became.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -11,7 +12,6 @@ use tempfile::TempDir;
 use testing_support::{Process, Program, eventually, holds_for, null};
 
 use crate::client::{Client, in_cdb};
-use crate::start::Finished;
 use crate::supervisor::{Launch, Supervisor};
 
 pub(crate) const SOCKET: &str = "socket";
@@ -184,5 +184,30 @@ impl Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// The results of a helper that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// The exit status.
+    pub status: ExitStatus,
+    /// Everything on standard output.
+    pub stdout: String,
+    /// Everything on standard error.
+    pub stderr: String,
+    /// The directory of the start.
+    pub directory: TempDir,
+}
+
+impl Finished {
+    /// The exit code.
+    ///
+    /// # Panics
+    ///
+    /// When a signal ended the helper.
+    #[track_caller]
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| panic!("ended by signal {:?}: {}", self.status.signal(), self.stderr))
     }
 }

@@ -29,8 +29,8 @@ mod supervisor;
 
 pub use client::{Answer, Client, IN, OUT, in_cdb, out_cdb, sense};
 pub use device::{null, regular_file};
-pub use helper::Helper;
-pub use start::{Finished, Start};
+pub use helper::{Finished, Helper};
+pub use start::Start;
 pub use subject::Subject;
 pub use supervisor::{Stop, Supervisor};
 pub use testing_support::{DEADLINE, eventually, holds_for};

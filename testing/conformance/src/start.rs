@@ -2,14 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 
 use tempfile::TempDir;
 use testing_support::{Launcher, Output};
 
-use crate::helper::{Helper, SOCKET};
+use crate::helper::{Finished, Helper, SOCKET};
 use crate::subject::build_directory;
 use crate::supervisor::Launch;
 
@@ -19,31 +17,6 @@ pub struct Start {
     launcher: Launcher,
     directory: TempDir,
     supervised: Option<Vec<&'static str>>,
-}
-
-/// The results of a helper that has ended.
-#[derive(Debug)]
-pub struct Finished {
-    /// The exit status.
-    pub status: ExitStatus,
-    /// Everything on standard output.
-    pub stdout: String,
-    /// Everything on standard error.
-    pub stderr: String,
-    /// The directory of the start.
-    pub directory: TempDir,
-}
-
-impl Finished {
-    /// The exit code.
-    ///
-    /// # Panics
-    ///
-    /// When a signal ended the helper.
-    #[track_caller]
-    pub fn code(&self) -> i32 {
-        self.status.code().unwrap_or_else(|| panic!("ended by signal {:?}: {}", self.status.signal(), self.stderr))
-    }
 }
 
 impl Start {

@@ -55,7 +55,7 @@ fn of_status(status: u32, refusal: SenseCode) -> Completion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sg_io::outcome::of_errno as sg_io_errno;
+    use crate::command_error::check_every_errno;
     use scsi_pr::SenseKey;
 
     fn check(key: u8, asc: u8, ascq: u8) -> Completion {
@@ -63,24 +63,8 @@ mod tests {
     }
 
     #[test]
-    fn every_errno() {
-        let special = [
-            (Errno::NOTTY, check(0x5, 0x20, 0x00)),
-            (Errno::OPNOTSUPP, check(0x5, 0x20, 0x00)),
-            (Errno::AGAIN, Completion::Status(Status::BUSY)),
-        ];
-        for raw in 1..=4095 {
-            let errno = Errno::from_raw_os_error(raw);
-            let expected = match errno {
-                Errno::PERM | Errno::ACCESS => Err(NotPermitted(errno)),
-                _ => {
-                    let row = special.iter().find(|row| row.0 == errno);
-                    // All others are SG_IO's.
-                    Ok(row.map_or_else(|| sg_io_errno(errno), |row| row.1.clone()))
-                }
-            };
-            assert_eq!(of_failure(Failure::Errno(errno), SenseCode::INVALID_RELEASE), expected, "{errno:?}");
-        }
+    fn errno_is_that_of_any_reservation_ioctl() {
+        check_every_errno(|errno| Some(of_failure(Failure::Errno(errno), SenseCode::INVALID_RELEASE)));
     }
 
     #[test]
