@@ -5,6 +5,7 @@
 //! * [`Client`]: a connection that speaks QEMU's helper protocol as bytes.
 //! * [`command`]: commands and parameter lists as bytes.
 //! * [`Recorder`]: a `tracing` subscriber that records events.
+//! * [`SysfsTree`] and [`device_identification`]: a directory laid out as sysfs is, and a page of a disk.
 //! * [`eventually`]: a wait with a deadline.
 //! * [`require_root!`] and [`skip!`]: the reason why a test does not run here.
 //!
@@ -17,6 +18,7 @@ mod launcher;
 mod process;
 mod recorder;
 mod skip;
+mod sysfs_tree;
 mod wait;
 
 pub use client::{Client, Response};
@@ -24,6 +26,7 @@ pub use launcher::{Launcher, Output, Program};
 pub use process::Process;
 pub use recorder::{RecordedEvent, Recorder};
 pub use skip::is_root;
+pub use sysfs_tree::{Designator, SysfsTree, device_identification};
 pub use wait::{DEADLINE, eventually, holds_for};
 
 use std::fs::{File, Permissions};

@@ -1,85 +1,44 @@
-use super::sysfs::file_name;
 use super::*;
 use rustix::fs::{Mode, OFlags, open};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use tempfile::TempDir;
+use testing_support::SysfsTree;
 
-/// A tree laid out as sysfs is.
-pub(crate) struct Tree(TempDir);
+/// A directory laid out as sysfs is, read by [`Sysfs`].
+#[derive(Default)]
+pub(crate) struct Tree(SysfsTree);
+
+impl Deref for Tree {
+    type Target = SysfsTree;
+
+    fn deref(&self) -> &SysfsTree {
+        &self.0
+    }
+}
 
 impl Tree {
     pub(crate) fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self::default()
     }
 
     pub(crate) fn sysfs(&self) -> Sysfs {
-        Sysfs::at(self.0.path())
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        let path = self.0.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-
-    /// A device that is no partition, with the devices directly beneath it.
-    pub(crate) fn block(&self, path: &str, number: &str, slaves: &[&str]) {
-        self.write(&format!("{path}/dev"), &format!("{number}\n"));
-        let root = self.0.path();
-        fs::create_dir_all(root.join(path).join("slaves")).unwrap();
-        for slave in slaves {
-            symlink(root.join(slave), root.join(path).join("slaves").join(file_name(Path::new(slave)))).unwrap();
-        }
-        self.number(path, number);
-    }
-
-    pub(crate) fn partition(&self, path: &str, number: &str) {
-        self.write(&format!("{path}/dev"), &format!("{number}\n"));
-        self.write(&format!("{path}/partition"), "1\n");
-        self.number(path, number);
-    }
-
-    pub(crate) fn device_mapper(&self, path: &str, number: &str, [name, uuid]: [&str; 2], slaves: &[&str]) {
-        self.block(path, number, slaves);
-        self.write(&format!("{path}/dm/name"), &format!("{name}\n"));
-        self.write(&format!("{path}/dm/uuid"), &format!("{uuid}\n"));
-    }
-
-    pub(crate) fn subsystem(&self, path: &str, subsystem: &str) {
-        let device = self.0.path().join(path).join("device");
-        fs::create_dir_all(&device).unwrap();
-        symlink(format!("../../../bus/{subsystem}"), device.join("subsystem")).unwrap();
+        Sysfs::at(self.path())
     }
 
     /// The state of a SCSI device or of an NVMe controller.
     pub(crate) fn state(&self, path: &str, state: &str) {
-        self.write(&format!("{path}/device/state"), &format!("{state}\n"));
-    }
-
-    /// A file of sysfs.
-    pub(crate) fn attribute(&self, path: &str, text: &str) {
-        self.write(path, text);
-    }
-
-    pub(crate) fn remove(&self, path: &str) {
-        fs::remove_dir_all(self.0.path().join(path)).unwrap();
+        self.write(&format!("{path}/device/state"), format!("{state}\n"));
     }
 
     /// The device goes, and its number may be another's.
     pub(crate) fn unplug(&self, path: &str, number: &str) {
         self.remove(path);
-        fs::remove_file(self.0.path().join("dev/block").join(number)).unwrap();
-    }
-
-    fn number(&self, path: &str, number: &str) {
-        let numbers = self.0.path().join("dev/block");
-        fs::create_dir_all(&numbers).unwrap();
-        symlink(Path::new("../..").join(path), numbers.join(number)).unwrap();
+        fs::remove_file(self.path().join("dev/block").join(number)).unwrap();
     }
 
     pub(crate) fn explain(&self, major: u32, minor: u32) -> Device {
@@ -205,20 +164,20 @@ fn device_unknown_to_sysfs_is_unexplained() {
     assert!(unexplained(&nowhere, "/nonexistent/dev/block/8:0"));
 
     // The directory of another device.
-    symlink(Path::new("../..").join(DISK), tree.0.path().join("dev/block/8:48")).unwrap();
+    symlink(Path::new("../..").join(DISK), tree.path().join("dev/block/8:48")).unwrap();
     assert!(unexplained(&tree.explain(8, 48), "is of device 8:0"));
 
     // A device that goes while it is looked at: its directory is emptied from the end or from the beginning.
     tree.block("devices/gone", "8:64", &[]);
-    fs::remove_file(tree.0.path().join("devices/gone/dev")).unwrap();
+    fs::remove_file(tree.path().join("devices/gone/dev")).unwrap();
     assert!(unexplained(&tree.explain(8, 64), "gone/dev"));
     tree.block("devices/going", "8:80", &[]);
-    fs::remove_dir(tree.0.path().join("devices/going/slaves")).unwrap();
+    fs::remove_dir(tree.path().join("devices/going/slaves")).unwrap();
     assert!(unexplained(&tree.explain(8, 80), "going/slaves"));
 
     // A map without a name, and a slave that leads nowhere.
     tree.device_mapper("devices/virtual/block/dm-8", "252:8", ["x", "mpath-x"], &[]);
-    fs::remove_file(tree.0.path().join("devices/virtual/block/dm-8/dm/name")).unwrap();
+    fs::remove_file(tree.path().join("devices/virtual/block/dm-8/dm/name")).unwrap();
     assert!(unexplained(&tree.explain(252, 8), "dm/name"));
     tree.device_mapper("devices/virtual/block/dm-9", "252:9", ["y", ""], &["devices/no/such"]);
     assert!(unexplained(&tree.explain(252, 9), "slaves/such"));
@@ -246,8 +205,8 @@ fn descriptor_of_another_type_is_classified() {
 #[test]
 fn scsi_generic_device_is_classified() {
     let tree = Tree::new();
-    fs::create_dir_all(tree.0.path().join("dev/char")).unwrap();
-    symlink("../../devices/host0/0:0:0:0/scsi_generic/sg0", tree.0.path().join("dev/char/21:0")).unwrap();
+    fs::create_dir_all(tree.path().join("dev/char")).unwrap();
+    symlink("../../devices/host0/0:0:0:0/scsi_generic/sg0", tree.path().join("dev/char/21:0")).unwrap();
     let sg0 = tree.sysfs().character(Number { major: 21, minor: 0 });
     assert_eq!(sg0.to_string(), "21:0 (sg0), a SCSI generic device");
     // Without sysfs it is a character device like others.

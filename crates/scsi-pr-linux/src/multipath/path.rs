@@ -180,7 +180,7 @@ pub(super) mod tests {
         let openable = File::open(std::path::Path::new("/dev").join(&name)).is_ok();
         assert_eq!((opened(true), opened(false)), (usize::from(openable), 0));
         // The map has another disk of that name now; or none.
-        tree.attribute(&format!("{path}/dev"), "8:240\n");
+        tree.write(&format!("{path}/dev"), "8:240\n");
         assert_eq!(opened(true), 0);
         tree.remove(&path);
         assert_eq!(opened(true), 0);

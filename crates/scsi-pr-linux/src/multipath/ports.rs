@@ -202,7 +202,7 @@ mod tests {
         let tree = Tree::new();
         for (host, name) in [(2, "iqn.2026-11.example:a\n"), (3, "iqn.2026-11.example:a\n")] {
             let session = format!("devices/platform/host{host}/session{host}/iscsi_session/session{host}");
-            tree.attribute(&format!("{session}/initiatorname"), name);
+            tree.write(&format!("{session}/initiatorname"), name);
         }
         let paths =
             ["devices/platform/host2/session2/target2:0:0/2:0:0:0", "devices/platform/host3/session3/x/3:0:0:0"];
@@ -219,7 +219,7 @@ mod tests {
     fn an_offload_host_has_the_name_of_its_sessions() {
         let tree = Tree::new();
         for host in [2, 3] {
-            tree.attribute(&format!("devices/pci/host{host}/iscsi_host/host{host}/initiatorname"), "iqn.x:a\n");
+            tree.write(&format!("devices/pci/host{host}/iscsi_host/host{host}/initiatorname"), "iqn.x:a\n");
         }
         let ports = read(&tree, ["devices/pci/host2/session1/t/2:0:0:0", "devices/pci/host3/session2/t/3:0:0:0"]);
         assert_eq!(owner(&ports, iscsi("iqn.x:a")), Owner::ThisHost);
@@ -230,10 +230,10 @@ mod tests {
     fn a_fibre_channel_port_without_a_path_is_still_of_this_host() {
         let tree = Tree::new();
         for (host, name) in [(2, "0x2100001b32000001\n"), (3, "0x2100001b32000002\n")] {
-            tree.attribute(&format!("devices/pci/host{host}/fc_host/host{host}/port_name"), name);
-            tree.attribute(&format!("class/fc_host/host{host}/port_name"), name);
+            tree.write(&format!("devices/pci/host{host}/fc_host/host{host}/port_name"), name);
+            tree.write(&format!("class/fc_host/host{host}/port_name"), name);
         }
-        tree.attribute("class/fc_host/host4/port_name", "0x2100001b32000003\n");
+        tree.write("class/fc_host/host4/port_name", "0x2100001b32000003\n");
         let ports = read(&tree, ["devices/pci/host2/rport-2:0-0/t/2:0:0:0", "devices/pci/host3/rport-3:0-0/t/3:0:0:0"]);
         for (port_name, expected) in [
             (0x2100_001b_3200_0001, Owner::ThisHost),
@@ -251,9 +251,9 @@ mod tests {
         let tree = Tree::new();
         let host = "devices/pci/host2";
         for phy in ["phy-2:0", "phy-2:1"] {
-            tree.attribute(&format!("{host}/{phy}/sas_phy/{phy}/sas_address"), "0x500605b000000001\n");
+            tree.write(&format!("{host}/{phy}/sas_phy/{phy}/sas_address"), "0x500605b000000001\n");
         }
-        tree.attribute(&format!("{host}/port-2:0/expander-2:0/phy-2:0:0/sas_phy/phy-2:0:0/sas_address"), "0x5006\n");
+        tree.write(&format!("{host}/port-2:0/expander-2:0/phy-2:0:0/sas_phy/phy-2:0:0/sas_address"), "0x5006\n");
         let ports = read(&tree, ["devices/pci/host2/port-2:0/t/2:0:0:0", "devices/pci/host2/port-2:1/t/2:0:1:0"]);
         assert_eq!(owner(&ports, InitiatorPort::Sas { address: 0x5006_05b0_0000_0001 }), Owner::ThisHost);
         assert_eq!(owner(&ports, InitiatorPort::Sas { address: 0x5006 }), Owner::AnotherHost);
@@ -262,8 +262,8 @@ mod tests {
     #[test]
     fn a_path_whose_transport_shows_no_port_leaves_the_owner_unknown() {
         let tree = Tree::new();
-        tree.attribute("devices/pci/host2/fc_host/host2/port_name", "0x2100001b32000001\n");
-        tree.attribute("devices/pci/host3/fc_host/host3/port_name", "0xffffffffffffffff\n");
+        tree.write("devices/pci/host2/fc_host/host2/port_name", "0x2100001b32000001\n");
+        tree.write("devices/pci/host3/fc_host/host3/port_name", "0xffffffffffffffff\n");
         let ports = read(&tree, ["devices/pci/host2/r/t/2:0:0:0", "devices/pci/host3/r/t/3:0:0:0"]);
         assert_eq!(owner(&ports, InitiatorPort::FibreChannel { port_name: 0x2100_001b_3200_0001 }), Owner::ThisHost);
         assert_eq!(owner(&ports, InitiatorPort::FibreChannel { port_name: 7 }), Owner::Unknown);

@@ -156,7 +156,7 @@ mod tests {
     fn the_suspended_state_is_read_from_sysfs() {
         let tree = tree("252:3", &["running"]);
         for (text, suspended) in [("0\n", false), ("1\n", true)] {
-            tree.attribute("devices/virtual/block/dm-3/dm/suspended", text);
+            tree.write("devices/virtual/block/dm-3/dm/suspended", text);
             assert_eq!(super::suspended(&tree.sysfs(), NUMBER).unwrap(), suspended);
         }
         super::suspended(&tree.sysfs(), Number { minor: 4, ..NUMBER }).unwrap_err();

@@ -1,11 +1,13 @@
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, Statx, StatxFlags, memfd_create, open, statx};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::NamedTempFile;
+use testing_support::{Designator, SysfsTree, device_identification as page};
 
 use scsi_pr_linux::device::{Node, Number, Sysfs, SysfsError};
 
@@ -15,8 +17,9 @@ fn stat(file: &File) -> Statx {
     statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).unwrap()
 }
 
-/// A tree laid out as sysfs is.
-struct Tree(TempDir);
+/// A directory laid out as sysfs is.
+#[derive(Default)]
+struct Tree(SysfsTree);
 
 const DISK: &str = "devices/pci0/host0/0:0:0:0/block/sda";
 const OTHER_DISK: &str = "devices/pci0/host1/1:0:0:0/block/sdb";
@@ -25,38 +28,17 @@ const NVME: &str = "devices/pci0/nvme/nvme0/nvme0n1";
 const NAA: [u8; 16] = [0x60, 1, 0x40, 5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
 const NAA_TEXT: &str = "naa.6001400501020304050607080 90a0b0c";
 
+impl Deref for Tree {
+    type Target = SysfsTree;
+
+    fn deref(&self) -> &SysfsTree {
+        &self.0
+    }
+}
+
 impl Tree {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn write(&self, path: &str, bytes: impl AsRef<[u8]>) {
-        let path = self.0.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
-    }
-
-    fn block(&self, path: &str, number: &str, slaves: &[&str]) {
-        self.write(&format!("{path}/dev"), format!("{number}\n"));
-        let root = self.0.path();
-        fs::create_dir_all(root.join(path).join("slaves")).unwrap();
-        for slave in slaves {
-            let name = Path::new(slave).file_name().unwrap();
-            symlink(root.join(slave), root.join(path).join("slaves").join(name)).unwrap();
-        }
-        self.number("block", path, number);
-    }
-
-    fn number(&self, kind: &str, path: &str, number: &str) {
-        let numbers = self.0.path().join("dev").join(kind);
-        fs::create_dir_all(&numbers).unwrap();
-        symlink(Path::new("../..").join(path), numbers.join(number)).unwrap();
-    }
-
-    fn subsystem(&self, path: &str, subsystem: &str) {
-        let device = self.0.path().join(path).join("device");
-        fs::create_dir_all(&device).unwrap();
-        symlink(format!("../../../bus/{subsystem}"), device.join("subsystem")).unwrap();
+        Self::default()
     }
 
     fn scsi(&self, path: &str, number: &str, designators: &[Designator<'_>]) {
@@ -66,19 +48,16 @@ impl Tree {
     }
 
     fn partition(&self, disk: &str, partition: u32, number: &str) {
-        let path = format!("{disk}/{}{partition}", Path::new(disk).file_name().unwrap().to_str().unwrap());
-        self.write(&format!("{path}/dev"), format!("{number}\n"));
-        self.write(&format!("{path}/partition"), format!("{partition}\n"));
-        self.number("block", &path, number);
+        let name = Path::new(disk).file_name().unwrap().to_str().unwrap();
+        self.0.partition(&format!("{disk}/{name}p{partition}"), number);
     }
 
     fn device_mapper(&self, path: &str, number: &str, uuid: &str, slaves: &[&str]) {
-        self.block(path, number, slaves);
-        self.write(&format!("{path}/dm/uuid"), format!("{uuid}\n"));
+        self.0.device_mapper(path, number, ["name", uuid], slaves);
     }
 
     fn unit(&self, major: u32, minor: u32) -> Result<UnitId, SysfsError> {
-        Sysfs::at(self.0.path()).identify_block(Number { major, minor }).identity.map(UnitId::from)
+        Sysfs::at(self.path()).identify_block(Number { major, minor }).identity.map(UnitId::from)
     }
 
     /// The text of the identifier, and whether it is global.
@@ -95,20 +74,6 @@ impl Tree {
             other => panic!("{other:?}"),
         }
     }
-}
-
-/// Code set, association and type, bytes.
-type Designator<'a> = (u8, u8, &'a [u8]);
-
-/// A page 83h.
-fn page(designators: &[Designator<'_>]) -> Vec<u8> {
-    let mut list = Vec::new();
-    for (code_set, kind, bytes) in designators {
-        list.extend([*code_set, *kind, 0, u8::try_from(bytes.len()).unwrap()]);
-        list.extend(*bytes);
-    }
-    let length = u16::try_from(list.len()).unwrap().to_be_bytes();
-    [&[0, 0x83, length[0], length[1]], &list[..]].concat()
 }
 
 fn global(text: &str) -> (String, bool) {
@@ -133,7 +98,7 @@ fn a_disk_is_one_by_whichever_way_it_is_reached() {
     for (major, minor) in [(8, 0), (8, 16), (252, 0)] {
         assert_eq!(tree.identifier(major, minor), global(NAA_TEXT));
     }
-    let generic = Sysfs::at(tree.0.path()).identify_generic(Number { major: 21, minor: 0 }).unwrap();
+    let generic = Sysfs::at(tree.path()).identify_generic(Number { major: 21, minor: 0 }).unwrap();
     assert_eq!(generic.identity.unwrap().as_str(), global(NAA_TEXT).0);
     assert_eq!(generic.name.as_deref(), Some("sg0"));
 }
@@ -256,7 +221,7 @@ fn a_directory_of_another_device_is_not_believed() {
     tree.number("block", DISK, "8:16");
     assert!(tree.refused(8, 16).contains("is of device 8:0, not of 8:16"));
     // Emptied, because its device has gone.
-    fs::remove_file(tree.0.path().join(DISK).join("dev")).unwrap();
+    fs::remove_file(tree.path().join(DISK).join("dev")).unwrap();
     assert!(matches!(tree.unit(8, 0), Err(SysfsError::Unexplained(_))));
 }
 
@@ -285,7 +250,7 @@ fn a_loop_device_is_the_file_behind_it() {
     if on.stx_dev_major != 0 {
         tree.scsi(DISK, &number, &[(1, 0x3, &NAA)]);
     }
-    let units = Units::with_sysfs(tree.0.path().to_str().unwrap(), []);
+    let units = Units::with_sysfs(tree.path().to_str().unwrap(), []);
     let direct = units.identify(file.as_file().as_fd()).unwrap();
     assert_eq!(tree.unit(7, 0).unwrap(), direct);
     tree.partition(looped, 1, "7:1");
@@ -391,7 +356,7 @@ fn hosts_that_share_a_store_share_only_what_all_of_them_know() {
     if on.stx_dev_major != 0 {
         tree.block("devices/virtual/block/vda", &format!("{}:{}", on.stx_dev_major, on.stx_dev_minor), &[]);
     }
-    let units = |names: &[Naming]| Units::with_sysfs(tree.0.path().to_str().unwrap(), names.to_vec());
+    let units = |names: &[Naming]| Units::with_sysfs(tree.path().to_str().unwrap(), names.to_vec());
     let local = units(&[]).identify(file.as_file().as_fd()).unwrap();
     assert!(!local.is_global(), "{local}");
     let refused = units(&[]).identify_between_hosts(file.as_file().as_fd()).unwrap_err();
@@ -407,7 +372,7 @@ fn a_file_is_known_as_far_as_its_disk_is() {
     let on = stat(file.as_file());
     let number = format!("{}:{}", on.stx_dev_major, on.stx_dev_minor);
     let unit = |tree: &Tree| {
-        Units::with_sysfs(tree.0.path().to_str().unwrap(), []).identify_between_hosts(file.as_file().as_fd())
+        Units::with_sysfs(tree.path().to_str().unwrap(), []).identify_between_hosts(file.as_file().as_fd())
     };
     // A directory for temporary files that is on no block device has nothing to show here.
     if on.stx_dev_major == 0 {
@@ -444,9 +409,9 @@ fn a_name_is_that_of_every_way_to_the_unit() {
     ] {
         tree.write(&format!("{looped}/{name}"), format!("{value}\n"));
     }
-    let units = |naming: Naming| Units::with_sysfs(tree.0.path().to_str().unwrap(), [naming]);
+    let units = |naming: Naming| Units::with_sysfs(tree.path().to_str().unwrap(), [naming]);
     let identify = |units: &Units| units.identify(file.as_file().as_fd()).unwrap().to_string();
-    let own = identify(&Units::with_sysfs(tree.0.path().to_str().unwrap(), []));
+    let own = identify(&Units::with_sysfs(tree.path().to_str().unwrap(), []));
     for naming in [
         Naming::block("disk", 7, 0).unwrap(),
         Naming::path("disk", file.path()).unwrap(),

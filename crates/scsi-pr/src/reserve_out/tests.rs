@@ -32,22 +32,31 @@ pub(crate) fn reserve_outs() -> impl Strategy<Value = ReserveOut> {
         (keys(), any::<(bool, bool)>()).prop_map(|(service_action_key, (all_tg_pt, aptpl))| {
             ReserveOut::RegisterAndIgnoreExistingKey { service_action_key, all_tg_pt, aptpl }
         }),
-        (keys(), keys(), transport_ids(), any::<(bool, bool, u16)>()).prop_map(
-            |(key, service_action_key, transport_id, (unregister, aptpl, relative_target_port))| {
-                ReserveOut::RegisterAndMove {
-                    key,
-                    service_action_key,
-                    unregister,
-                    aptpl,
-                    relative_target_port,
-                    transport_id,
-                }
-            }
-        ),
+        moves(keys, transport_ids(), any::<u16>()),
         (keys(), keys(), types(), any::<bool>()).prop_map(|(key, service_action_key, reservation_type, aptpl)| {
             ReserveOut::ReplaceLostReservation { key, service_action_key, reservation_type, aptpl }
         }),
     ]
+}
+
+/// REGISTER AND MOVE.
+pub(crate) fn moves<K: Strategy<Value = Key>>(
+    keys: fn() -> K,
+    ids: impl Strategy<Value = TransportId>,
+    ports: impl Strategy<Value = u16>,
+) -> impl Strategy<Value = ReserveOut> {
+    (keys(), keys(), ids, ports, any::<(bool, bool)>()).prop_map(
+        |(key, service_action_key, transport_id, relative_target_port, (unregister, aptpl))| {
+            ReserveOut::RegisterAndMove {
+                key,
+                service_action_key,
+                unregister,
+                aptpl,
+                relative_target_port,
+                transport_id,
+            }
+        },
+    )
 }
 
 /// A command of these bytes; the CDB says how long the list is.

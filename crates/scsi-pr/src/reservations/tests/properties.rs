@@ -3,7 +3,7 @@
 use super::*;
 use crate::CommandBuf;
 use crate::reservations::nexus::tests::nexuses;
-use crate::reserve_out::tests::{out, reserve_outs};
+use crate::reserve_out::tests::{moves, out, reserve_outs};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -46,18 +46,7 @@ fn likely_outs() -> impl Strategy<Value = ReserveOut> {
                 false => ReserveOut::Preempt { key, service_action_key, scope_type },
             }
         ),
-        2 => (few_keys(), few_keys(), ids(), 1u16..4, any::<(bool, bool)>()).prop_map(
-            |(key, service_action_key, transport_id, relative_target_port, (unregister, aptpl))| {
-                ReserveOut::RegisterAndMove {
-                    key,
-                    service_action_key,
-                    unregister,
-                    aptpl,
-                    relative_target_port,
-                    transport_id,
-                }
-            }
-        ),
+        2 => moves(few_keys, ids(), 1u16..4),
         1 => reserve_outs(),
     ]
     .boxed()

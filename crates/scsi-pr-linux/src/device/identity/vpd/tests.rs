@@ -1,19 +1,6 @@
 use super::*;
 use proptest::prelude::*;
-
-/// Code set, association and type, bytes.
-type Designator<'a> = (u8, u8, &'a [u8]);
-
-/// A page 83h.
-fn page(designators: &[Designator<'_>]) -> Vec<u8> {
-    let mut list = Vec::new();
-    for (code_set, kind, bytes) in designators {
-        list.extend([*code_set, *kind, 0, u8::try_from(bytes.len()).unwrap()]);
-        list.extend(*bytes);
-    }
-    let length = u16::try_from(list.len()).unwrap().to_be_bytes();
-    [&[0, 0x83, length[0], length[1]], &list[..]].concat()
-}
+use testing_support::{Designator, device_identification as page};
 
 const NAA: [u8; 16] = [0x60, 1, 0x40, 5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
 
