@@ -142,7 +142,8 @@ impl Disk {
         if !size.is_multiple_of(u64::from(block_size)) {
             return Err(OpenError::NotWholeBlocks { size, block_size });
         }
-        let default_modes = ModeSettings { write_cache, write_protect: false, task_aborted_status: false };
+        // Linux's virtio_scsi and libiscsi wait without a limit: a command without an answer would hang their guest.
+        let default_modes = ModeSettings { write_cache, write_protect: false, task_aborted_status: true };
         Ok(Self {
             identity,
             block_size,

@@ -10,6 +10,8 @@ use common::*;
 use scsi_pr::{Completion, SenseCode, Status};
 use scsi_pr_disk::{StoreError, TaskManagement};
 
+const TASK_ABORTED: Completion = Completion::Status(Status::TASK_ABORTED);
+
 /// Long enough for a thread to get where it has to wait.
 const MOMENT: Duration = Duration::from_millis(50);
 
@@ -46,19 +48,53 @@ fn preempt_is_good_only_when_the_losers_write_has_ended() {
         assert!(answer.recv_timeout(MOMENT).is_err(), "it was answered while the write was in flight");
         fixture.medium.release();
         assert!(is_good(&answer.recv().unwrap()));
-        let answer = write.join().unwrap();
-        // PREEMPT leaves the command its answer, PREEMPT AND ABORT takes it.
-        assert_eq!(answer.is_some(), action == PREEMPT);
+        let (answer, _) = write.join().unwrap().unwrap();
+        // PREEMPT leaves the command its answer.
+        let expected = if action == PREEMPT { Completion::Good(Vec::new()) } else { TASK_ABORTED };
+        assert_eq!(answer, expected);
         // After GOOD, no write of the loser changes a block.
-        let expected = if action == PREEMPT { "06/2a/05" } else { "06/2f/00" };
-        assert_eq!(loser.sense(&[0; 6]), expected);
-        if action == PREEMPT_AND_ABORT {
-            assert_eq!(loser.sense(&[0; 6]), "06/2a/05");
-        }
+        assert_eq!(loser.sense(&[0; 6]), "06/2a/05");
         let before = fixture.medium.block(7);
         assert!(loser.conflicts(&write10(7, 1), &[0xbb; BLOCK]));
         assert_eq!(fixture.medium.block(7), before);
         winner.write(7, &[0xcc; BLOCK]);
+    }
+}
+
+#[test]
+fn aborted_command_has_an_answer_or_a_unit_attention_as_tas_says() {
+    for tas in [true, false] {
+        let fixture = Fixture::new();
+        let (loser, winner) = cluster(&fixture);
+        set_tas(&winner, tas);
+        // MODE PARAMETERS CHANGED.
+        assert_eq!(loser.sense(&[0; 6]), "06/2a/01");
+        let write = held_write(&fixture, &loser);
+        let preempt = thread::spawn({
+            let winner = winner.clone();
+            move || winner.reserve_out(PREEMPT_AND_ABORT, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 2, 1)
+        });
+        thread::sleep(MOMENT);
+        fixture.medium.release();
+        assert!(is_good(&preempt.join().unwrap()));
+        let answer = write.join().unwrap();
+        assert_eq!(answer, tas.then_some((TASK_ABORTED, Vec::new())));
+        if !tas {
+            assert_eq!(loser.sense(&[0; 6]), "06/2f/00");
+        }
+        assert_eq!(loser.sense(&[0; 6]), "06/2a/05");
+    }
+}
+
+/// Sets TAS of the Control mode page.
+fn set_tas(initiator: &Initiator, tas: bool) {
+    let mut page = initiator.good(&[0x1a, 0x08, 0x0a, 0, 0xff, 0], &[]);
+    // The other value first: a mode page that does not change has no unit attention.
+    for value in [!tas, tas] {
+        // Reserved in MODE SELECT.
+        (page[0], page[2]) = (0, 0);
+        page[4 + 5] = if value { page[4 + 5] | 0x40 } else { page[4 + 5] & !0x40 };
+        initiator.good(&[0x15, 0x10, 0, 0, page.len() as u8, 0], &page);
     }
 }
 
@@ -222,8 +258,8 @@ fn clear_task_set_tells_the_other_initiator() {
     thread::sleep(MOMENT);
     fixture.medium.release();
     assert_eq!(clear.join().unwrap(), 1);
-    assert_eq!(write.join().unwrap(), None);
-    assert_eq!(b.sense(&[0; 6]), "06/2f/00");
+    assert_eq!(write.join().unwrap(), Some((TASK_ABORTED, Vec::new())));
+    b.good(&[0; 6], &[]);
     a.good(&[0; 6], &[]);
 }
 

@@ -110,7 +110,7 @@ impl State {
             sessions: HashMap::new(),
             tasks: HashMap::new(),
             next_id: 0,
-            aborted_status: AbortedStatus::UnitAttention,
+            aborted_status: AbortedStatus::TaskAborted,
             lost: VecDeque::new(),
             orphans: HashMap::new(),
         }
