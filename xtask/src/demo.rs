@@ -1,29 +1,34 @@
-//! `cargo xtask demo`: shared reservations, step by step. Two virtual machines share a disk that has no reservations of
-//! its own. One takes the disk and dies, and the other one takes it over.
+//! `cargo xtask demo`: two virtual machines share a disk. One of them hangs and is fenced, and the disk refuses its late
+//! write, also after the server was killed.
 //!
-//! Each answer is that of the real server, over the real protocol. The demo compares it with the expected one, and
+//! The initiator of the demo speaks iSCSI to the real program. The demo compares each answer with the expected one, and
 //! fails at the first difference.
 
 mod requests;
-mod server;
 pub(crate) mod trial;
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::cargo;
+use crate::disk_server::{DiskServer, TARGET};
+use crate::initiator::Initiator;
 use crate::output::say;
 use crate::workspace::Workspace;
 use requests::{
-    KEY_1, KEY_2, Request, preempt_and_abort, read_full_status, read_keys, read_reservation, register, release, reserve,
+    Request, preempt_and_abort, read, read_full_status, read_keys, register, reserve, test_unit_ready, write,
 };
-use server::Server;
 
-/// The nodes of the cluster, by their initiator names.
-pub(crate) const NODES: [&str; 2] = ["node1", "node2"];
+const KEY_1: u64 = 0x1111;
+const KEY_2: u64 = 0x2222;
+
+const GOOD: &str = "GOOD";
+const CONFLICT: &str = "refused: RESERVATION CONFLICT";
+
+/// The size of the disk in bytes.
+const SIZE: u64 = 64 << 20;
 
 /// Runs the demo with the server that is built here, or with the one at `program`.
 pub(crate) fn run(workspace: &Workspace, program: Option<&Path>) -> Result<bool> {
@@ -42,70 +47,67 @@ pub(crate) fn run(workspace: &Workspace, program: Option<&Path>) -> Result<bool>
 }
 
 fn play(program: &Path, directory: &Path) -> Result<()> {
-    let disk = directory.join("disk.img");
-    File::create_new(&disk)?.set_len(64 << 20)?;
-    say("Two virtual machines share one disk: which one may write?\n");
     say(
-        "The disk is an image file, as most virtual disks are. It has no persistent reservations of its own, so scsi-pr",
+        "Two virtual machines share a disk. One hangs, the other takes over: what stops the late write of the first?\n",
     );
-    say("keeps them, in a SQLite database. Nothing here takes root, a SCSI disk or a guest.\n");
-    let mut server = Server::start(program, directory)?;
+    say("The disk is an image file, which has no reservations. scsi-pr serves it over iSCSI, and enforces them:\n");
+    let mut server = DiskServer::start(program, directory, SIZE)?;
     say(&format!("  $ {}\n", server.command_line()));
-    say("Each socket is one virtual machine. The commands have the bytes that QEMU sends for a guest.");
-    let mut demo =
-        Demo { disk: File::options().read(true).write(true).open(disk)?, sockets: server.sockets(), steps: 0 };
-    before_the_failure(&mut demo)?;
+    say("vm1 and vm2 are iSCSI initiators with names of their own. They send what fence_scsi sends.");
+    let mut demo = Demo { machines: log_in_both(&server)?, steps: 0 };
 
-    demo.step(
-        "The server is killed (SIGKILL) and started again. Nothing is lost: the database has every answered change.",
-    );
+    demo.step("Both machines register a key. vm1 reserves the disk: only registered machines may write.");
+    demo.ask(1, &register(KEY_1), GOOD)?;
+    demo.ask(2, &register(KEY_2), GOOD)?;
+    demo.ask(1, &reserve(KEY_1), GOOD)?;
+    demo.ask(1, &write("vm1 was here"), GOOD)?;
+    demo.ask(2, &read(), "vm1 was here")?;
+
+    demo.step("vm1 hangs. vm2 fences it, and continues its work.");
+    demo.ask(2, &preempt_and_abort(KEY_2, KEY_1), GOOD)?;
+    demo.ask(2, &read_full_status(), "vm2 with 0x2222, holds Write Exclusive – Registrants Only")?;
+    demo.ask(2, &write("vm2 took over"), GOOD)?;
+
+    demo.step("vm1 wakes up and goes on writing. The disk tells it once that it was fenced, and refuses each write.");
+    demo.ask(1, &write("vm1 is late"), "refused: UNIT ATTENTION, registrations preempted (2a/05)")?;
+    demo.ask(1, &write("vm1 is late"), CONFLICT)?;
+    demo.ask(2, &read(), "vm2 took over")?;
+
+    demo.step("The server is killed (kill -9) and started again. vm1 is still fenced, and no data is lost.");
     server.restart()?;
-    demo.ask(1, &read_keys(), "generation 2: 0x1111, 0x2222")?;
-    demo.ask(1, &read_reservation(), "held by 0x1111, Write Exclusive")?;
-
-    after_the_failure(&mut demo)?;
+    demo.machines = log_in_both(&server)?;
+    demo.ask(1, &write("vm1 is later"), CONFLICT)?;
+    demo.ask(1, &read(), "vm2 took over")?;
+    demo.ask(2, &read_keys(), "0x2222")?;
+    demo.ask(2, &write("vm2 goes on"), GOOD)?;
+    drop(demo);
     server.stop()?;
-    say(
-        "\nThere is one holder at a time, and each node can read which. The server does not see reads and writes: a node that has",
-    );
-    say("been preempted must stop by itself, as cluster software does when its registration is gone.");
-    say("README.md says how to serve virtual machines: disks with reservations of their own, and others.");
+
+    say("\nThe disk itself refused the fenced machine: the cluster does not depend on a machine that stops by itself.");
+    say("docs/guide/disk.md says how to give such a disk to QEMU, libvirt, Proxmox, Linux and Windows.");
     Ok(())
 }
 
-fn before_the_failure(demo: &mut Demo) -> Result<()> {
-    demo.step("Both nodes register a key.");
-    demo.ask(1, &register(KEY_1), "GOOD")?;
-    demo.ask(2, &register(KEY_2), "GOOD")?;
-
-    demo.step("node1 takes the disk. node2 sees that, and cannot have it.");
-    demo.ask(1, &reserve(KEY_1), "GOOD")?;
-    demo.ask(2, &read_reservation(), "held by 0x1111, Write Exclusive")?;
-    demo.ask(2, &reserve(KEY_2), "RESERVATION CONFLICT")?;
-    demo.ask(2, &read_full_status(), "node1 with 0x1111, the holder; node2 with 0x2222")
+fn log_in_both(server: &DiskServer) -> Result<[Initiator; 2]> {
+    Ok([log_in(server, "vm1")?, log_in(server, "vm2")?])
 }
 
-fn after_the_failure(demo: &mut Demo) -> Result<()> {
-    demo.step("node1 does not answer any more. node2 preempts it, and holds the disk in the same moment.");
-    demo.ask(2, &preempt_and_abort(KEY_2, KEY_1), "GOOD")?;
-    demo.ask(2, &read_full_status(), "node2 with 0x2222, the holder")?;
-
-    demo.step("node1 comes back. Its key is gone, and the disk is node2's: good cluster software stops node1 here.");
-    demo.ask(1, &read_keys(), "generation 3: 0x2222")?;
-    demo.ask(1, &read_reservation(), "held by 0x2222, Write Exclusive")?;
-    demo.ask(1, &reserve(KEY_1), "RESERVATION CONFLICT")?;
-
-    demo.step("The administrator has looked at node1 and lets it join again; node2 hands the disk back.");
-    demo.ask(1, &register(KEY_1), "GOOD")?;
-    demo.ask(2, &release(KEY_2), "GOOD")?;
-    demo.ask(1, &read_reservation(), "not reserved")?;
-    demo.ask(1, &reserve(KEY_1), "GOOD")?;
-    demo.ask(2, &read_full_status(), "node2 with 0x2222; node1 with 0x1111, the holder")
+/// Logs a virtual machine in, and waits as a guest's kernel does until the disk is ready.
+fn log_in(server: &DiskServer, machine: &str) -> Result<Initiator> {
+    let name = format!("iqn.2026-11.example:{machine}");
+    let mut initiator =
+        Initiator::log_in(server.address, &name, TARGET).with_context(|| format!("log in as {name}"))?;
+    // A new session has unit attentions, and each command fetches one.
+    for _ in 0..8 {
+        if test_unit_ready().run(&mut initiator)? == GOOD {
+            return Ok(initiator);
+        }
+    }
+    bail!("the disk does not become ready for {machine}")
 }
 
 struct Demo {
-    disk: File,
-    sockets: [PathBuf; 2],
+    machines: [Initiator; 2],
     steps: u32,
 }
 
@@ -115,10 +117,10 @@ impl Demo {
         say(&format!("\n{}. {sentence}", self.steps));
     }
 
-    /// Node `number` sends `request`, and must get this answer.
-    fn ask(&self, number: usize, request: &Request, expected: &str) -> Result<()> {
-        let answer = request.run(&self.sockets[number - 1], &self.disk)?;
-        say(&format!("     {}  {:<44} {answer}", NODES[number - 1], request.to_string()));
-        if answer == expected { Ok(()) } else { bail!("{} should have got: {expected}", NODES[number - 1]) }
+    /// Machine `number` sends `request`, and must get this answer.
+    fn ask(&mut self, number: usize, request: &Request, expected: &str) -> Result<()> {
+        let answer = request.run(&mut self.machines[number - 1])?;
+        say(&format!("     vm{number}  {:<44} {answer}", request.to_string()));
+        if answer == expected { Ok(()) } else { bail!("vm{number} should have got: {expected}") }
     }
 }
