@@ -5,9 +5,9 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -22,13 +22,27 @@ pub(crate) struct Boot<'a> {
     pub(crate) name: &'a str,
     /// The command line, with paths of this machine.
     pub(crate) program: &'a [String],
+    /// QEMU's arguments for the guest's memory and for more devices.
+    pub(crate) devices: &'a [String],
     /// The longest time for the boot and the program.
     pub(crate) deadline: Duration,
 }
 
+/// The memory of a guest that runs the lab's scenarios.
+pub(crate) const LAB_MEMORY: [&str; 2] = ["-m", "1536"];
+
+/// A guest that was started.
+pub(crate) struct Guest {
+    pub(crate) qemu: Qemu,
+    /// The lines of the second serial port, while the guest runs.
+    pub(crate) lines: Receiver<String>,
+    /// The kernel's log.
+    pub(crate) console: PathBuf,
+}
+
 impl Boot<'_> {
-    /// Boots, and passes every line that the program prints to `line`, until the guest powers off.
-    pub(crate) fn run(&self, kernel: &Kernel, lab: &Path, mut line: impl FnMut(&str)) -> Result<()> {
+    /// Starts the guest. Its second serial port is QEMU's standard output, and reads from `input`.
+    pub(crate) fn start(&self, kernel: &Kernel, lab: &Path, input: Stdio) -> Result<Guest> {
         let files = lab.join(self.name);
         fs::create_dir_all(&files)?;
         let initramfs = files.join("initramfs");
@@ -36,8 +50,14 @@ impl Boot<'_> {
             .with_modules(kernel, &["virtio_pci", "9pnet_virtio", "9p", "overlay"])?
             .pack(&initramfs, &self.script(kernel))?;
         let console = files.join("console.log");
-        let mut qemu = Qemu(start(kernel, &initramfs, &console)?);
+        let mut qemu = Qemu(start(kernel, &initramfs, &console, self.devices, input)?);
         let lines = lines_of(&mut qemu.0)?;
+        Ok(Guest { qemu, lines, console })
+    }
+
+    /// Boots, and passes every line that the program prints to `line`, until the guest powers off.
+    pub(crate) fn run(&self, kernel: &Kernel, lab: &Path, mut line: impl FnMut(&str)) -> Result<()> {
+        let Guest { mut qemu, lines, console } = self.start(kernel, lab, Stdio::null())?;
         let end = Instant::now() + self.deadline;
         loop {
             match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -89,21 +109,21 @@ sleep 60
     }
 }
 
-fn start(kernel: &Kernel, initramfs: &Path, console: &Path) -> Result<Child> {
+fn start(kernel: &Kernel, initramfs: &Path, console: &Path, devices: &[String], input: Stdio) -> Result<Child> {
     let mut console_option = std::ffi::OsString::from("file:");
     console_option.push(console);
     // The guest must not outlive this program, however this program ends.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    qemu.args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "1536"]);
+    qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]).args(devices);
     qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(initramfs);
     // On a busy machine, the kernel's check of its timer fails although the timer works.
     qemu.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]);
     qemu.args(["-fsdev", "local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap"]);
     qemu.args(["-device", "virtio-9p-pci,fsdev=machine,mount_tag=machine"]);
     qemu.arg("-serial").arg(console_option).args(["-serial", "stdio"]);
-    qemu.stdin(Stdio::null()).stdout(Stdio::piped());
+    qemu.stdin(input).stdout(Stdio::piped());
     qemu.spawn().context("start QEMU")
 }
 
@@ -117,7 +137,7 @@ pub(crate) fn end_of(console: &Path) -> String {
 }
 
 /// The lines of the second serial port, while the guest runs.
-fn lines_of(qemu: &mut Child) -> Result<mpsc::Receiver<String>> {
+fn lines_of(qemu: &mut Child) -> Result<Receiver<String>> {
     let output = BufReader::new(qemu.stdout.take().context("QEMU has no output")?);
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {

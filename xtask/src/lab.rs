@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::command;
-use crate::guest::{Boot, end_of};
+use crate::guest::{Boot, LAB_MEMORY, end_of};
 use crate::kernel::Kernel;
 use crate::workspace::Workspace;
 use crate::{cargo, machine, packages, testing_kernel};
@@ -152,18 +152,23 @@ impl<'a> Lab<'a> {
         let mut ended = false;
         let testing = if TESTING.contains(&name) { Some(testing_kernel::fetch(&self.workspace.lab)?) } else { None };
         let kernel = testing.as_ref().unwrap_or(&self.kernel);
-        Boot { name, program: &program, deadline: DEADLINE }.run(kernel, &self.workspace.lab, |text| {
-            match text.trim_start().split(' ').next() {
-                Some("ok") => tally.passed += 1,
-                Some("FAILED") => tally.failed += 1,
-                _ if text == "end of report" => {
-                    ended = true;
-                    return;
+        let devices = LAB_MEMORY.map(str::to_owned);
+        Boot { name, program: &program, devices: &devices, deadline: DEADLINE }.run(
+            kernel,
+            &self.workspace.lab,
+            |text| {
+                match text.trim_start().split(' ').next() {
+                    Some("ok") => tally.passed += 1,
+                    Some("FAILED") => tally.failed += 1,
+                    _ if text == "end of report" => {
+                        ended = true;
+                        return;
+                    }
+                    _ => {}
                 }
-                _ => {}
-            }
-            line(text);
-        })?;
+                line(text);
+            },
+        )?;
         if !ended {
             bail!("the guest ended in the middle of its report; {}", end_of(&self.workspace.console(name)));
         }
@@ -172,7 +177,7 @@ impl<'a> Lab<'a> {
 }
 
 /// Waits until no other run uses the lab's directory.
-fn lock(lab: &Path) -> Result<File> {
+pub(crate) fn lock(lab: &Path) -> Result<File> {
     fs::create_dir_all(lab)?;
     let lock = File::create(lab.join("lock"))?;
     if let Err(TryLockError::WouldBlock) = lock.try_lock() {

@@ -5,7 +5,10 @@ mod cargo;
 mod command;
 mod demo;
 mod dependencies;
+mod disk_server;
 mod guest;
+mod guests;
+mod initiator;
 mod initramfs;
 mod kernel;
 mod lab;
@@ -13,6 +16,7 @@ mod machine;
 mod output;
 mod packages;
 mod prose;
+mod shell;
 mod test;
 mod testing_kernel;
 mod workspace;
@@ -30,9 +34,11 @@ use workspace::Workspace;
 const HELP: &str = "\
 The tasks of the project. Each one installs missing packages of Debian, and names them first.
 
-  cargo xtask demo                 two virtual machines share a disk: the failover of a cluster; seconds
-  cargo xtask demo --real          the same on a real SCSI target, in a virtual machine; about a minute
+  cargo xtask demo                 two virtual machines share a disk, and it refuses the fenced one; seconds
+  cargo xtask demo --real          two QEMU guests share a disk, and fence_scsi fences one of them; two minutes
+  cargo xtask demo --helper        qemu-pr-helper on a real SCSI target, in a virtual machine; about a minute
   cargo xtask test                 every test; without root, those that take no root and no virtual machine
+  cargo xtask guests               the checks of two QEMU guests on one disk; about two minutes
   cargo xtask lab [SCENARIO...]    scenarios on real SCSI targets, in a virtual machine (default: all)
   cargo xtask lab --list           the names of the scenarios
   cargo xtask prose [PATH...]      names, sentences and links that break the rules of CONTRIBUTING.md
@@ -64,6 +70,12 @@ fn run() -> Result<bool> {
     };
     match task.as_str() {
         "demo" => demo(&workspace, arguments),
+        "guests" => {
+            none(arguments)?;
+            let Tally { passed, failed } = guests::checks::run(&workspace, say)?;
+            println!("{passed} passed, {failed} failed");
+            Ok(failed == 0)
+        }
         "test" => {
             none(arguments)?;
             test::run(&workspace)
@@ -88,18 +100,24 @@ fn run() -> Result<bool> {
 
 /// `--server=PROGRAM` is for tests: the demo runs that program, and builds none.
 fn demo(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
-    let (mut real, mut server) = (false, None);
+    let (mut real, mut helper, mut server) = (false, false, None);
     while let Some(argument) = arguments.next()? {
         match argument {
             Arg::Long("real") => real = true,
+            Arg::Long("helper") => helper = true,
             Arg::Long("server") => server = Some(PathBuf::from(arguments.value()?)),
             other => return Err(other.unexpected().into()),
         }
     }
-    if real { real_demo(workspace) } else { demo::run(workspace, server.as_deref()) }
+    match (real, helper) {
+        (true, true) => bail!("--real and --helper are two demos"),
+        (true, false) => guests::demo::run(workspace),
+        (false, true) => helper_demo(workspace),
+        (false, false) => demo::run(workspace, server.as_deref()),
+    }
 }
 
-fn real_demo(workspace: &Workspace) -> Result<bool> {
+fn helper_demo(workspace: &Workspace) -> Result<bool> {
     println!("Preparing: building the helper, and booting a virtual machine that has a SCSI target.\n");
     let lab = Lab::prepare(workspace)?;
     let Tally { failed, .. } = lab.boot("demo", ["--demo".to_owned()], say)?;

@@ -39,6 +39,23 @@ const LAB: &[Need] = &[
     need("setpriv", "util-linux", "ends a guest together with its parent process"),
 ];
 
+/// For two virtual machines on one disk of `scsi-pr disk`.
+const GUESTS: &[Need] = &[
+    need("qemu-system-x86_64", "qemu-system-x86", "boots the guests"),
+    need(ISCSI_DRIVER, "qemu-block-extra", "QEMU's iSCSI initiator"),
+    need("/usr/share/seabios/bios-256k.bin", "seabios", "the firmware of the guests"),
+    need("busybox", "busybox-static", "the initramfs of the guests"),
+    need("modprobe", "kmod", "finds and loads the kernel modules of the guests"),
+    need("fence_scsi", "fence-agents", "fences a guest, as Pacemaker does"),
+    need("sg_persist", "sg3-utils", "reservations, UNMAP, COMPARE AND WRITE"),
+    need("fio", "fio", "reads and writes with verification"),
+    need("mkfs.ext4", "e2fsprogs", "a file system on the disk"),
+    need("xz", "xz-utils", "unpacks the kernel"),
+    need("setpriv", "util-linux", "ends a guest together with its parent process"),
+];
+
+const ISCSI_DRIVER: &str = "/usr/lib/x86_64-linux-gnu/qemu/block-iscsi.so";
+
 /// For the tests that run on this machine itself.
 const TESTS: &[Need] = &[
     need("/usr/include/seccomp.h", "libseccomp-dev", "the conformance suite replaces results of system calls"),
@@ -71,6 +88,11 @@ pub(crate) fn ensure_bench_disk() -> Result<()> {
 /// Installs the packages of the lab.
 pub(crate) fn ensure_lab() -> Result<()> {
     ensure(LAB)
+}
+
+/// Installs the packages of two virtual machines on one disk.
+pub(crate) fn ensure_guests() -> Result<()> {
+    ensure(GUESTS)
 }
 
 fn ensure(needs: &[Need]) -> Result<()> {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::dependencies::CargoDeny;
 use crate::lab::{Lab, Tally};
 use crate::workspace::Workspace;
-use crate::{cargo, command, demo, packages, prose};
+use crate::{cargo, command, demo, guests, packages, prose};
 use outcome::{Outcome, Summary};
 
 const TESTS: &str = "unit, integration and documentation tests";
@@ -55,8 +55,11 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     summary.step("documentation", || step(workspace, &["doc", "--quiet", "--workspace", "--no-deps"], rustdoc));
     summary.step("dependencies", || dependencies(workspace, &mut deny));
     if is_root {
+        summary.step("two guests on one disk", || guests(workspace));
         summary.step("lab", || lab(workspace));
     } else {
+        summary
+            .skip("two guests on one disk", "needs root, to read every program for the guests; `cargo xtask guests`");
         summary.skip("lab", "needs root, and takes longer than all other steps; as root, `cargo xtask lab` runs it");
     }
     summary.print();
@@ -106,16 +109,22 @@ fn step(workspace: &Workspace, arguments: &[&str], configure: impl FnOnce(&mut C
     Ok(outcome)
 }
 
-/// Prints the names of the scenarios and the failures alone.
+fn guests(workspace: &Workspace) -> Result<Outcome> {
+    Ok(Outcome { tally: guests::checks::run(workspace, failures())?, ..Outcome::default() })
+}
+
 fn lab(workspace: &Workspace) -> Result<Outcome> {
-    let lab = Lab::prepare(workspace)?;
+    Ok(Outcome { tally: Lab::prepare(workspace)?.run(&[], failures())?, ..Outcome::default() })
+}
+
+/// Prints the names of the scenarios and the failures alone.
+fn failures() -> impl FnMut(&str) {
     let mut failing = false;
-    let tally = lab.run(&[], |line| {
+    move |line| {
         // The report of a failure may take more than one line.
         failing = line.trim_start().starts_with("FAILED") || (failing && line.starts_with("    "));
         if failing || line.starts_with("scenario") {
             println!("{line}");
         }
-    })?;
-    Ok(Outcome { tally, ..Outcome::default() })
+    }
 }

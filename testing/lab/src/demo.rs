@@ -1,4 +1,4 @@
-//! `cargo xtask demo --real`: the failover of a cluster, step by step. One host reserves a disk, the disk enforces it, and
+//! `cargo xtask demo --helper`: the failover of a cluster, step by step. One host reserves a disk, the disk enforces it, and
 //! another host takes over when the holder fails.
 
 use std::os::fd::AsFd;

@@ -5,7 +5,7 @@
 //! lab-guest --programs DIRECTORY SCENARIO...    runs scenarios; only in the guest, as root
 //!     --machine DIRECTORY                       the saved state of a booted virtual machine
 //!     --seed NUMBER                             the seed of the random histories (default: 1)
-//! lab-guest --programs DIRECTORY --demo         runs the steps of `cargo xtask demo --real`
+//! lab-guest --programs DIRECTORY --demo         runs the steps of `cargo xtask demo --helper`
 //! lab-guest --programs DIRECTORY --figures      measures for `cargo xtask bench multipath`
 //! ```
 #![forbid(unsafe_code)]
