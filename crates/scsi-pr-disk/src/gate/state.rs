@@ -191,7 +191,9 @@ impl State {
         {
             return Entry::Refused(Refusal::Check(code));
         }
-        if !self.reservations.permits(nexus, access) {
+        // The rules themselves decide about PERSISTENT RESERVE OUT, after the checks of its fields.
+        let is_decided_later = matches!(access, Access::ReserveOut(_));
+        if !is_decided_later && !self.reservations.permits(nexus, access) {
             return Entry::Refused(Refusal::ReservationConflict);
         }
         if let Some(task) = self.tasks.get_mut(&key) {

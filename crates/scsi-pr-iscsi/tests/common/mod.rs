@@ -238,6 +238,19 @@ impl Initiator {
         self.answer()
     }
 
+    /// LOGICAL UNIT RESET, and its response.
+    pub(crate) fn reset_unit(&mut self) {
+        let mut header = [0; 48];
+        (header[0], header[1]) = (0x42, 0x85);
+        self.tag += 1;
+        header[16..20].copy_from_slice(&self.tag.to_be_bytes());
+        header[20..24].fill(0xff);
+        header[24..28].copy_from_slice(&self.command_number.to_be_bytes());
+        self.send(header, &[]);
+        let response = self.receive();
+        assert_eq!((response.opcode(), response.header[2]), (0x22, 0), "{response:02x?}");
+    }
+
     fn answer(&mut self) -> Answer {
         let mut data = Vec::new();
         loop {
