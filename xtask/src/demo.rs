@@ -4,7 +4,7 @@
 //! The initiator of the demo speaks iSCSI to the real program. The demo compares each answer with the expected one, and
 //! fails at the first difference.
 
-mod requests;
+pub(crate) mod requests;
 pub(crate) mod trial;
 
 use std::path::Path;
@@ -93,7 +93,7 @@ fn log_in_both(server: &DiskServer) -> Result<[Initiator; 2]> {
 }
 
 /// Logs a virtual machine in, and waits as a guest's kernel does until the disk is ready.
-fn log_in(server: &DiskServer, machine: &str) -> Result<Initiator> {
+pub(crate) fn log_in(server: &DiskServer, machine: &str) -> Result<Initiator> {
     let name = format!("iqn.2026-11.example:{machine}");
     let mut initiator =
         Initiator::log_in(server.address, &name, TARGET).with_context(|| format!("log in as {name}"))?;

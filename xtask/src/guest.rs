@@ -137,7 +137,7 @@ pub(crate) fn end_of(console: &Path) -> String {
 }
 
 /// The lines of the second serial port, while the guest runs.
-fn lines_of(qemu: &mut Child) -> Result<Receiver<String>> {
+pub(crate) fn lines_of(qemu: &mut Child) -> Result<Receiver<String>> {
     let output = BufReader::new(qemu.stdout.take().context("QEMU has no output")?);
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {

@@ -5,6 +5,7 @@
 
 pub(crate) mod checks;
 pub(crate) mod demo;
+mod migration;
 
 use std::fs::{self, File};
 
@@ -32,7 +33,9 @@ pub(crate) struct Guests {
     pub(crate) guests: [Shell; 2],
     pub(crate) server: DiskServer,
     /// Files of the server and of guests.
-    _directory: TempDir,
+    kernel: Kernel,
+    /// Files of the server and of guests.
+    directory: TempDir,
     /// Other runs of this program wait for it.
     _lock: File,
 }
@@ -48,7 +51,7 @@ impl Guests {
         let directory = tempfile::Builder::new().prefix("guests-").tempdir_in(&workspace.lab)?;
         let server = DiskServer::start(&workspace.program("scsi-pr"), directory.path(), SIZE)?;
         let start = |name| Shell::start(&kernel, &workspace.lab, name, &devices(&server, name));
-        Ok(Self { guests: [start("vm1")?, start("vm2")?], server, _directory: directory, _lock: lock })
+        Ok(Self { guests: [start("vm1")?, start("vm2")?], server, kernel, directory, _lock: lock })
     }
 
     /// Waits until both guests have found the disk.

@@ -74,7 +74,7 @@ fn save(directory: &Path, arguments: &[&str]) -> Result<()> {
 }
 
 /// Runs each line of the serial port in the shell, and prints its exit status.
-const SCRIPT: &str = "\
+pub(crate) const SCRIPT: &str = "\
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 stty -echo -onlcr
 echo ready

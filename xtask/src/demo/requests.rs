@@ -32,7 +32,7 @@ const RESERVATION_CONFLICT: u8 = 0x18;
 const REGISTRATIONS_PREEMPTED: [u8; 3] = [0x6, 0x2a, 0x5];
 
 /// A command of a machine.
-pub(super) struct Request {
+pub(crate) struct Request {
     text: String,
     cdb: [u8; 16],
     data: Data,
@@ -48,7 +48,7 @@ impl Request {
     }
 
     /// Sends the command. Returns the response as text.
-    pub(super) fn run(&self, initiator: &mut Initiator) -> Result<String> {
+    pub(crate) fn run(&self, initiator: &mut Initiator) -> Result<String> {
         let response = initiator.execute(&self.cdb, &self.data).with_context(|| format!("run {self}"))?;
         self.as_text(&response)
     }
@@ -83,41 +83,41 @@ impl fmt::Display for Request {
     }
 }
 
-pub(super) fn test_unit_ready() -> Request {
+pub(crate) fn test_unit_ready() -> Request {
     Request { text: "TEST UNIT READY".to_owned(), cdb: command::cdb(TEST_UNIT_READY, 0, 0), data: Data::None }
 }
 
 /// Reads block 0.
-pub(super) fn read() -> Request {
+pub(crate) fn read() -> Request {
     Request { text: "READ block 0".to_owned(), cdb: command::cdb(READ_10, 0, 1), data: Data::In(BLOCK as u32) }
 }
 
 /// Writes this text to block 0.
-pub(super) fn write(text: &str) -> Request {
+pub(crate) fn write(text: &str) -> Request {
     let mut block = text.as_bytes().to_vec();
     block.resize(BLOCK, 0);
     Request { text: format!("WRITE block 0: {text:?}"), cdb: command::cdb(WRITE_10, 0, 1), data: Data::Out(block) }
 }
 
-pub(super) fn read_keys() -> Request {
+pub(crate) fn read_keys() -> Request {
     Request::read("READ KEYS", action_in::READ_KEYS)
 }
 
-pub(super) fn read_full_status() -> Request {
+pub(crate) fn read_full_status() -> Request {
     Request::read("READ FULL STATUS", action_in::READ_FULL_STATUS)
 }
 
-pub(super) fn register(to: u64) -> Request {
+pub(crate) fn register(to: u64) -> Request {
     let action = action_out::REGISTER_AND_IGNORE_EXISTING_KEY;
     Request::out(format!("REGISTER {}", short(to)), action, 0, basic_list(0, to))
 }
 
-pub(super) fn reserve(key: u64) -> Request {
+pub(crate) fn reserve(key: u64) -> Request {
     let text = format!("RESERVE for registrants, with {}", short(key));
     Request::out(text, action_out::RESERVE, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, basic_list(key, 0))
 }
 
-pub(super) fn preempt_and_abort(key: u64, victim: u64) -> Request {
+pub(crate) fn preempt_and_abort(key: u64, victim: u64) -> Request {
     let text = format!("PREEMPT AND ABORT {} with {}", short(victim), short(key));
     Request::out(text, action_out::PREEMPT_AND_ABORT, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, basic_list(key, victim))
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::Guests;
+use super::migration::migration;
 use crate::lab::Tally;
 use crate::shell::Ending;
 use crate::workspace::Workspace;
@@ -17,20 +18,20 @@ use crate::workspace::Workspace;
 const CONFLICT: &str = "Invalid exchange";
 
 /// The longest wait for I/O of a guest. Emulation on a busy machine is slow.
-const TIMEOUT: Duration = Duration::from_secs(180);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The part of the disk that each guest writes to, in MiB, and its length.
 const PARTS: [u64; 2] = [32, 64];
 const PART: u64 = 4;
 
 /// The checks, and a line for each.
-struct Checks<'a> {
+pub(super) struct Checks<'a> {
     tally: Tally,
     line: &'a mut dyn FnMut(&str),
 }
 
 impl Checks<'_> {
-    fn check(&mut self, what: impl Display, outcome: Result<(), String>) {
+    pub(super) fn check(&mut self, what: impl Display, outcome: Result<(), String>) {
         match outcome {
             Ok(()) => {
                 self.tally.passed += 1;
@@ -44,7 +45,7 @@ impl Checks<'_> {
     }
 
     /// The command ended with this status and printed this text.
-    fn ended(&mut self, what: impl Display, ending: &Ending, status: i32, containing: &str) {
+    pub(super) fn ended(&mut self, what: impl Display, ending: &Ending, status: i32, containing: &str) {
         let is_expected = ending.status == status && ending.output.contains(containing);
         let expected = format!("expected exit status {status} and {containing:?}, got\n{ending}");
         self.check(what, if is_expected { Ok(()) } else { Err(expected) });
@@ -54,7 +55,7 @@ impl Checks<'_> {
 type Section = fn(&mut Guests, &mut Checks<'_>) -> Result<()>;
 
 /// The checks in their order. Each section needs those before it.
-const SECTIONS: [(&str, Section); 7] = [
+const SECTIONS: [(&str, Section); 8] = [
     ("boot", boot),
     ("blocks", blocks),
     ("register", register),
@@ -62,6 +63,7 @@ const SECTIONS: [(&str, Section); 7] = [
     ("fence", fence),
     ("unfence", unfence),
     ("fail-over", fail_over),
+    ("migration", migration),
 ];
 
 /// Runs every check. Each line of the report goes to `line`.
