@@ -5,6 +5,9 @@ use std::ops::Range;
 /// The alignment of blocks in memory. With it, direct I/O needs no copy.
 const PAGE: usize = 4096;
 
+/// The longest data whose memory is kept for the next command.
+const KEPT: usize = 1 << 20;
+
 /// The smallest block. Shorter data are no blocks.
 const BLOCK: usize = 512;
 
@@ -28,6 +31,9 @@ impl DataIn {
 
     pub(crate) fn clear(&mut self) {
         self.used = 0..0;
+        if self.memory.len() > KEPT + PAGE {
+            self.memory = Vec::new();
+        }
     }
 
     /// Room for `length` bytes, which hold whatever was there before. Blocks begin at a page boundary.
@@ -66,7 +72,9 @@ mod tests {
         }
         data_in.set(&[1; 36], 8);
         assert_eq!(data_in.bytes(), [1; 8]);
+        data_in.room(8 << 20);
         data_in.clear();
         assert!(data_in.bytes().is_empty());
+        assert!(data_in.memory.is_empty());
     }
 }

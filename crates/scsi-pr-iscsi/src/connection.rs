@@ -27,6 +27,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Answers are collected up to this many bytes while more requests are there.
 const COLLECTED: usize = 256 << 10;
+/// The memory for answers that a connection keeps until it is idle, in bytes: that of a usual transfer.
+const KEPT: usize = 2 << 20;
 
 /// The reason why a connection ends.
 #[derive(Debug, Error)]
@@ -242,6 +244,7 @@ impl Reader {
                     let window = self.connection.window.now();
                     let mut writer = self.connection.writer();
                     let Writer { replies, buffer, .. } = &mut *writer;
+                    buffer.shrink_to(4096);
                     replies.ping(buffer, 0, window);
                     writer.flush(&self.connection.socket)?;
                 }
@@ -320,9 +323,8 @@ impl Reader {
         // The collected answers must not wait for other commands.
         connection.writer().flush(&connection.socket)?;
         let connection = Arc::clone(connection);
-        self.shared.pool.run(move || {
-            let mut data_in = DataIn::new();
-            connection.execute(task, &command, &mut data_in);
+        self.shared.pool.run(move |data_in| {
+            connection.execute(task, &command, data_in);
             // A failure closes the socket, which the reader notices.
             let _ = connection.writer().flush(&connection.socket);
         });
@@ -482,7 +484,7 @@ impl Writer {
         let mut writer = socket;
         let result = writer.write_all(&self.buffer);
         self.buffer.clear();
-        self.buffer.shrink_to(4096);
+        self.buffer.shrink_to(KEPT);
         if result.is_err() {
             // A part of a PDU may be on the wire, so nothing may follow it.
             self.has_failed = true;

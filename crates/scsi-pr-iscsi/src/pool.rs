@@ -5,7 +5,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-type Job = Box<dyn FnOnce() + Send>;
+use scsi_pr_disk::DataIn;
+
+/// A command. The buffer for its data is the thread's, so that memory is not mapped for each command.
+type Job = Box<dyn FnOnce(&mut DataIn) + Send>;
 
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
@@ -37,7 +40,7 @@ impl Pool {
     }
 
     /// Runs the job on a thread of the pool, as soon as there is one.
-    pub(crate) fn run(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) {
+    pub(crate) fn run(self: &Arc<Self>, job: impl FnOnce(&mut DataIn) + Send + 'static) {
         let mut state = self.state();
         state.jobs.push_back(Box::new(job));
         if state.idle >= state.jobs.len() {
@@ -59,16 +62,17 @@ impl Pool {
             let job = if state.threads == 0 { state.jobs.pop_back() } else { None };
             drop(state);
             tracing::warn!("cannot start a thread for a command: {error}");
-            job.into_iter().for_each(|job| job());
+            job.into_iter().for_each(|job| job(&mut DataIn::new()));
         }
     }
 
     fn work(&self) {
+        let mut data_in = DataIn::new();
         let mut state = self.state();
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
-                job();
+                job(&mut data_in);
                 state = self.state();
                 continue;
             }
@@ -96,10 +100,10 @@ mod tests {
         let blocked = Arc::new(Mutex::new(blocked));
         for _ in 0..7 {
             let blocked = Arc::clone(&blocked);
-            pool.run(move || _ = blocked.lock().unwrap().recv());
+            pool.run(move |_| _ = blocked.lock().unwrap().recv());
         }
         let (done, finished) = mpsc::channel();
-        pool.run(move || done.send(()).unwrap());
+        pool.run(move |_| done.send(()).unwrap());
         finished.recv_timeout(Duration::from_secs(60)).expect("the eighth job runs");
         drop(release);
     }
@@ -110,7 +114,7 @@ mod tests {
         let (done, finished) = mpsc::channel();
         for number in 0..500 {
             let done = done.clone();
-            pool.run(move || done.send(number).unwrap());
+            pool.run(move |_| done.send(number).unwrap());
         }
         drop(done);
         let mut numbers: Vec<i32> = finished.iter().collect();
