@@ -36,7 +36,7 @@ fn refused(launcher: &mut Launcher, text: &str) {
 }
 
 #[test]
-fn the_passed_socket_is_served_and_left() {
+fn passed_socket_is_served_and_not_removed() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -49,7 +49,7 @@ fn the_passed_socket_is_served_and_left() {
 }
 
 #[test]
-fn it_is_served_in_the_background_too() {
+fn passed_socket_is_served_in_the_background() {
     require_root!();
     let directory = directory();
     let (socket, pid_file) = (directory.path().join("s"), directory.path().join("pid"));
@@ -82,7 +82,7 @@ fn variables_for_another_process_are_ignored() {
 }
 
 #[test]
-fn what_cannot_be_served_is_refused() {
+fn passed_socket_that_cannot_serve_is_refused() {
     require_root!();
     let directory = directory();
     let listener = || {

@@ -116,7 +116,7 @@ impl Worker {
 }
 
 #[test]
-fn one_worker_for_a_device_and_sixty_four_in_all() {
+fn workers_are_bounded_for_a_device_and_in_all() {
     require_root!();
     let monitor = Monitor::start(None);
     let mut workers: Vec<_> = (0..64).map(|minor| monitor.ask(&format!("block 7:{minor} "))).collect();
@@ -228,7 +228,7 @@ fn workers_are_left_to_finish_when_the_helper_is_gone() {
 }
 
 #[test]
-fn what_is_not_understood_starts_nothing() {
+fn message_that_is_not_understood_starts_nothing() {
     require_root!();
     let monitor = Monitor::start(None);
     for words in ["", " ", "block", "block 7:1", "recover 7:1 mpath-x", "Block 7:1 ", "block\0 7:1 ", "\u{fffd} 7:1 x"]
@@ -245,7 +245,7 @@ fn what_is_not_understood_starts_nothing() {
 }
 
 #[test]
-fn a_helper_that_says_what_none_says_is_left() {
+fn monitor_ends_after_messages_of_no_helper() {
     require_root!();
     for message in [&b"X"[..], b"D", b"S", b"N", b"L", b"W"] {
         let mut monitor = Monitor::start(None);
@@ -267,7 +267,7 @@ fn a_helper_that_says_what_none_says_is_left() {
 }
 
 #[test]
-fn a_socket_is_never_named_twice() {
+fn second_name_of_a_socket_is_refused() {
     require_root!();
     let directory = common::directory();
     for name in ["s", "t"] {

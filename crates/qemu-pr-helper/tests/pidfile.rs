@@ -32,7 +32,7 @@ fn stop(daemon: Process) {
 }
 
 #[test]
-fn it_is_written_locked_and_kept() {
+fn pid_file_is_written_locked_and_kept() {
     require_root!();
     let directory = directory();
     let (socket, pid_file) = (directory.path().join("s"), directory.path().join("pid"));
@@ -47,7 +47,7 @@ fn it_is_written_locked_and_kept() {
 }
 
 #[test]
-fn there_is_none_unless_it_is_asked_for() {
+fn helper_without_option_writes_no_pid_file() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -58,7 +58,7 @@ fn there_is_none_unless_it_is_asked_for() {
 
 /// Starting the service twice must not end it.
 #[test]
-fn who_cannot_lock_it_touches_nothing() {
+fn start_without_the_lock_changes_nothing() {
     require_root!();
     let directory = directory();
     let (socket, pid_file) = (directory.path().join("s"), directory.path().join("pid"));
@@ -79,7 +79,7 @@ fn who_cannot_lock_it_touches_nothing() {
 }
 
 #[test]
-fn errors_come_before_the_socket() {
+fn pid_file_error_comes_before_the_socket() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -96,7 +96,7 @@ fn errors_come_before_the_socket() {
 }
 
 #[test]
-fn in_the_background_it_serves_when_the_launcher_ends() {
+fn helper_in_the_background_serves_when_the_launcher_ends() {
     require_root!();
     let directory = directory();
     let (socket, pid_file) = (directory.path().join("s"), directory.path().join("pid"));

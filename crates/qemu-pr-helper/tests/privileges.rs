@@ -118,7 +118,7 @@ fn sandbox_can_be_switched_off() {
 }
 
 #[test]
-fn the_monitor_has_what_removing_and_its_workers_take() {
+fn monitor_has_the_rights_of_its_work_and_no_others() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -175,7 +175,7 @@ fn the_monitor_outlives_signals_to_the_group() {
 }
 
 #[test]
-fn the_capability_alone_is_enough_and_takes_no_monitor() {
+fn helper_with_the_capability_alone_serves_without_a_monitor() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -194,7 +194,7 @@ fn the_capability_alone_is_enough_and_takes_no_monitor() {
 }
 
 #[test]
-fn without_the_capability_there_is_no_start() {
+fn start_without_the_capability_fails() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -208,7 +208,7 @@ fn without_the_capability_there_is_no_start() {
 }
 
 #[test]
-fn the_limit_on_descriptors_is_the_hard_one() {
+fn soft_limit_on_descriptors_becomes_the_hard_limit() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");

@@ -54,7 +54,7 @@ fn usr1_and_pipe_change_nothing_and_others_kill() {
 
 /// libvirt closes its end of the pipe that is the helper's stderr.
 #[test]
-fn a_dead_stderr_is_survived() {
+fn helper_without_a_reader_of_its_log_serves() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");

@@ -19,7 +19,7 @@ fn inode(path: &Path) -> u64 {
 }
 
 #[test]
-fn it_listens_and_leaves_nothing_behind() {
+fn helper_that_ends_leaves_nothing_behind() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -33,7 +33,7 @@ fn it_listens_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn the_mode_is_0777_less_the_umask() {
+fn socket_has_mode_0777_less_the_umask() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -45,7 +45,7 @@ fn the_mode_is_0777_less_the_umask() {
 }
 
 #[test]
-fn a_live_instance_is_not_robbed() {
+fn start_at_the_socket_of_a_live_helper_fails() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -61,7 +61,7 @@ fn a_live_instance_is_not_robbed() {
 }
 
 #[test]
-fn of_many_that_start_at_once_one_serves() {
+fn one_of_many_simultaneous_starts_serves() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -85,7 +85,7 @@ fn of_many_that_start_at_once_one_serves() {
 }
 
 #[test]
-fn what_a_dead_instance_left_is_replaced() {
+fn socket_of_a_dead_helper_is_replaced() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -96,7 +96,7 @@ fn what_a_dead_instance_left_is_replaced() {
 }
 
 #[test]
-fn another_s_socket_is_not_removed() {
+fn socket_of_another_program_is_not_removed() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");
@@ -134,7 +134,7 @@ fn socket_is_removed_from_a_directory_of_any_owner() {
 }
 
 #[test]
-fn it_is_removed_when_the_helper_is_killed() {
+fn socket_is_removed_when_the_helper_is_killed() {
     require_root!();
     for user in ["root", "nobody"] {
         let directory = directory();
@@ -171,7 +171,7 @@ fn killed_monitor(sandbox: &str) {
 }
 
 #[test]
-fn without_a_monitor_it_serves_all_the_same() {
+fn helper_without_a_monitor_serves() {
     require_root!();
     let unshared = |script: &str| {
         let mut command = Launcher::new("unshare");
@@ -195,7 +195,7 @@ fn without_a_monitor_it_serves_all_the_same() {
 }
 
 #[test]
-fn nothing_is_left_when_the_start_fails() {
+fn failed_start_leaves_nothing_behind() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");

@@ -33,7 +33,7 @@ fn verbose_counts_the_commands_at_the_end() {
 }
 
 #[test]
-fn qemu_s_events_are_traced_as_qemu_traces_them() {
+fn events_of_qemu_have_the_text_of_qemu() {
     require_root!();
     let directory = directory();
     let (socket, log) = (directory.path().join("s"), directory.path().join("log"));
@@ -60,7 +60,7 @@ fn events_go_to_stderr_without_a_file() {
 
 /// A client can cause commands at any time, so that none of them is worth a line.
 #[test]
-fn a_command_is_quiet_unless_asked() {
+fn command_without_options_logs_nothing() {
     require_root!();
     let directory = directory();
     let socket = directory.path().join("s");

@@ -223,7 +223,7 @@ fn a_worker_answers_logs_and_ends() {
 /// A parent that ignores SIGCHLD passes this on, and then the kernel keeps no exit status of children. The monitor must
 /// learn the exit status of a worker all the same.
 #[test]
-fn a_starter_that_ignores_the_ends_of_children_has_no_worker_taken_for_dead() {
+fn worker_is_not_taken_for_dead_when_sigchld_is_ignored() {
     require_root!();
     let Some(device) = loop_device(0) else { return };
     let directory = directory();
@@ -316,7 +316,7 @@ fn a_worker_that_does_not_start_has_done_nothing() {
 }
 
 #[test]
-fn without_its_monitor_the_helper_lives() {
+fn helper_without_its_monitor_serves_on() {
     require_root!();
     let Some(device) = loop_device(0) else { return };
     let directory = directory();
@@ -336,7 +336,7 @@ fn without_its_monitor_the_helper_lives() {
 }
 
 #[test]
-fn without_root_there_are_no_workers() {
+fn helper_of_an_ordinary_user_has_no_workers() {
     require_root!();
     let Some(device) = loop_device(0) else { return };
     let directory = directory();
@@ -350,7 +350,7 @@ fn without_root_there_are_no_workers() {
 }
 
 #[test]
-fn the_end_waits_for_a_command_that_hangs_and_not_for_its_worker() {
+fn shutdown_waits_for_a_hanging_command_and_not_for_its_worker() {
     require_root!();
     let Some(mut scene) = Scene::start("--manager=multipath") else { return };
     let device = loop_device(0).unwrap();

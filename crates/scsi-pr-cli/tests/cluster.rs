@@ -27,7 +27,7 @@ fn two_nodes(place: &Place, store: &str) -> (Server, [Machine; 2]) {
 }
 
 #[test]
-fn one_takes_over_from_the_other() {
+fn second_node_takes_over_from_the_first() {
     let place = Place::new();
     let [sqlite, directory] = stores(&place);
     for store in [sqlite, directory, "memory:".to_owned()] {

@@ -42,7 +42,7 @@ fn analyze(arguments: &[&str], units: &[String]) -> String {
 }
 
 #[test]
-fn the_units_are_understood() {
+fn systemd_units_are_valid() {
     if !has("systemd-analyze") {
         return;
     }
@@ -54,7 +54,7 @@ fn the_units_are_understood() {
 
 /// "1.2 OK": systemd's measure goes from 0 to 10, and what it has against a service it lists.
 #[test]
-fn the_service_is_exposed_to_little() {
+fn service_has_a_low_exposure_score() {
     if !has("systemd-analyze") {
         return;
     }

@@ -85,7 +85,7 @@ fn built(package: &str) -> PathBuf {
 }
 
 #[test]
-fn what_has_reservations_of_its_own_is_refused_and_both_ways_out_are_named() {
+fn device_with_reservations_is_refused_with_both_remedies() {
     if !is_possible() {
         return;
     }
@@ -107,7 +107,7 @@ fn what_has_reservations_of_its_own_is_refused_and_both_ways_out_are_named() {
 }
 
 #[test]
-fn what_has_reservations_of_its_own_is_passed_to_a_helper() {
+fn device_with_reservations_is_passed_to_the_helper() {
     if !is_possible() {
         return;
     }
@@ -132,7 +132,7 @@ fn what_has_reservations_of_its_own_is_passed_to_a_helper() {
 }
 
 #[test]
-fn what_is_to_be_kept_is_kept() {
+fn device_named_by_keep_is_kept() {
     if !is_possible() {
         return;
     }
@@ -156,7 +156,7 @@ fn what_is_to_be_kept_is_kept() {
 /// The helper hangs with a command when the server gets SIGTERM. No client can connect any more, and the server still
 /// answers the command.
 #[test]
-fn what_runs_at_the_end_is_answered() {
+fn command_that_runs_at_shutdown_is_answered() {
     if !is_possible() {
         return;
     }

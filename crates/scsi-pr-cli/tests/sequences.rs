@@ -162,7 +162,7 @@ impl Disks {
 }
 
 #[test]
-fn no_sequence_gets_a_unit_attention_whatever_happens_in_between() {
+fn no_sequence_of_commands_gets_a_unit_attention() {
     let conflict = Completion::Status(Status::RESERVATION_CONFLICT);
     let mut disks = Disks::new();
     let mut commands = 0;

@@ -112,7 +112,7 @@ fn sockets_are_their_owner_s_alone_unless_options_say_more() {
 }
 
 #[test]
-fn what_a_killed_server_left_is_replaced() {
+fn socket_of_a_killed_server_is_replaced() {
     let place = Place::new();
     let socket = place.path("s");
     let mut server = place.serve("memory:").listen("a", socket.clone()).start();
@@ -129,7 +129,7 @@ fn what_a_killed_server_left_is_replaced() {
 
 /// The log at the start.
 #[test]
-fn it_says_what_it_keeps_and_that_it_stops_no_writes() {
+fn start_logs_the_store_and_that_writes_are_not_blocked() {
     let place = Place::new();
     let socket = place.path("s");
     let server = place.serve("memory:").listen("vm1", socket.clone()).start();
@@ -151,7 +151,7 @@ fn it_says_what_it_keeps_and_that_it_stops_no_writes() {
 }
 
 #[test]
-fn it_can_do_nothing_that_its_user_cannot() {
+fn server_has_no_privilege_beyond_its_user() {
     let place = Place::new();
     let server = place.serve("memory:").listen("vm1", place.path("s")).start();
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
@@ -206,7 +206,7 @@ fn a_socket_from_the_service_manager_is_served_and_left() {
 }
 
 #[test]
-fn what_is_passed_must_be_a_listening_socket_with_an_initiator_s_name() {
+fn passed_socket_must_listen_and_name_an_initiator() {
     let place = Place::new();
     let listener = || {
         let path = place.path("passed");
@@ -327,7 +327,7 @@ fn options_without_effect_are_logged_at_the_start() {
 
 /// The option arrives where registrations are made.
 #[test]
-fn a_unit_has_room_for_as_many_registrants_as_was_said() {
+fn unit_has_room_for_the_registrants_of_the_option() {
     let place = Place::new();
     let (one, two) = (place.path("1"), place.path("2"));
     let server =

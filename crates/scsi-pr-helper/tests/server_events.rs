@@ -2,101 +2,43 @@
 
 mod support;
 
-use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, Once};
+use std::sync::{LazyLock, Mutex, MutexGuard};
 
 use scsi_pr::{Command, Completion, Error, PrManager};
 use scsi_pr_helper::Limits;
 use support::*;
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Metadata, Subscriber, span};
+use testing_support::Recorder;
+use tracing::Level;
 
 /// The events of one test; the tests of this program run one after the other.
 struct Events {
     _turn: MutexGuard<'static, ()>,
 }
 
-static SEEN: Mutex<Vec<Seen>> = Mutex::new(Vec::new());
-
-#[derive(Clone, Debug, PartialEq)]
-struct Seen {
-    name: &'static str,
-    level: Level,
-    message: String,
-    pid: Option<u64>,
-}
+static RECORDER: LazyLock<Recorder> = LazyLock::new(|| {
+    let recorder = Recorder::at(Level::TRACE).target("scsi_pr_helper");
+    recorder.install();
+    recorder
+});
 
 impl Events {
     fn record() -> Self {
         static TURN: Mutex<()> = Mutex::new(());
-        static START: Once = Once::new();
         let turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        START.call_once(|| tracing::subscriber::set_global_default(Recorder).unwrap());
+        LazyLock::force(&RECORDER);
         wait_until("the server of the test before says no more", || threads() == 0);
-        SEEN.lock().unwrap().clear();
+        RECORDER.clear();
         Self { _turn: turn }
     }
 
-    fn count(&self, name: &str) -> usize {
-        SEEN.lock().unwrap().iter().filter(|seen| seen.name == name).count()
-    }
-
     fn wait_for(&self, name: &str, count: usize) {
-        wait_until(name, || self.count(name) >= count);
+        wait_until(name, || RECORDER.events().iter().filter(|event| event.name == name).count() >= count);
     }
 
     fn warnings(&self) -> Vec<String> {
-        let seen = SEEN.lock().unwrap();
-        seen.iter().filter(|seen| seen.level == Level::WARN).map(|seen| seen.message.clone()).collect()
-    }
-}
-
-struct Recorder;
-
-impl Subscriber for Recorder {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("scsi_pr_helper")
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        let metadata = event.metadata();
-        let seen = Seen { name: metadata.name(), level: *metadata.level(), message: fields.message, pid: fields.pid };
-        SEEN.lock().unwrap().push(seen);
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
-
-#[derive(Default)]
-struct Fields {
-    message: String,
-    pid: Option<u64>,
-}
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            self.message = format!("{value:?}");
-        }
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        if field.name() == "pid" {
-            self.pid = Some(value);
-        }
+        let events = RECORDER.events().into_iter().filter(|event| event.level == Level::WARN);
+        events.map(|event| event.message).collect()
     }
 }
 
@@ -114,8 +56,9 @@ fn violations_are_logged_with_the_text_of_the_c_helper() {
         events.wait_for("pr_helper_close", 1);
         let warning = warning.map(|warning| format!("{warning} ({})", this_process()));
         assert_eq!(events.warnings(), Vec::from_iter(warning), "{what}");
-        let seen = SEEN.lock().unwrap();
-        assert!(seen.iter().all(|seen| seen.level != Level::WARN || seen.pid == Some(std::process::id().into())));
+        let pid = std::process::id().to_string();
+        let mut warnings = RECORDER.events().into_iter().filter(|event| event.level == Level::WARN);
+        assert!(warnings.all(|event| event.fields["pid"] == pid), "{what}");
     }
 }
 
@@ -206,6 +149,6 @@ fn the_life_of_a_connection_can_be_traced() {
     client.ask(&reserve_in(0, 8), null());
     drop(client);
     events.wait_for("pr_helper_close", 1);
-    let names: Vec<&str> = SEEN.lock().unwrap().iter().map(|seen| seen.name).collect();
+    let names: Vec<&str> = RECORDER.events().iter().map(|event| event.name).collect();
     assert_eq!(names, ["pr_helper_accept", "pr_helper_request", "pr_helper_close"]);
 }

@@ -15,6 +15,7 @@ against_each_helper!(
     pipe_and_usr1_change_nothing,
     running_command_is_answered_before_the_end,
     new_client_during_the_end_is_not_served,
+    end_waits_for_a_hanging_command,
     more_signals_change_nothing,
     stopped_helper_answers_once_it_continues,
     sigterm_at_any_step_of_the_start_ends_the_helper,
@@ -94,6 +95,18 @@ fn new_client_during_the_end_is_not_served(subject: &Subject) {
     helper.supervisor().release(Reply::data(&[]));
     assert_eq!(busy.answer(), Answer::good(&[]));
     assert_eq!(helper.wait().code(), Some(0));
+}
+
+fn end_waits_for_a_hanging_command(subject: &Subject) {
+    let mut helper = subject.command().supervised().serve();
+    helper.supervisor().hold();
+    let busy = helper.connect();
+    busy.request(&in_cdb(0, 8), &[], null());
+    helper.supervisor().wait_for_held(1);
+    helper.signal(Signal::TERM);
+    assert!(holds_for(Duration::from_secs(55), || helper.ended().is_none()));
+    let waits_on = holds_for(Duration::from_secs(15), || helper.ended().is_none());
+    assert_eq!(waits_on, subject.differs("shutdown-limit", true, false));
 }
 
 fn more_signals_change_nothing(subject: &Subject) {

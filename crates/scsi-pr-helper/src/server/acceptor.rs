@@ -12,12 +12,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use scsi_pr::PrManager;
-use scsi_pr_daemon::RateLimiter;
+use scsi_pr_daemon::{RateLimiter, reason};
 use tracing::Level;
 
 use super::Peer;
 use super::connection::Connection;
-use super::disconnect::{DisconnectReason, reason};
+use super::disconnect::DisconnectReason;
 use super::registry::{ProcessKey, Registry};
 use super::request_stream::RequestStream;
 

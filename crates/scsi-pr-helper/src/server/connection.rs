@@ -60,12 +60,12 @@ impl Connection {
         let _ = set_socket_timeout(&self.socket, Timeout::Recv, Some(timeout));
         loop {
             match self.serve() {
-                Ok(Ended::Idle) => match registry.idle.insert(self) {
+                Ended::Idle => match registry.idle.insert(self) {
                     Some(connection) => self = connection,
                     None => return,
                 },
-                Ok(Ended::Closed) => return self.close(),
-                Err(reason) => {
+                Ended::Closed => return self.close(),
+                Ended::Broken(reason) => {
                     registry.log_disconnect(self.peer, self.slot.process(), reason);
                     return self.close();
                 }
@@ -91,26 +91,26 @@ impl Connection {
         self.slot.registry()
     }
 
-    fn serve(&mut self) -> Result<Ended, DisconnectReason> {
+    fn serve(&mut self) -> Ended {
         let receive_timeout = self.registry().limits.receive_timeout;
         loop {
-            match self.requests.read(self.socket.as_fd(), receive_timeout) {
-                Read::Request(request, device) => match self.run_command(&request, device)? {
-                    Next::Continue => {}
-                    Next::Stop => return Ok(Ended::Closed),
-                },
+            let served = match self.requests.read(self.socket.as_fd(), receive_timeout) {
+                Read::Request(request, device) => self.run_command(&request, device),
                 Read::WithoutDescriptor(request) => {
                     self.log_failure(&DROPPED);
-                    self.answer(&Completion::Status(Status::BUSY), &request)?;
+                    self.answer(&Completion::Status(Status::BUSY), &request)
                 }
-                Read::Idle => return Ok(Ended::Idle),
-                Read::End => return Ok(Ended::Closed),
-                Read::Broken(reason) => return Err(reason),
+                Read::Idle => Err(Ended::Idle),
+                Read::End => Err(Ended::Closed),
+                Read::Broken(reason) => Err(Ended::Broken(reason)),
+            };
+            if let Err(ended) = served {
+                return ended;
             }
         }
     }
 
-    fn run_command(&self, request: &CommandBuf, device: OwnedFd) -> Result<Next, DisconnectReason> {
+    fn run_command(&self, request: &CommandBuf, device: OwnedFd) -> Result<(), Ended> {
         let cdb = request.cdb();
         tracing::event!(
             name: "pr_helper_request",
@@ -122,7 +122,7 @@ impl Connection {
         );
         let mut command = match self.slot.begin_command() {
             Ok(command) => command,
-            Err(NotBegun::Stopping) => return Ok(Next::Stop),
+            Err(NotBegun::Stopping) => return Err(Ended::Closed),
             Err(NotBegun::Busy) => {
                 drop(device);
                 tracing::event!(name: "pr_helper_busy", Level::DEBUG, connection = self.number, "answered BUSY");
@@ -130,8 +130,7 @@ impl Connection {
                     &"as many commands run as may, and a further one was answered BUSY: look for devices \
                                    that hang, or raise --max-commands",
                 );
-                self.answer(&Completion::Status(Status::BUSY), request)?;
-                return Ok(Next::Continue);
+                return self.answer(&Completion::Status(Status::BUSY), request);
             }
         };
         // A manager that panics may leave its own state broken; the server lends it nothing but the descriptor.
@@ -144,8 +143,7 @@ impl Connection {
             Ok(Err(error)) => self.failed(&error),
             Err(_) => self.failed(&"a persistent reservation manager panicked"),
         };
-        self.answer(&completion, request)?;
-        Ok(Next::Continue)
+        self.answer(&completion, request)
     }
 
     /// There is no answer of the device: the guest learns that the unit could not be reached, the log why.
@@ -158,13 +156,13 @@ impl Connection {
         self.registry().log_failure(self.peer, self.slot.process(), failure);
     }
 
-    fn answer(&self, completion: &Completion, request: &CommandBuf) -> Result<(), DisconnectReason> {
-        let timeout: Duration = self.registry().limits.send_timeout;
+    fn answer(&self, completion: &Completion, request: &CommandBuf) -> Result<(), Ended> {
+        let timeout = self.registry().limits.send_timeout;
         // Shutdown does not wait for clients that do not read.
         let may_wait = || !self.registry().is_stopping();
         let allocation_length = request.cdb().allocation_length();
         request_stream::answer(self.socket.as_fd(), completion, allocation_length, timeout, may_wait)
-            .map_err(DisconnectReason::Send)
+            .map_err(|errno| Ended::Broken(DisconnectReason::Send(errno)))
     }
 }
 
@@ -174,10 +172,6 @@ enum Ended {
     Idle,
     /// The client has closed, or the server stops.
     Closed,
-}
-
-/// The connection's next step after a request.
-enum Next {
-    Continue,
-    Stop,
+    /// The connection cannot go on.
+    Broken(DisconnectReason),
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use scsi_pr::InvalidCommand;
+use scsi_pr_daemon::reason;
 
 use crate::wire::RequestViolation;
 
@@ -34,7 +35,7 @@ impl DisconnectReason {
 }
 
 impl fmt::Display for DisconnectReason {
-    /// In the words of the C helper where it has any: its users search their logs for them.
+    /// In the words of the C helper, and of strerror(3), where it has any: its users search their logs for them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Violation(RequestViolation::Command(InvalidCommand::Opcode(_))) => {
@@ -66,9 +67,4 @@ impl fmt::Display for DisconnectReason {
             ),
         }
     }
-}
-
-/// The text of strerror(3), which the C helper prints.
-pub(super) fn reason(errno: Errno) -> String {
-    scsi_pr_daemon::reason(errno)
 }

@@ -10,13 +10,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{OFlags, fcntl_getfl, fstat, major, minor};
 use scsi_pr::{Command, Completion, Error, Opcode, PrManager, ReserveOut, ReserveOutAction, SenseCode};
 use scsi_pr_daemon::log::cut;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, event};
 
-use crate::device::{Device, DeviceClass, FileType, Number};
+use crate::device::{Access, BlockDevice, Device, DeviceClass, FileType, Number};
 pub use client::Client;
 pub use counters::{Counters, Counts};
 
@@ -155,33 +154,23 @@ impl Refusal {
     fn of(descriptor: BorrowedFd<'_>, completion: &Completion) -> Option<Self> {
         const OTHER_DISK: &str =
             "give the virtual machine a disk that has reservations, or share the disk by `scsi-pr serve`";
-        const SCSI_GENERIC_MAJOR: u32 = 21;
         let invalid_opcode = *completion == Completion::check(SenseCode::INVALID_OPCODE);
         if !invalid_opcode && *completion != Completion::check(SenseCode::IO_PROCESS_TERMINATED) {
             return None;
         }
-        let stat = fstat(descriptor).ok()?;
-        let flags = fcntl_getfl(descriptor).ok()?;
-        let file_type = FileType::from_raw_mode(stat.st_mode);
-        let number = Number { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
-        let refusal = |why, remedy| {
-            let number = (file_type == FileType::BlockDevice).then_some(number);
-            Some(Self { number, why, remedy })
-        };
-        let is_read_only = flags & OFlags::RWMODE == OFlags::RDONLY || flags.contains(OFlags::PATH);
-        match file_type {
-            _ if invalid_opcode && is_read_only => refusal(
+        let is_read_only = invalid_opcode && Access::of(descriptor).ok()? == Access::ReadOnly;
+        let device = Device::of(descriptor).ok()?;
+        let (why, remedy) = match device.class() {
+            _ if is_read_only => (
                 "the descriptor is not open for writing",
                 "let the virtual machine write to the disk (in libvirt, remove <readonly/>)",
             ),
-            FileType::BlockDevice if invalid_opcode => match Device::of(descriptor).ok()?.class() {
-                DeviceClass::OtherBlock => refusal("its driver has no persistent reservations", OTHER_DISK),
-                _ => None,
-            },
-            FileType::BlockDevice => None,
-            FileType::CharacterDevice if number.major == SCSI_GENERIC_MAJOR => None,
-            _ => refusal("it is not a disk", OTHER_DISK),
-        }
+            DeviceClass::OtherBlock if invalid_opcode => ("its driver has no persistent reservations", OTHER_DISK),
+            DeviceClass::OtherCharacter | DeviceClass::NotADevice(_) => ("it is not a disk", OTHER_DISK),
+            _ => return None,
+        };
+        let number = BlockDevice::of(descriptor).ok()?.map(|device| device.number());
+        Some(Self { number, why, remedy })
     }
 }
 
