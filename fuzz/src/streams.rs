@@ -6,7 +6,6 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::LazyLock;
-use std::time::Duration;
 
 use scsi_pr::{Cdb, Command, Completion, Error, Opcode, PrManager, SenseCode};
 use scsi_pr_helper::client::Config;
@@ -166,15 +165,7 @@ pub fn helper_stream(data: &[u8]) {
     helper_end.write_all(data).expect("the buffer is large enough");
     helper_end.shutdown(Shutdown::Write).expect("the socket is connected");
     // No limit is reached, because the helper's end is closed already.
-    let limit = Duration::from_secs(30);
-    let client = HelperClient::over(client_end).with_config(Config {
-        attempts: 1,
-        pause: limit,
-        connect: limit,
-        turn: limit,
-        send: limit,
-        answer: limit,
-    });
+    let client = HelperClient::over(client_end).with_config(Config::default().with_attempts(1));
     let list = vec![0; cdb.parameter_list_length()];
     let command = Command::new(cdb, &list).expect("it is as long as the CDB says");
     let result = client.execute(DEVICE.as_fd(), command);

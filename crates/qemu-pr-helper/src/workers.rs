@@ -223,7 +223,7 @@ impl Execution<'_> {
         };
         let log = WorkerLog::new(log);
         let Timeouts { beginning, answer: longest, ending, recovery, .. } = self.pool.timeouts;
-        let config = Config { connect: beginning, answer: longest, ..Config::default() };
+        let config = Config::default().with_connect(beginning).with_answer(longest);
         let worker = HelperClient::over(stream).with_config(config);
         let begun = Instant::now();
         let answer = worker.execute(self.device, self.command);

@@ -27,6 +27,7 @@ use crate::wire::MAX_TRANSFER;
 /// A command ends at the latest after `turn` + `connect` + `send` + `answer`: no attempt to connect begins once `turn`
 /// is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// How often a command tries to connect before it fails; at least once. QEMU: 5.
     pub attempts: u32,
@@ -54,6 +55,44 @@ impl Default for Config {
             send: Duration::from_secs(10),
             answer: Duration::from_secs(120),
         }
+    }
+}
+
+impl Config {
+    /// The same with so many attempts to connect.
+    #[must_use]
+    pub fn with_attempts(self, attempts: u32) -> Self {
+        Self { attempts, ..self }
+    }
+
+    /// The same with this pause after a failed attempt.
+    #[must_use]
+    pub fn with_pause(self, pause: Duration) -> Self {
+        Self { pause, ..self }
+    }
+
+    /// The same with this limit of an attempt.
+    #[must_use]
+    pub fn with_connect(self, connect: Duration) -> Self {
+        Self { connect, ..self }
+    }
+
+    /// The same with this limit of the wait until a command can be sent.
+    #[must_use]
+    pub fn with_turn(self, turn: Duration) -> Self {
+        Self { turn, ..self }
+    }
+
+    /// The same with this limit of sending a request.
+    #[must_use]
+    pub fn with_send(self, send: Duration) -> Self {
+        Self { send, ..self }
+    }
+
+    /// The same with this limit of the wait for an answer.
+    #[must_use]
+    pub fn with_answer(self, answer: Duration) -> Self {
+        Self { answer, ..self }
     }
 }
 

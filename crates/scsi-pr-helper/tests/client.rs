@@ -118,7 +118,7 @@ fn the_flags_of_the_device_are_left_alone() {
 fn a_helper_that_closes_in_the_handshake_has_got_nothing() {
     for bytes in 0..4 {
         let helper = FakeHelper::new(move |mut peer| peer.send(&[0; 4][..bytes]));
-        let config = Config { attempts: 3, pause: Duration::from_millis(1), ..patient() };
+        let config = patient().with_attempts(3).with_pause(Duration::from_millis(1));
         assert_not_run(run(&HelperClient::new(helper.path()).with_config(config), read_keys_command()));
         assert_eq!(helper.connections(), 3, "after {bytes} bytes");
     }
@@ -129,7 +129,7 @@ fn a_helper_that_closes_anywhere_in_its_answer_is_not_asked_again() {
     let whole = response(&read_keys(8, 0), &good(&read_keys(8, 0)));
     for cut in 0..whole.len() {
         let helper = answering(whole[..cut].to_vec());
-        let client = HelperClient::new(helper.path()).with_config(Config { attempts: 5, ..patient() });
+        let client = HelperClient::new(helper.path()).with_config(patient().with_attempts(5));
         assert_unknown(run(&client, read_keys_command()));
         assert!(!client.is_connected());
         assert_eq!((helper.connections(), helper.requests()), (1, 1), "after {cut} bytes");
@@ -147,7 +147,7 @@ fn a_helper_that_closes_anywhere_in_the_request_is_not_asked_again() {
             });
             (&*peer.stream).read_exact(&mut vec![0; cut]).ok()
         });
-        let client = HelperClient::new(helper.path()).with_config(Config { attempts: 5, ..patient() });
+        let client = HelperClient::new(helper.path()).with_config(patient().with_attempts(5));
         assert_unknown(run(&client, register(&[0; 24])));
         assert_eq!(helper.connections(), 1, "after {cut} bytes");
     }
@@ -208,7 +208,7 @@ fn a_silent_helper_is_given_up_and_its_late_answer_is_nobodys() {
         answer_now.lock().unwrap().recv().ok()?;
         peer.answer(&request, &Completion::Good(vec![0xee; 8]))
     });
-    let client = HelperClient::new(helper.path()).with_config(Config { answer: SHORT, ..patient() });
+    let client = HelperClient::new(helper.path()).with_config(patient().with_answer(SHORT));
     assert_unknown(run(&client, read_keys_command()));
     assert!(!client.is_connected());
     let client = client.with_config(patient());
@@ -266,12 +266,12 @@ fn a_trickle_does_not_stretch_the_limits() {
         peer.request()?;
         trickle(peer, Duration::from_millis(200))
     });
-    let client = HelperClient::new(helper.path()).with_config(Config { answer: SHORT, ..patient() });
+    let client = HelperClient::new(helper.path()).with_config(patient().with_answer(SHORT));
     assert_unknown(run(&client, read_keys_command()));
 
     // The four of the handshake too.
     let helper = FakeHelper::new(move |peer| trickle(peer, Duration::from_secs(7)));
-    let client = HelperClient::new(helper.path()).with_config(Config { connect: SHORT, ..patient() });
+    let client = HelperClient::new(helper.path()).with_config(patient().with_connect(SHORT));
     assert_not_run(run(&client, read_keys_command()));
 }
 
@@ -281,7 +281,7 @@ fn a_helper_that_never_accepts_is_given_up() {
     let path = directory.path().join("helper.sock");
     let listener = UnixListener::bind(&path).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
-    let connect = || HelperClient::new(&path).with_config(Config { connect: SHORT, ..patient() });
+    let connect = || HelperClient::new(&path).with_config(patient().with_connect(SHORT));
     // The first is queued and waits for its handshake in vain; it stays in the queue, so the second does not fit.
     assert_not_run(run(&connect(), read_keys_command()));
     assert_not_run(run(&connect(), read_keys_command()));
@@ -293,7 +293,7 @@ fn a_missing_or_impossible_path_is_not_run() {
     let dead = directory.path().join("dead.sock");
     drop(UnixListener::bind(&dead).unwrap());
     for path in [directory.path().join("missing.sock"), dead, directory.path().join("x".repeat(200)), "".into()] {
-        let config = Config { attempts: 3, pause: Duration::from_millis(1), ..patient() };
+        let config = patient().with_attempts(3).with_pause(Duration::from_millis(1));
         let client = HelperClient::new(&path).with_config(config);
         assert_not_run(run(&client, read_keys_command()));
         let error = client.connect().unwrap_err().to_string();
@@ -306,7 +306,7 @@ fn a_missing_or_impossible_path_is_not_run() {
 fn a_helper_that_comes_back_in_the_pause_is_used() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("helper.sock");
-    let config = Config { attempts: u32::MAX, pause: Duration::from_millis(5), ..patient() };
+    let config = patient().with_attempts(u32::MAX).with_pause(Duration::from_millis(5));
     let client = HelperClient::new(&path).with_config(config);
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| run(&client, read_keys_command()));
@@ -325,7 +325,7 @@ fn a_helper_that_comes_back_in_the_pause_is_used() {
 fn others_may_run_in_the_pause() {
     let helper = FakeHelper::new(|peer| if peer.number == 0 { None } else { play_well(peer) });
     let hour = Duration::from_secs(60 * 60);
-    let config = Config { attempts: 2, pause: hour, turn: 2 * hour, ..patient() };
+    let config = patient().with_attempts(2).with_pause(hour).with_turn(2 * hour);
     let client = Arc::new(HelperClient::new(helper.path()).with_config(config));
     // No thread joins this one: it sleeps until the test program ends.
     let pausing = Arc::clone(&client);
@@ -339,7 +339,7 @@ fn others_may_run_in_the_pause() {
 #[test]
 fn the_pause_ends_with_the_time_for_a_turn() {
     let directory = tempfile::tempdir().unwrap();
-    let config = Config { attempts: u32::MAX, pause: Duration::from_millis(5), turn: SHORT, ..patient() };
+    let config = patient().with_attempts(u32::MAX).with_pause(Duration::from_millis(5)).with_turn(SHORT);
     let client = HelperClient::new(directory.path().join("missing.sock")).with_config(config);
     assert_not_run(run(&client, read_keys_command()));
 }
@@ -490,7 +490,7 @@ fn a_given_connection_is_used_once() {
         Some(())
     });
     // Neither the attempts nor the pause apply.
-    let client = HelperClient::over(ours).with_config(Config { attempts: 5, ..patient() });
+    let client = HelperClient::over(ours).with_config(patient().with_attempts(5));
     for _ in 0..2 {
         assert_eq!(run(&client, read_keys_command()).unwrap(), Completion::Good(vec![0x55; 8]));
     }
@@ -537,7 +537,7 @@ fn a_hung_command_does_not_hold_the_others_for_ever() {
         peer.wait_for_end();
         Some(())
     });
-    let client = HelperClient::new(helper.path()).with_config(Config { turn: SHORT, ..patient() });
+    let client = HelperClient::new(helper.path()).with_config(patient().with_turn(SHORT));
     std::thread::scope(|scope| {
         let hung = scope.spawn(|| run(&client, read_keys_command()));
         wait_until("the first request", || helper.requests() == 1);
@@ -582,14 +582,14 @@ fn a_request_that_does_not_fit_the_socket_goes_in_pieces() {
 
 #[test]
 fn half_a_parameter_list_may_have_been_run() {
-    let (client, _, _peer) = narrow(Config { send: SHORT, ..patient() });
+    let (client, _, _peer) = narrow(patient().with_send(SHORT));
     assert_unknown(run(&client, register(&[0; 8192])));
     assert!(!client.is_connected());
 }
 
 #[test]
 fn a_request_that_never_left_was_not_run() {
-    let (client, ours, _peer) = narrow(Config { send: SHORT, ..patient() });
+    let (client, ours, _peer) = narrow(patient().with_send(SHORT));
     while rustix::net::send(&ours, &[0; 512], SendFlags::DONTWAIT).is_ok() {}
     assert_not_run(run(&client, read_keys_command()));
     assert!(!client.is_connected());

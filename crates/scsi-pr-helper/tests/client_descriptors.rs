@@ -9,7 +9,6 @@ use std::time::Duration;
 use fake::{FakeHelper, device, header, patient, play_well, read_keys_command, wait_until};
 use scsi_pr::PrManager;
 use scsi_pr_helper::HelperClient;
-use scsi_pr_helper::client::Config;
 
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
@@ -41,8 +40,7 @@ fn nothing_stays_open_however_a_command_ends() {
     let device = device();
     let before = descriptors();
     {
-        let client =
-            HelperClient::new(helper.path()).with_config(Config { answer: Duration::from_millis(20), ..patient() });
+        let client = HelperClient::new(helper.path()).with_config(patient().with_answer(Duration::from_millis(20)));
         let mut answered = 0;
         for _ in 0..300 {
             match client.execute(device.as_fd(), read_keys_command()) {

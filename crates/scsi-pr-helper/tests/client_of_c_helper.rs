@@ -10,7 +10,6 @@ use std::sync::mpsc;
 use fake::{device, patient, read_keys, read_keys_command, register};
 use scsi_pr::{Command, Completion, PrManager, SenseCode};
 use scsi_pr_helper::HelperClient;
-use scsi_pr_helper::client::Config;
 use testing_support::{Launcher, Program, require_root, skip};
 
 /// Starts QEMU's helper with this socket. `None`, with the reason, where that is impossible.
@@ -59,7 +58,7 @@ fn a_restarted_helper_costs_nothing_and_a_dead_one_is_not_run() {
     let path = directory.path().join("helper.sock");
     let Some(helper) = start_c_helper(&path) else { return };
     // One attempt, and a pause that the test would not outlive.
-    let client = HelperClient::new(&path).with_config(Config { attempts: 1, ..patient() });
+    let client = HelperClient::new(&path).with_config(patient().with_attempts(1));
     let device = device();
     assert_eq!(client.execute(device.as_fd(), read_keys_command()).unwrap(), REFUSED);
     drop(helper);

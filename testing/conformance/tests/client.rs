@@ -22,7 +22,7 @@ against_each_helper!(
 
 /// A client that tries once.
 fn client(helper: &Helper) -> HelperClient {
-    let config = Config { attempts: 1, pause: Duration::ZERO, ..Config::default() };
+    let config = Config::default().with_attempts(1).with_pause(Duration::ZERO);
     HelperClient::new(helper.socket()).with_config(config)
 }
 
@@ -120,14 +120,14 @@ fn client_reconnects_to_a_restarted_helper(subject: &Subject) {
 
 fn late_answer_is_not_taken_for_the_next_command(subject: &Subject) {
     let helper = subject.command().supervised().serve();
-    let config = Config { answer: Duration::from_millis(100), ..Config::default() };
+    let config = Config::default().with_answer(Duration::from_millis(100));
     let client = HelperClient::new(helper.socket()).with_config(config);
     helper.supervisor().hold();
     assert!(run_out(&client, &[0; 24]).unwrap_err().may_have_run());
     // Its late answer is not the next command's.
     helper.supervisor().release(|_| Reply::Done(Done { status: 0x18, ..Done::default() }));
     helper.supervisor().reply_with(Reply::data(&[]));
-    let config = Config { attempts: 1, ..Config::default() };
+    let config = Config::default().with_attempts(1);
     let client = client.with_config(config);
     assert_eq!(run_out(&client, &[0; 24]).unwrap(), Completion::Good(vec![]));
 }

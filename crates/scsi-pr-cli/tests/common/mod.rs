@@ -158,7 +158,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// That has this disk and comes to this socket.
     pub(crate) fn with(disk: File, socket: &Path) -> Self {
-        let config = Config { attempts: 6000, pause: Duration::from_millis(10), turn: DEADLINE, ..Config::default() };
+        let config = Config::default().with_attempts(6000).with_pause(Duration::from_millis(10)).with_turn(DEADLINE);
         Self { client: HelperClient::new(socket).with_config(config), disk }
     }
 

@@ -148,6 +148,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
     }
 
     fn start_thread(&mut self, connection: Connection, work: fn(Connection)) {
+        connection.set_idle_timeout();
         if let Err((connection, errno)) = spawn("pr-connection", STACK, connection, work) {
             let Connection { socket, peer, slot, .. } = connection;
             self.refuse(socket, peer, slot.process(), DisconnectReason::NoThread(errno));

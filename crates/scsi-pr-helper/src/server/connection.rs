@@ -41,6 +41,16 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// Sets the time after which the connection is idle. It is about to have a thread.
+    pub(super) fn set_idle_timeout(&self) {
+        let registry = self.registry();
+        let mut timeout = registry.limits.receive_timeout;
+        if registry.threads() > KEPT_THREADS {
+            timeout = timeout.min(IDLE_TIMEOUT);
+        }
+        let _ = set_socket_timeout(&self.socket, Timeout::Recv, Some(timeout));
+    }
+
     /// Greets the client, and serves it.
     pub(super) fn greet(self) {
         let timeout = SLOW_READER_TIMEOUT.min(self.registry().limits.send_timeout);
@@ -53,11 +63,6 @@ impl Connection {
     /// Serves the connection until it ends, or until it is idle.
     pub(super) fn run(mut self) {
         let registry = Arc::clone(self.slot.registry());
-        let mut timeout = registry.limits.receive_timeout;
-        if registry.threads() > KEPT_THREADS {
-            timeout = timeout.min(IDLE_TIMEOUT);
-        }
-        let _ = set_socket_timeout(&self.socket, Timeout::Recv, Some(timeout));
         loop {
             match self.serve() {
                 Ended::Idle => match registry.idle.insert(self) {

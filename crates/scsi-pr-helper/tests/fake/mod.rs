@@ -23,7 +23,8 @@ pub(crate) use testing_support::DEADLINE as LONG;
 
 /// Limits that no test runs into unless it means to.
 pub(crate) fn patient() -> Config {
-    Config { attempts: 1, pause: LONG, connect: LONG, turn: LONG, send: LONG, answer: LONG }
+    let config = Config::default().with_attempts(1).with_pause(LONG).with_connect(LONG);
+    config.with_turn(LONG).with_send(LONG).with_answer(LONG)
 }
 
 /// The actions of the clients of a [`FakeHelper`].
