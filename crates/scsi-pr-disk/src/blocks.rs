@@ -314,27 +314,22 @@ impl Disk {
     }
 
     fn addressed(&self, call: &Call<'_>) -> Result<Extent, Failure> {
-        let (lba, blocks) = match call.cdb[0] >> 5 {
-            0 => {
-                let lba = u64::from(call.be32(0) & 0x001f_ffff);
-                (lba, if call.cdb[4] == 0 { 256 } else { u64::from(call.cdb[4]) })
-            }
-            4 => (call.be64(2), u64::from(call.be32(10))),
-            5 => (u64::from(call.be32(2)), u64::from(call.be32(6))),
-            _ => (u64::from(call.be32(2)), u64::from(call.be16(7))),
-        };
+        let (lba, blocks) = address(&call.cdb);
         self.extent(lba, blocks)
     }
 
     fn extent(&self, lba: u64, blocks: u64) -> Result<Extent, Failure> {
-        let within = |geometry: Geometry| match lba.checked_add(blocks) {
-            Some(end) if end <= geometry.blocks() && lba < geometry.blocks() => {
-                Some(Extent { lba, blocks, block_size: u64::from(geometry.block_size()) })
-            }
-            _ => None,
-        };
         // The medium may have grown since the last look.
-        within(self.known_geometry()).or_else(|| within(self.geometry())).ok_or(sense_code::LBA_OUT_OF_RANGE.into())
+        extent_within(self.known_geometry(), lba, blocks)
+            .or_else(|| extent_within(self.geometry(), lba, blocks))
+            .ok_or(sense_code::LBA_OUT_OF_RANGE.into())
+    }
+
+    /// Whether the blocks of a READ are in memory.
+    pub(crate) fn is_cached(&self, cdb: &[u8; 16]) -> bool {
+        let (lba, blocks) = address(cdb);
+        extent_within(self.known_geometry(), lba, blocks)
+            .is_some_and(|extent| self.medium.is_cached(extent.start(), extent.length()))
     }
 
     fn writable(&self) -> Result<(), Failure> {
@@ -400,6 +395,26 @@ impl Disk {
     fn shrunk(&self) -> SenseCode {
         self.check_capacity();
         sense_code::LBA_OUT_OF_RANGE
+    }
+}
+
+/// The LBA and the number of blocks of a CDB, by the group of its operation code.
+fn address(cdb: &[u8; 16]) -> (u64, u64) {
+    let be32 = |at: usize| u64::from(u32::from_be_bytes([cdb[at], cdb[at + 1], cdb[at + 2], cdb[at + 3]]));
+    match cdb[0] >> 5 {
+        0 => (be32(0) & 0x001f_ffff, if cdb[4] == 0 { 256 } else { u64::from(cdb[4]) }),
+        4 => (be32(2) << 32 | be32(6), be32(10)),
+        5 => (be32(2), be32(6)),
+        _ => (be32(2), be32(5) & 0xffff),
+    }
+}
+
+fn extent_within(geometry: Geometry, lba: u64, blocks: u64) -> Option<Extent> {
+    match lba.checked_add(blocks) {
+        Some(end) if end <= geometry.blocks() && lba < geometry.blocks() => {
+            Some(Extent { lba, blocks, block_size: u64::from(geometry.block_size()) })
+        }
+        _ => None,
     }
 }
 

@@ -201,18 +201,19 @@ impl Disk {
         const FUA: u8 = 0x08;
         let Lookup::Command(command) = commands::find(cdb[0], cdb[1]) else { return true };
         match command.operation {
-            Operation::Read => self.medium.is_quick(),
+            Operation::Read => self.medium.is_quick() || self.is_cached(cdb),
             Operation::Write => {
                 let fua = cdb[0] >> 5 != 0 && cdb[1] & FUA != 0;
                 self.medium.is_quick() && !fua && self.modes().write_cache
             }
+            // They look at the size of the medium, which may be on a file server.
             Operation::TestUnitReady
-            | Operation::RequestSense
             | Operation::Inquiry
             | Operation::ModeSense6
             | Operation::ModeSense10
             | Operation::ReadCapacity10
-            | Operation::ReadCapacity16
+            | Operation::ReadCapacity16 => self.medium.is_quick(),
+            Operation::RequestSense
             | Operation::ReportSupportedOperationCodes
             | Operation::ReportSupportedTaskManagementFunctions => true,
             _ => false,

@@ -22,6 +22,13 @@ pub trait Medium: Send + Sync {
         false
     }
 
+    /// Whether a read of these bytes would return without waiting for a device now. A transport then runs that read as if
+    /// the medium were quick.
+    fn is_cached(&self, offset: u64, length: u64) -> bool {
+        let _ = (offset, length);
+        false
+    }
+
     /// Fills `buffer` from byte `offset` on.
     ///
     /// # Errors

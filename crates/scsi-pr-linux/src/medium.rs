@@ -8,13 +8,13 @@ mod sync;
 mod tests;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, FileType, SeekFrom, fallocate, seek};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use scsi_pr_disk::{Allocation, Durability, Extent, Medium, MediumError};
 
 pub use lock::Holder;
@@ -26,6 +26,9 @@ use sync::Synchronizer;
 
 /// The zeros that one system call writes.
 const ZEROS: usize = 256 << 10;
+
+/// The longest read that is tried without waiting, in bytes: of a longer one, the copy costs more than another thread.
+const MAX_CACHED: usize = 32 << 10;
 
 /// TMPFS_MAGIC and RAMFS_MAGIC (Linux `linux/magic.h`).
 const MEMORY_FILE_SYSTEMS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
@@ -214,6 +217,17 @@ impl Medium for FileMedium {
 
     fn is_quick(&self) -> bool {
         self.is_in_memory
+    }
+
+    fn is_cached(&self, offset: u64, length: u64) -> bool {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if self.direct.is_some() || length > MAX_CACHED {
+            return false;
+        }
+        direct::with_buffer(length, |buffer| {
+            let read = preadv2(&self.file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
+            read == Ok(length)
+        })
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), MediumError> {

@@ -81,7 +81,7 @@ impl DirectIo {
 }
 
 /// Runs `work` with an aligned buffer of this thread.
-fn with_buffer<T>(length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+pub(super) fn with_buffer<T>(length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
     BUFFER.with_borrow_mut(|bytes| {
         if bytes.len() < length + PAGE {
             bytes.resize(length + PAGE, 0);

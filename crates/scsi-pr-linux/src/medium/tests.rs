@@ -219,3 +219,20 @@ fn write_over_the_file_size_limit_fails_and_ends_no_process() {
     setrlimit(Resource::Fsize, before).unwrap();
     assert_eq!(result, Err(MediumError::NoSpace));
 }
+
+#[test]
+fn bytes_are_cached_only_while_the_page_cache_has_all_of_them() {
+    let directory = directory();
+    let mut options = file(&directory, 1 << 20);
+    let medium = open(&options);
+    medium.write(0, &vec![7; 1 << 20], Durability::Durable).unwrap();
+    assert!(medium.is_cached(4096, 16 << 10));
+    rustix::fs::fadvise(&medium.file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    assert!(!medium.is_cached(4096, 16 << 10));
+    medium.read(4096, &mut [0; 4096]).unwrap();
+    assert!(medium.is_cached(4096, 4096));
+    assert!(!medium.is_cached(1 << 20, 512), "beyond the end");
+    drop(medium);
+    options.cache = CacheMode::None;
+    assert!(!open(&options).is_cached(4096, 4096));
+}
