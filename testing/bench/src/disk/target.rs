@@ -57,7 +57,8 @@ impl Target {
     pub(crate) fn tgt(storage: Storage, size: u64) -> Result<Self> {
         let (directory, media) = directories(storage)?;
         let address = free_address()?;
-        let control = address.port().to_string();
+        // A small number names the control socket.
+        let control = (address.port() & 0x7fff).to_string();
         let mut command = Command::new("/usr/sbin/tgtd");
         command.args(["-f", "-C", &control, "--iscsi", &format!("portal={address}")]);
         let unit = Unit { address, target: TARGET.to_owned(), lun: 1 };
