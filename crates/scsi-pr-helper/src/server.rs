@@ -182,7 +182,7 @@ pub fn serve_all<F: Fn(&Peer) -> Arc<dyn PrManager>>(
     limits: Limits,
     stop: BorrowedFd<'_>,
 ) -> io::Result<Draining> {
-    let registry = Arc::new(Registry::new(limits.within_reason())?);
-    Acceptor::new(Arc::clone(&registry), sockets).run(stop)?;
+    let registry = Arc::new(Registry::new(limits.within_reason()));
+    Acceptor::new(Arc::clone(&registry), sockets)?.run(stop)?;
     Ok(Draining { registry })
 }

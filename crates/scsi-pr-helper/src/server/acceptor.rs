@@ -18,6 +18,7 @@ use tracing::Level;
 use super::Peer;
 use super::connection::Connection;
 use super::disconnect::DisconnectReason;
+use super::idle::IdleConnections;
 use super::registry::{ProcessKey, Registry};
 use super::request_stream::RequestStream;
 
@@ -39,6 +40,7 @@ const CLOSING: usize = 256;
 pub(super) struct Acceptor<F> {
     registry: Arc<Registry>,
     sockets: Vec<(OwnedFd, F)>,
+    idle: Arc<IdleConnections<Connection>>,
     accepted: u64,
     /// Refused connections that have no thread to close them yet.
     refused: Vec<Arc<OwnedFd>>,
@@ -48,9 +50,11 @@ pub(super) struct Acceptor<F> {
 }
 
 impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
-    pub(super) fn new(registry: Arc<Registry>, sockets: Vec<(OwnedFd, F)>) -> Self {
+    pub(super) fn new(registry: Arc<Registry>, sockets: Vec<(OwnedFd, F)>) -> io::Result<Self> {
         let failures = RateLimiter::new(10, 10, Duration::from_secs(5));
-        Self { registry, sockets, accepted: 0, refused: Vec::new(), closing: Arc::new(()), failures }
+        let idle = Arc::new(IdleConnections::new()?);
+        let (refused, closing) = (Vec::new(), Arc::new(()));
+        Ok(Self { registry, sockets, idle, accepted: 0, refused, closing, failures })
     }
 
     /// Accepts until `stop` is readable. Then it closes the listeners, and every connection without a running command.
@@ -58,7 +62,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         let result = self.accept_until(stop);
         close(self.sockets.into_iter().map(|(listener, _)| listener).collect());
         self.registry.stop();
-        let idle = self.registry.idle.stop();
+        let idle = self.idle.stop();
         for connection in &idle {
             let _ = shutdown(&connection.socket, Shutdown::Both);
         }
@@ -78,9 +82,8 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         loop {
             self.close_refused();
             let waits = std::mem::take(&mut backs_off) || !self.refused.is_empty();
-            let registry = Arc::clone(&self.registry);
-            let mut events =
-                vec![PollFd::from_borrowed_fd(stop, PollFlags::IN), PollFd::new(&registry.idle, PollFlags::IN)];
+            let idle = Arc::clone(&self.idle);
+            let mut events = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN), PollFd::new(&idle, PollFlags::IN)];
             if !waits {
                 events.extend(self.sockets.iter().map(|(listener, _)| PollFd::new(listener, PollFlags::IN)));
             }
@@ -93,7 +96,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
                 return Ok(());
             }
             if ready[1] {
-                for connection in registry.idle.take_readable() {
+                for connection in idle.take_readable() {
                     self.start_thread(connection, Connection::run);
                 }
             }
@@ -143,8 +146,8 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
             Err(reason) => return self.refuse(socket, peer, process, reason),
         };
         let manager = (self.sockets[index].1)(&peer);
-        let requests = RequestStream::default();
-        self.start_thread(Connection { socket, peer, number, manager, slot, requests }, Connection::greet);
+        let (requests, idle) = (RequestStream::default(), Arc::clone(&self.idle));
+        self.start_thread(Connection { socket, peer, number, manager, slot, idle, requests }, Connection::greet);
     }
 
     fn start_thread(&mut self, connection: Connection, work: fn(Connection)) {

@@ -1,6 +1,6 @@
 //! The thread of a connection: reads, runs, answers, until the client has gone or falls silent.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tracing::Level;
 
 use super::Peer;
 use super::disconnect::DisconnectReason;
+use super::idle::IdleConnections;
 use super::registry::{NotBegun, Registry, Slot};
 use super::request_stream::{self, Read, RequestStream, SLOW_READER_TIMEOUT};
 use crate::wire::feature_word;
@@ -37,7 +38,15 @@ pub(super) struct Connection {
     pub(super) number: u64,
     pub(super) manager: Arc<dyn PrManager>,
     pub(super) slot: Slot,
+    /// Where the connection goes when it is idle.
+    pub(super) idle: Arc<IdleConnections<Connection>>,
     pub(super) requests: RequestStream,
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Connection {
@@ -45,7 +54,7 @@ impl Connection {
     pub(super) fn set_idle_timeout(&self) {
         let registry = self.registry();
         let mut timeout = registry.limits.receive_timeout;
-        if registry.threads() > KEPT_THREADS {
+        if registry.connections().saturating_sub(self.idle.len()) > KEPT_THREADS {
             timeout = timeout.min(IDLE_TIMEOUT);
         }
         let _ = set_socket_timeout(&self.socket, Timeout::Recv, Some(timeout));
@@ -62,16 +71,16 @@ impl Connection {
 
     /// Serves the connection until it ends, or until it is idle.
     pub(super) fn run(mut self) {
-        let registry = Arc::clone(self.slot.registry());
+        let idle = Arc::clone(&self.idle);
         loop {
             match self.serve() {
-                Ended::Idle => match registry.idle.insert(self) {
+                Ended::Idle => match idle.insert(self.number, self) {
                     Some(connection) => self = connection,
                     None => return,
                 },
                 Ended::Closed => return self.close(),
                 Ended::Broken(reason) => {
-                    registry.log_disconnect(self.peer, self.slot.process(), reason);
+                    self.registry().log_disconnect(self.peer, self.slot.process(), reason);
                     return self.close();
                 }
             }

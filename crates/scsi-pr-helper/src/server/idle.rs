@@ -9,24 +9,22 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
-use super::connection::Connection;
-
 /// The most connections that [`IdleConnections::take_readable`] gives at a time.
 const BATCH: usize = 64;
 
 /// Connections that were silent for a while. Their threads have ended. Most connections of a helper are idle.
-pub(super) struct IdleConnections {
+pub(super) struct IdleConnections<C> {
     epoll: OwnedFd,
     /// By their number; `None` after [`IdleConnections::stop`].
-    connections: Mutex<Option<HashMap<u64, Connection>>>,
+    connections: Mutex<Option<HashMap<u64, C>>>,
 }
 
-impl IdleConnections {
+impl<C: AsFd> IdleConnections<C> {
     pub(super) fn new() -> Result<Self, Errno> {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, connections: Mutex::new(Some(HashMap::new())) })
     }
 
-    fn connections(&self) -> MutexGuard<'_, Option<HashMap<u64, Connection>>> {
+    fn connections(&self) -> MutexGuard<'_, Option<HashMap<u64, C>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -35,18 +33,17 @@ impl IdleConnections {
     }
 
     /// Keeps a connection until it is readable. Returns it if the server has stopped, or if the kernel has no room.
-    pub(super) fn insert(&self, connection: Connection) -> Option<Connection> {
+    pub(super) fn insert(&self, number: u64, connection: C) -> Option<C> {
         let mut connections = self.connections();
         let Some(connections) = &mut *connections else { return Some(connection) };
-        let number = connection.number;
-        match epoll::add(&self.epoll, &connection.socket, EventData::new_u64(number), EventFlags::IN) {
+        match epoll::add(&self.epoll, &connection, EventData::new_u64(number), EventFlags::IN) {
             Ok(()) => connections.insert(number, connection),
             Err(_) => Some(connection),
         }
     }
 
     /// Some connections that are readable.
-    pub(super) fn take_readable(&self) -> Vec<Connection> {
+    pub(super) fn take_readable(&self) -> Vec<C> {
         let mut events = [MaybeUninit::<Event>::uninit(); BATCH];
         let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&Timespec::default())) else {
             return Vec::new();
@@ -55,18 +52,18 @@ impl IdleConnections {
         let Some(connections) = &mut *connections else { return Vec::new() };
         let readable = events.iter().filter_map(|event| connections.remove(&event.data.u64()));
         let removed = readable.inspect(|connection| {
-            let _ = epoll::delete(&self.epoll, &connection.socket);
+            let _ = epoll::delete(&self.epoll, connection);
         });
         removed.collect()
     }
 
     /// All connections. From now on none is kept.
-    pub(super) fn stop(&self) -> Vec<Connection> {
+    pub(super) fn stop(&self) -> Vec<C> {
         self.connections().take().into_iter().flat_map(HashMap::into_values).collect()
     }
 }
 
-impl AsFd for IdleConnections {
+impl<C> AsFd for IdleConnections<C> {
     /// Readable when a connection is.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()

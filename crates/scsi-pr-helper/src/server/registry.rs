@@ -6,12 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use scsi_pr_daemon::RateLimiter;
 
 use super::disconnect::DisconnectReason;
-use super::idle::IdleConnections;
 use super::{Limits, Peer};
 
 /// Identifies a process by its id and, in another process namespace, by the inode number of its pidfd: the id is 0 there.
@@ -33,7 +31,6 @@ pub(super) struct ProcessUse {
 /// The connections of a server.
 pub(super) struct Registry {
     pub(super) limits: Limits,
-    pub(super) idle: IdleConnections,
     state: Mutex<State>,
     /// Commands that a manager runs: the bound is for these.
     running: AtomicUsize,
@@ -83,10 +80,9 @@ const LINES: u32 = 100;
 const LINE_PERIOD: Duration = Duration::from_secs(5);
 
 impl Registry {
-    pub(super) fn new(limits: Limits) -> Result<Self, Errno> {
-        Ok(Self {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
             limits,
-            idle: IdleConnections::new()?,
             state: Mutex::default(),
             running: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
@@ -94,7 +90,7 @@ impl Registry {
             drained: Condvar::new(),
             disconnects: RateLimiter::new(LINES_PER_PROCESS, LINES, LINE_PERIOD),
             failures: RateLimiter::new(LINES_PER_PROCESS, LINES, LINE_PERIOD),
-        })
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -134,9 +130,9 @@ impl Registry {
         }
     }
 
-    /// The number of threads of connections.
-    pub(super) fn threads(&self) -> usize {
-        self.state().connections.saturating_sub(self.idle.len())
+    /// The number of connections.
+    pub(super) fn connections(&self) -> usize {
+        self.state().connections
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -183,7 +179,7 @@ impl Registry {
 }
 
 impl Slot {
-    pub(super) fn registry(&self) -> &Arc<Registry> {
+    pub(super) fn registry(&self) -> &Registry {
         &self.registry
     }
 
