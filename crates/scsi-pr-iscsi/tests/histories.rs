@@ -11,6 +11,7 @@ use model::{Answer as Expected, Model, Nexus};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use scsi_pr_iscsi::directory::Allowed;
+use testing_support::initiator::Answer;
 
 const NAMES: [&str; 4] =
     ["iqn.2026-11.test:a", "iqn.2026-11.test:b", "iqn.2026-11.test:c", "iqn.2026-11.test:long-name-of-an-initiator"];

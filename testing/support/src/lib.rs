@@ -3,6 +3,7 @@
 //! * [`Launcher`] and [`Program`]: how a program is started; the process, which never outlives its test.
 //! * [`Process`]: facts from `/proc` about a process.
 //! * [`Client`]: a connection that speaks QEMU's helper protocol as bytes.
+//! * [`Initiator`]: a connection that speaks iSCSI as bytes.
 //! * [`command`]: commands and parameter lists as bytes.
 //! * [`Recorder`]: a `tracing` subscriber that records events.
 //! * [`SysfsTree`] and [`device_identification`]: a directory laid out as sysfs is, and a page of a disk.
@@ -14,6 +15,7 @@
 
 pub mod client;
 pub mod command;
+pub mod initiator;
 mod launcher;
 mod process;
 mod recorder;
@@ -22,6 +24,7 @@ mod sysfs_tree;
 mod wait;
 
 pub use client::{Client, Response};
+pub use initiator::Initiator;
 pub use launcher::{Launcher, Output, Program};
 pub use process::Process;
 pub use recorder::{RecordedEvent, Recorder};
