@@ -56,7 +56,7 @@ pub(crate) fn run(options: &ServeDisks) -> Result<()> {
         served.close();
         return Err(error);
     }
-    log_start(&config);
+    log_start(&config, &portals);
 
     let mut bounds = ServerOptions::default();
     bounds.connections = bounds.connections.min(connections);
@@ -135,10 +135,10 @@ fn control_path(config: &Config) -> Result<PathBuf> {
     Ok(directory.join("disk.sock"))
 }
 
-fn log_start(config: &Config) {
-    for (group, addresses) in (1..).zip(&config.portal_group) {
-        for address in &addresses.addresses {
-            info!("listening on {} (portal group {group})", address.0);
+fn log_start(config: &Config, portals: &[Portal]) {
+    for Portal { listener, group } in portals {
+        if let Ok(address) = listener.local_addr() {
+            info!("listening on {address} (portal group {group})");
         }
     }
     if config.chap.is_none() {

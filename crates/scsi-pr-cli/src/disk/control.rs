@@ -44,7 +44,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 enum Request {
-    Units,
+    Units {},
     #[serde(rename_all = "kebab-case")]
     Execute {
         unit: String,
@@ -171,7 +171,9 @@ fn converse(stream: &UnixStream, served: &Served) -> io::Result<()> {
 
 fn answer(line: &[u8], served: &Served) -> Result<Answer> {
     match serde_json::from_slice(line)? {
-        Request::Units => Ok(Answer::Units { units: served.units().iter().map(|(_, unit)| describe(unit)).collect() }),
+        Request::Units {} => {
+            Ok(Answer::Units { units: served.units().iter().map(|(_, unit)| describe(unit)).collect() })
+        }
         Request::Execute { unit, initiator, target_port, cdb, data } => {
             let unit = served.unit(&unit).ok_or_else(|| anyhow!("no unit {unit} is served"))?;
             let cdb = hex::decode(&cdb).context("the CDB is not hexadecimal")?;
