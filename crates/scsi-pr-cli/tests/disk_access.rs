@@ -1,4 +1,4 @@
-//! Who may use a disk of `scsi-pr disk`: CHAP, lists of initiators, the control socket, and what the process itself may do.
+//! The users of a disk of `scsi-pr disk`: CHAP, lists of initiators, the control socket; and the rights of the process.
 #![forbid(unsafe_code)]
 
 mod common;
