@@ -52,6 +52,41 @@ fn systemd_units_are_valid() {
     assert!(ours.is_empty(), "{ours:#?}");
 }
 
+/// The service of the disks, with the program where it was built; its path.
+fn disk_unit(place: &Place) -> String {
+    let text = fs::read_to_string(Path::new(UNITS).join("scsi-pr-disk.service")).unwrap();
+    let path = place.path("scsi-pr-disk.service");
+    fs::write(&path, text.replace("/usr/bin/scsi-pr", PROGRAM)).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn the_service_of_the_disks_is_understood_and_exposed_to_little() {
+    if !has("systemd-analyze") {
+        return;
+    }
+    let place = Place::new();
+    let unit = disk_unit(&place);
+    let said = analyze(&["verify", "--man=no"], std::slice::from_ref(&unit));
+    let ours: Vec<_> = said.lines().filter(|line| line.contains("scsi-pr-disk")).collect();
+    assert!(ours.is_empty(), "{ours:#?}");
+    analyze(&["security", "--offline=true", "--no-pager", "--threshold=20"], &[unit]);
+}
+
+#[test]
+fn the_example_of_the_disks_is_served() {
+    let place = Place::new();
+    let image = place.path("disk.img");
+    let example = fs::read_to_string(Path::new(UNITS).join("../disk.toml")).unwrap();
+    let text = example
+        .replace("sqlite:/var/lib/scsi-pr/reservations.db", &place.sqlite())
+        .replace("/var/lib/scsi-pr/shared.img", &image.to_string_lossy())
+        .replace("127.0.0.1:3260", "127.0.0.1:0");
+    fs::write(place.path("disk.toml"), text).unwrap();
+    let disks = common::disk::Start::new(&place).arg(format!("--config={}", place.path("disk.toml").display())).start();
+    disks.session("shared", "vm1");
+}
+
 /// "1.2 OK": systemd's measure goes from 0 to 10, and what it has against a service it lists.
 #[test]
 fn service_has_a_low_exposure_score() {
