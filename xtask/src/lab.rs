@@ -50,7 +50,7 @@ pub(crate) struct Lab<'a> {
 impl<'a> Lab<'a> {
     /// Downloads and builds the missing parts.
     pub(crate) fn prepare(workspace: &'a Workspace) -> Result<Self> {
-        Self::prepare_with(workspace, &["lab", "qemu-pr-helper"])
+        Self::prepare_with(workspace, &["lab", "qemu-pr-helper", "scsi-pr-cli"])
     }
 
     /// As [`prepare`](Self::prepare), without building the products.

@@ -39,6 +39,11 @@ impl Lab {
         self.programs.join("qemu-pr-helper")
     }
 
+    /// The path of the program `scsi-pr`.
+    pub(crate) fn scsi_pr(&self) -> PathBuf {
+        self.programs.join("scsi-pr")
+    }
+
     /// The SCSI target.
     pub(crate) fn target(&mut self) -> Result<Rc<Target>> {
         if self.target.is_none() {

@@ -65,13 +65,7 @@ impl Disk {
 impl Multipath {
     /// Starts udev and multipathd, with `reservation_key file`, for so many maps.
     pub(crate) fn start(target: Rc<Target>, units: usize) -> Result<Self> {
-        run("modprobe", &["dm-multipath"])?;
-        // udev tells multipathd of new disks, and makes /dev/mapper.
-        for program in
-            [&["/lib/systemd/systemd-udevd", "--daemon"][..], &["udevadm", "trigger"], &["udevadm", "settle"]]
-        {
-            run("env", &[&["SYSTEMD_IGNORE_CHROOT=1"], program].concat())?;
-        }
+        start_udev()?;
         let mut free = Vec::new();
         for _ in 0..units {
             let (unit, _) = target.add_unit()?;
@@ -154,15 +148,7 @@ impl Map {
     pub(crate) fn wait_for_paths(&self, count: usize) -> Result<()> {
         wait_for(&format!("map with {count} active paths"), || {
             let status = run("dmsetup", &["status", &self.name()])?;
-            let active = status
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .windows(2)
-                .filter(|pair| {
-                    pair[0].contains(':') && pair[0].starts_with(|first: char| first.is_ascii_digit()) && pair[1] == "A"
-                })
-                .count();
-            if active == count { Ok(()) } else { bail!("{status}") }
+            if active_paths(&status) == count { Ok(()) } else { bail!("{status}") }
         })
     }
 
@@ -180,7 +166,24 @@ impl Map {
     }
 }
 
-fn write_configuration(line: &str) -> Result<()> {
+/// The number of paths in use, by the status that dmsetup prints.
+pub(crate) fn active_paths(status: &str) -> usize {
+    let words: Vec<_> = status.split_whitespace().collect();
+    let is_number = |word: &str| word.contains(':') && word.starts_with(|first: char| first.is_ascii_digit());
+    words.windows(2).filter(|pair| is_number(pair[0]) && pair[1] == "A").count()
+}
+
+/// Starts udev, which tells multipathd of new disks, and makes /dev/mapper.
+pub(crate) fn start_udev() -> Result<()> {
+    run("modprobe", &["dm-multipath"])?;
+    for program in [&["/lib/systemd/systemd-udevd", "--daemon"][..], &["udevadm", "trigger"], &["udevadm", "settle"]] {
+        run("env", &[&["SYSTEMD_IGNORE_CHROOT=1"], program].concat())?;
+    }
+    Ok(())
+}
+
+/// Writes multipathd's configuration with this line in its defaults.
+pub(crate) fn write_configuration(line: &str) -> Result<()> {
     let text = format!(
         "defaults {{\n find_multipaths no\n user_friendly_names yes\n polling_interval 1\n {line}\n}}\n\
          overrides {{\n no_path_retry queue\n}}\n"

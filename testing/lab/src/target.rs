@@ -105,12 +105,7 @@ impl Target {
             return Ok(session);
         }
         if !self.known.borrow().iter().any(|known| known == initiator) {
-            let iface = ["-m", "iface", "-I", initiator, "-o"];
-            run("iscsiadm", &[&iface[..], &["new"]].concat())?;
-            let name = ["update", "-n", "iface.initiatorname", "-v", &name_of(initiator)];
-            run("iscsiadm", &[&iface[..], &name].concat())?;
-            let portal = ["-t", "sendtargets", "-p", "127.0.0.1", "-o", "new"];
-            run("iscsiadm", &[&["-m", "discovery", "-I", initiator], &portal[..]].concat())?;
+            discover(initiator)?;
             self.known.borrow_mut().push(initiator.to_owned());
         }
         run("iscsiadm", &["-m", "node", "-T", &target, "-I", initiator, "--login"])?;
@@ -148,7 +143,7 @@ pub(crate) fn name_of(initiator: &str) -> String {
 }
 
 /// Starts open-iscsi with a separate configuration, without automatic logins and scans.
-fn start_iscsid() -> Result<()> {
+pub(crate) fn start_iscsid() -> Result<()> {
     for directory in ["/etc/iscsi", "/var/lib/iscsi"] {
         make(directory)?;
         run("mount", &["-t", "tmpfs", "tmpfs", directory])?;
@@ -157,6 +152,17 @@ fn start_iscsid() -> Result<()> {
     write("/etc/iscsi/iscsid.conf", "node.startup = manual\nnode.session.scan = manual\n")?;
     write("/etc/iscsi/initiatorname.iscsi", "InitiatorName=iqn.2026-11.lab:none\n")?;
     run("iscsid", &[])?;
+    Ok(())
+}
+
+/// Gives `initiator` an interface with its name, and records of the targets at 127.0.0.1.
+pub(crate) fn discover(initiator: &str) -> Result<()> {
+    let iface = ["-m", "iface", "-I", initiator, "-o"];
+    run("iscsiadm", &[&iface[..], &["new"]].concat())?;
+    let name = ["update", "-n", "iface.initiatorname", "-v", &name_of(initiator)];
+    run("iscsiadm", &[&iface[..], &name].concat())?;
+    let portal = ["-t", "sendtargets", "-p", "127.0.0.1", "-o", "new"];
+    run("iscsiadm", &[&["-m", "discovery", "-I", initiator], &portal[..]].concat())?;
     Ok(())
 }
 

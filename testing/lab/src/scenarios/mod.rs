@@ -3,6 +3,7 @@
 mod answers;
 mod blocks;
 mod deadlock;
+mod disk;
 mod histories;
 mod identity;
 mod killed;
@@ -42,6 +43,7 @@ pub(crate) const ALL: &[Scenario] = &[
     machine::RESTART,
     machine::MAP,
     deadlock::DEADLOCK,
+    disk::MULTIPATH,
     blocks::SCSI,
     blocks::SCSI_BY_HELPER,
     blocks::NVME,
