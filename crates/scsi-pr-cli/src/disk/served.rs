@@ -59,11 +59,13 @@ impl Served {
         unit::close(unit);
     }
 
-    /// Makes the units those of `config`. Units that are not different go on. A unit that cannot be served is logged.
+    /// Makes the units those of `config`. Units that are not different go on; their initiators learn of a new size. A unit
+    /// that cannot be served is logged.
     pub(crate) fn reload(&self, config: &Config) {
         let new: BTreeMap<_, _> = config.units().map(|unit| (&unit.name, unit)).collect();
         for (name, unit) in self.units() {
             let is_same = new.get(&name).is_some_and(|new| unit.config.is_same_disk(new));
+            unit.disk.check_capacity();
             drop(unit);
             if !is_same {
                 self.remove(&name);
