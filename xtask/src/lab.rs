@@ -22,8 +22,11 @@ const TESTING: &[&str] = &["nvme", "nvme-paths"];
 /// The environment variable that replaces the seed of the random histories.
 const SEED: &str = "LAB_SEED";
 
-/// The boot whose scenarios need a virtual machine in the guest.
+/// The boot whose scenarios resume a virtual machine in the guest.
 const MACHINE: &str = "machine";
+
+/// The boot in which libvirt starts virtual machines, which boot there.
+const LIBVIRT: &str = "libvirt";
 
 /// How many checks passed and failed.
 #[derive(Clone, Copy, Default)]
@@ -141,8 +144,13 @@ impl<'a> Lab<'a> {
     ) -> Result<Tally> {
         let mut program = vec![utf8(self.workspace.program("lab-guest"))?];
         program.extend(["--programs".to_owned(), utf8(programs.to_path_buf())?]);
-        if name == MACHINE {
-            program.extend(["--machine".to_owned(), utf8(machine::boot(&self.kernel, &self.workspace.lab)?)?]);
+        let machine = match name {
+            MACHINE => Some(machine::boot(&self.kernel, &self.workspace.lab)?),
+            LIBVIRT => Some(machine::prepare(&self.kernel, &self.workspace.lab)?),
+            _ => None,
+        };
+        if let Some(machine) = machine {
+            program.extend(["--machine".to_owned(), utf8(machine)?]);
         }
         if let Ok(seed) = std::env::var(SEED) {
             program.extend(["--seed".to_owned(), seed]);

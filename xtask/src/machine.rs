@@ -18,6 +18,13 @@ use crate::kernel::Kernel;
 /// Saves a booted machine in the directory that is returned. The file `state` is for QEMU's `-incoming`; `arguments` has
 /// QEMU's other arguments, one on each line.
 pub(crate) fn boot(kernel: &Kernel, lab: &Path) -> Result<PathBuf> {
+    let directory = prepare(kernel, lab)?;
+    save(&directory)?;
+    Ok(directory)
+}
+
+/// Makes the files of a machine, which is not booted yet, in the directory that is returned.
+pub(crate) fn prepare(kernel: &Kernel, lab: &Path) -> Result<PathBuf> {
     let directory = lab.join("machine-in-guest");
     fs::create_dir_all(&directory)?;
     Initramfs::new(directory.join("tree"))?
@@ -44,16 +51,16 @@ pub(crate) fn boot(kernel: &Kernel, lab: &Path) -> Result<PathBuf> {
     .chain(["-device", "virtio-scsi-pci"]);
     let arguments: Vec<_> = arguments.collect();
     fs::write(directory.join("arguments"), arguments.join("\n"))?;
-    save(&directory, &arguments)?;
     Ok(directory)
 }
 
 /// Boots, waits until the shell is ready, and writes the state of the machine to a file.
-fn save(directory: &Path, arguments: &[&str]) -> Result<()> {
+fn save(directory: &Path) -> Result<()> {
+    let arguments = fs::read_to_string(directory.join("arguments"))?;
     let (console, log) = (directory.join("console"), fs::File::create(directory.join("qemu.log"))?);
     fs::write(&console, "")?;
     let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]).args(arguments).current_dir(directory);
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]).args(arguments.lines()).current_dir(directory);
     qemu.args(["-serial", "file:console", "-monitor", "stdio"]);
     qemu.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
     let mut qemu = Qemu(qemu.spawn().context("start QEMU")?);

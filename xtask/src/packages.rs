@@ -36,6 +36,14 @@ const LAB: &[Need] = &[
     need("addpart", "util-linux", "a partition of a disk"),
     need("xz", "xz-utils", "unpacks kernels and their modules"),
     need("ldd", "libc-bin", "finds the libraries of a program"),
+    need("libvirtd", "libvirt-daemon", "starts virtual machines, and a helper for them"),
+    need(
+        "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",
+        "libvirt-daemon-driver-qemu",
+        "libvirt's driver for QEMU",
+    ),
+    need("virsh", "libvirt-clients", "the commands of libvirt"),
+    need("/lib/systemd/systemd-journald", "systemd", "the journal that a helper of libvirt logs to"),
     need("setpriv", "util-linux", "ends a guest together with its parent process"),
 ];
 

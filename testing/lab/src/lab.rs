@@ -6,6 +6,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result};
 
 use crate::cluster::Cluster;
+use crate::libvirt::Libvirt;
 use crate::map::{self, Multipath};
 use crate::nvmet::Nvmet;
 use crate::script::Entry;
@@ -19,19 +20,30 @@ pub(crate) struct Lab {
     pub(crate) programs: PathBuf,
     /// The seed of the random histories.
     pub(crate) seed: u64,
-    /// The directory with the saved state of a virtual machine.
+    /// The directory with the files of a virtual machine.
     machine: Option<PathBuf>,
     target: Option<Rc<Target>>,
     multipath: Option<Multipath>,
     nvmet: Option<Nvmet>,
     cluster: Option<Cluster>,
+    libvirt: Option<Libvirt>,
     reference: Option<Vec<Entry>>,
 }
 
 impl Lab {
     /// Sets up nothing yet.
     pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>, seed: u64) -> Self {
-        Self { programs, seed, machine, target: None, multipath: None, nvmet: None, cluster: None, reference: None }
+        Self {
+            programs,
+            seed,
+            machine,
+            target: None,
+            multipath: None,
+            nvmet: None,
+            cluster: None,
+            libvirt: None,
+            reference: None,
+        }
     }
 
     /// The path of this project's helper.
@@ -77,6 +89,14 @@ impl Lab {
             self.cluster = Some(Cluster::start(&self.helper(), &target, &map, self.machine()?)?);
         }
         Ok(self.cluster.as_mut().expect("the virtual machine was started above"))
+    }
+
+    /// libvirtd.
+    pub(crate) fn libvirt(&mut self) -> Result<&Libvirt> {
+        if self.libvirt.is_none() {
+            self.libvirt = Some(Libvirt::start(&self.helper(), self.machine()?)?);
+        }
+        Ok(self.libvirt.as_ref().expect("libvirtd was started above"))
     }
 
     /// The transcript of the scripts without a helper.

@@ -1,20 +1,17 @@
 //! [`Machine`]: QEMU with a small Linux guest. Its SCSI disks are passed through, and its reservations go to helpers.
 
-use std::fmt;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::console::{Console, Ending, TIMEOUT, lines};
 use crate::system::wait_for;
-
-/// The longest wait. The machine is emulated by an emulated machine.
-const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 const QMP: &str = "/run/qmp.sock";
 
@@ -31,25 +28,9 @@ pub(crate) struct Disk<'a> {
 /// A running virtual machine. It ends when dropped.
 pub(crate) struct Machine {
     qemu: Child,
-    commands: ChildStdin,
-    console: Receiver<String>,
+    console: Console,
     /// QEMU's events, one JSON object each.
     events: Receiver<String>,
-}
-
-/// The result of a command in the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ending {
-    /// The exit status.
-    pub(crate) status: i32,
-    /// Standard output and standard error.
-    pub(crate) output: String,
-}
-
-impl fmt::Display for Ending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}exit status {}", self.output, self.status)
-    }
 }
 
 impl Machine {
@@ -67,10 +48,10 @@ impl Machine {
             qemu.args(["-device", &format!("scsi-block,drive=disk{number},scsi-id={number}")]);
         }
         let mut qemu = qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start QEMU in the guest")?;
-        let commands = qemu.stdin.take().context("QEMU has no input")?;
-        let console = lines(qemu.stdout.take().context("QEMU has no output")?);
+        let input = qemu.stdin.take().context("QEMU has no input")?;
+        let console = Console::new(input, qemu.stdout.take().context("QEMU has no output")?);
         let events = events()?;
-        let mut machine = Self { qemu, commands, console, events };
+        let mut machine = Self { qemu, console, events };
         // The machine was saved without disks.
         for (number, letter) in ('a'..='z').take(disks.len()).enumerate() {
             let find = format!("echo 0 {number} 0 >/sys/class/scsi_host/host0/scan");
@@ -84,12 +65,7 @@ impl Machine {
 
     /// Runs a line of shell in the machine, and waits until it ends.
     pub(crate) fn run(&mut self, line: &str) -> Result<Ending> {
-        writeln!(self.commands, "{line}")?;
-        let (mut output, last) =
-            self.until(|line| line.starts_with("exit ")).with_context(|| format!("run {line:?}"))?;
-        let status = last.strip_prefix("exit ").and_then(|status| status.parse().ok()).context("no exit status")?;
-        output.iter_mut().for_each(|line| line.push('\n'));
-        Ok(Ending { status, output: output.concat() })
+        self.console.run(line)
     }
 
     /// The new events of a pr-manager-helper object, each as whether the object is connected.
@@ -97,19 +73,6 @@ impl Machine {
         let events = self.events.try_iter().filter(|event| event.contains("\"PR_MANAGER_STATUS_CHANGED\""));
         let events = events.filter(|event| event.contains(&format!("\"id\": \"{manager}\"")));
         events.map(|event| event.contains("\"connected\": true")).collect()
-    }
-
-    /// Reads lines up to the first one that `is_last` accepts. Returns the lines before it, and that line.
-    fn until(&mut self, is_last: impl Fn(&str) -> bool) -> Result<(Vec<String>, String)> {
-        let deadline = Instant::now() + TIMEOUT;
-        let mut before = Vec::new();
-        loop {
-            match self.console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) if is_last(&line) => return Ok((before, line)),
-                Ok(line) => before.push(line),
-                Err(error) => bail!("no answer from the virtual machine ({error}); its output: {}", before.join("\n")),
-            }
-        }
     }
 }
 
@@ -136,17 +99,4 @@ fn events() -> Result<Receiver<String>> {
         std::thread::sleep(Duration::from_millis(100));
     }
     bail!("the virtual machine did not resume within {TIMEOUT:?}")
-}
-
-/// The lines of a stream, while it is open.
-fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
-            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
-                break;
-            }
-        }
-    });
-    receiver
 }

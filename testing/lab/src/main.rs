@@ -3,7 +3,7 @@
 //! ```text
 //! lab-guest --list                              prints boot, name and purpose of each scenario
 //! lab-guest --programs DIRECTORY SCENARIO...    runs scenarios; only in the guest, as root
-//!     --machine DIRECTORY                       the saved state of a booted virtual machine
+//!     --machine DIRECTORY                       the files of a virtual machine
 //!     --seed NUMBER                             the seed of the random histories (default: 1)
 //! lab-guest --programs DIRECTORY --demo         runs the steps of `cargo xtask demo --helper`
 //! lab-guest --programs DIRECTORY --figures      measures for `cargo xtask bench multipath`
@@ -12,6 +12,7 @@
 
 mod cluster;
 mod commands;
+mod console;
 mod demo;
 mod disk;
 mod figures;
@@ -20,6 +21,7 @@ mod helper;
 mod lab;
 mod layer;
 mod library;
+mod libvirt;
 mod lio;
 mod machine;
 mod map;

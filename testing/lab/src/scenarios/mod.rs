@@ -7,6 +7,7 @@ mod disk;
 mod histories;
 mod identity;
 mod killed;
+mod libvirt;
 mod lost;
 mod machine;
 mod multipath;
@@ -42,6 +43,8 @@ pub(crate) const ALL: &[Scenario] = &[
     machine::GUEST,
     machine::RESTART,
     machine::MAP,
+    libvirt::MANAGED,
+    libvirt::UNMANAGED,
     deadlock::DEADLOCK,
     disk::MULTIPATH,
     blocks::SCSI,
