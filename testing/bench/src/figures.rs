@@ -139,11 +139,16 @@ struct Crowded {
     running: Running,
     /// The proportional set size (PSS) of each idle connection, in KiB.
     memory: f64,
+    /// Further idle connections, to send one command each.
+    silent: Vec<Connection>,
 }
 
 impl Crowded {
     /// Processes that have idle connections, and how many each has.
     const CROWDS: [usize; 4] = [1_000; 4];
+
+    /// The number of the further connections.
+    const SILENT: usize = 72;
 
     fn new(program: &Program, device: BorrowedFd<'_>) -> Result<Self> {
         /// Longer than any helper keeps threads that it no longer needs.
@@ -156,7 +161,9 @@ impl Crowded {
         let crowds = Self::CROWDS.iter().map(|count| Crowd::gather(&path, *count)).collect::<Result<_>>()?;
         thread::sleep(CALM);
         let memory = (running.settled_proportional()? - before) / Self::CROWDS.iter().sum::<usize>() as f64;
-        Ok(Self { _crowds: crowds, running, memory })
+        let silent = (0..Self::SILENT).map(|_| Connection::open(&path)).collect::<Result<_>>()?;
+        thread::sleep(CALM);
+        Ok(Self { _crowds: crowds, running, memory, silent })
     }
 }
 
@@ -169,7 +176,18 @@ fn many(programs: &Programs) -> Result<Vec<Row>> {
     const SILENCES: [Duration; 2] = [Duration::from_millis(1), Duration::ZERO];
     let _pinned = Pinned::new()?;
     let null = null()?;
-    let crowded = [Crowded::new(&programs.c, null.as_fd())?, Crowded::new(&programs.scsi_pr, null.as_fd())?];
+    let mut crowded = [Crowded::new(&programs.c, null.as_fd())?, Crowded::new(&programs.scsi_pr, null.as_fd())?];
+    let mut woken = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for (crowded, woken) in crowded.iter_mut().zip(&mut woken) {
+            let connections = crowded.silent.iter_mut().skip(woken.len() * Crowded::SILENT / ROUNDS);
+            let mut times = connections
+                .take(Crowded::SILENT / ROUNDS)
+                .map(|connection| connection.round_trip(null.as_fd()))
+                .collect::<Result<Vec<_>>>()?;
+            woken.push(percentile(&mut times, 50.0).context("a round without a command")?);
+        }
+    }
     let [paced, hurried] = SILENCES.map(|silence| -> Result<_> {
         let mut rounds = [const { Vec::new() }; 2];
         for _ in 0..ROUNDS {
@@ -181,6 +199,7 @@ fn many(programs: &Programs) -> Result<Vec<Row>> {
         Ok(rounds)
     });
     let ([c, scsi_pr], [c_hurried, scsi_pr_hurried]) = (paced?, hurried?);
+    let [c_woken, our_woken] = woken;
     let [c_memory, our_memory] = crowded.map(|crowded| [crowded.memory]);
     Ok(vec![
         compared(
@@ -191,6 +210,7 @@ fn many(programs: &Programs) -> Result<Vec<Row>> {
             Some(0.02),
         )?,
         compared("the same, one command after the other", &c_hurried, &scsi_pr_hurried, "µs", None)?,
+        compared("the first command of one of the idle connections", &c_woken, &our_woken, "µs", Some(0.5))?,
         compared("memory (PSS) per idle connection", &c_memory, &our_memory, "KiB", Some(1.0))?,
     ])
 }
