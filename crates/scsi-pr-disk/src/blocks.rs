@@ -45,7 +45,7 @@ const PROTECT: u8 = 0xe0;
 impl Disk {
     pub(crate) fn read_capacity(&self, call: &mut Call<'_>, operation: Operation) -> Result<(), Failure> {
         let geometry = self.geometry();
-        let last = geometry.blocks().saturating_sub(1);
+        let last = geometry.blocks().checked_sub(1).ok_or(SenseCode::NO_MEDIUM)?;
         let block_size = geometry.block_size().to_be_bytes();
         if operation == Operation::ReadCapacity10 {
             // An address without PMI, and PMI itself, are obsolete.
@@ -322,7 +322,7 @@ impl Disk {
         // The medium may have grown since the last look.
         extent_within(self.known_geometry(), lba, blocks)
             .or_else(|| extent_within(self.geometry(), lba, blocks))
-            .ok_or(sense_code::LBA_OUT_OF_RANGE.into())
+            .ok_or_else(|| self.out_of_range().into())
     }
 
     /// Whether the blocks of a READ are in memory.
@@ -394,7 +394,12 @@ impl Disk {
     /// The medium has become smaller since the last look.
     fn shrunk(&self) -> SenseCode {
         self.check_capacity();
-        sense_code::LBA_OUT_OF_RANGE
+        self.out_of_range()
+    }
+
+    /// The sense code for blocks that the medium does not have, by its known size.
+    fn out_of_range(&self) -> SenseCode {
+        if self.known_geometry().blocks() == 0 { SenseCode::NO_MEDIUM } else { sense_code::LBA_OUT_OF_RANGE }
     }
 }
 

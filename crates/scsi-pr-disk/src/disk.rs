@@ -357,8 +357,10 @@ impl Disk {
         if operation == Operation::StartStopUnit && call.cdb[4] & 0x03 == 0x02 {
             return Err(sense_code::MEDIUM_REMOVAL_PREVENTED.into());
         }
-        self.check_capacity();
-        Ok(())
+        match self.geometry().blocks() {
+            0 => Err(SenseCode::NO_MEDIUM.into()),
+            _ => Ok(()),
+        }
     }
 
     fn inquiry(&self, call: &mut Call<'_>) -> Result<(), Failure> {

@@ -126,6 +126,21 @@ fn shrunk_file_is_a_unit_attention_and_its_lost_blocks_are_out_of_range() {
 }
 
 #[test]
+fn file_without_any_block_is_an_absent_medium_until_it_has_some() {
+    let directory = directory();
+    let initiator = Initiator::new(&file(directory.path(), 16 << 10));
+    initiator.set_length(0);
+    assert_eq!(initiator.run(&read(0, 1), &[]), "02/3a/00");
+    assert_eq!(initiator.run(&TEST_UNIT_READY, &[]), "06/2a/09");
+    assert_eq!(initiator.run(&TEST_UNIT_READY, &[]), "02/3a/00");
+    assert_eq!(initiator.run(&READ_CAPACITY, &[]), "02/3a/00");
+    assert_eq!(initiator.run(&write(0, 1), &[7; 512]), "02/3a/00");
+    initiator.set_length(16 << 10);
+    assert_eq!(initiator.run(&write(0, 1), &[7; 512]), "");
+    assert_eq!(initiator.run(&TEST_UNIT_READY, &[]), "06/2a/09");
+}
+
+#[test]
 fn size_that_is_no_multiple_of_the_block_is_refused() {
     let directory = directory();
     for (length, message) in [(1000, "no multiple of the block size"), (100, "less than one block")] {
