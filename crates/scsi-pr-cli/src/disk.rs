@@ -51,32 +51,34 @@ pub(crate) fn run(options: &ServeDisks) -> Result<()> {
     enter_sandbox(options, &config, &control_path);
     let process = Process { store, host: host::this_host()?, control: control_path.display().to_string() };
     let served = Arc::new(Served::new(process));
-    let result = config.units().try_for_each(|unit| served.add(unit, &options.takeover));
-    if let Err(error) = result {
-        served.close();
-        return Err(error);
-    }
-    log_start(&config, &portals);
-
-    let mut bounds = ServerOptions::default();
-    bounds.connections = bounds.connections.min(connections);
-    let server = Server::new(portals, served.directory(&config, accounts), bounds)?;
-    control::serve(control, Arc::clone(&served)).context("cannot start a thread")?;
-    std::thread::scope(|scope| {
+    let opened = config.units().try_for_each(|unit| served.add(unit, &options.takeover));
+    let result = opened.and_then(|()| {
+        log_start(&config, &portals);
+        let mut bounds = ServerOptions::default();
+        bounds.connections = bounds.connections.min(connections);
+        let server = Server::new(portals, served.directory(&config, accounts), bounds)?;
+        control::serve(control, Arc::clone(&served)).context("cannot start a thread")?;
         let reloader = Reloader { options, served: &served, server: &server, service_manager: &service_manager };
+        serve(&reloader, config, &stop, &reload)
+    });
+    served.close();
+    result
+}
+
+/// Serves until `stop` has a signal, and reads the settings again on `reload`.
+fn serve(reloader: &Reloader<'_>, config: Config, stop: &SignalFd, reload: &SignalFd) -> Result<()> {
+    std::thread::scope(|scope| {
         let ended = std::io::pipe().context("cannot make a pipe")?;
         std::thread::Builder::new()
             .name("reload".into())
-            .spawn_scoped(scope, move || reloader.run(config, &reload, &ended.0))
+            .spawn_scoped(scope, move || reloader.run(config, reload, &ended.0))
             .context("cannot start a thread")?;
-        service_manager.ready();
-        let result = server.run(stop.as_fd()).context("cannot serve");
-        service_manager.stopping();
+        reloader.service_manager.ready();
+        let result = reloader.server.run(stop.as_fd()).context("cannot serve");
+        reloader.service_manager.stopping();
         drop(ended.1);
         result
-    })?;
-    served.close();
-    Ok(())
+    })
 }
 
 /// The accounts of the CHAP file. Without one, the addresses must be those of loopback.

@@ -160,7 +160,7 @@ fn bad_media_are_refused_at_the_start() {
         (place.path("none.img").as_path(), "none.img"),
         (Path::new("/dev/null"), "/dev/null"),
         (Path::new("/"), "/"),
-        (&odd, "1000 bytes, which is no multiple of the block size"),
+        (&odd, "1000 bytes, no multiple of the block size"),
         (&empty, "0 bytes, less than one block"),
     ] {
         let refusal = start(path).refusal();

@@ -214,6 +214,33 @@ fn malformed_requests_have_an_error_and_the_control_socket_is_bounded() {
 }
 
 #[test]
+fn a_reload_opens_no_medium_outside_of_the_directories_of_the_start() {
+    let place = Place::new();
+    let outside = testing_support::directory();
+    let medium = outside.path().join("other.img");
+    fs::File::create(&medium).unwrap().set_len(1 << 20).unwrap();
+    let settings = |path: &std::path::Path| {
+        format!(
+            "store = \"{}\"\n[[portal-group]]\naddresses = [\"127.0.0.1:0\"]\n[[unit]]\nname = \"one\"\npath = \"{}\"\n",
+            place.sqlite(),
+            path.display()
+        )
+    };
+    let config = place.path("disk.toml");
+    fs::write(&config, settings(&place.path("disk.img"))).unwrap();
+    let disks = Start::new(&place).arg(format!("--config={}", config.display())).start();
+    if disks.log().contains("Landlock") {
+        println!("skipped: {}", disks.log());
+        return;
+    }
+    fs::write(&config, settings(&medium)).unwrap();
+    disks.process.signal(rustix::process::Signal::HUP);
+    disks.process.wait_for_stderr("read the settings again: 0 units");
+    let log = disks.log();
+    assert!(log.contains("other.img") && log.contains("Permission denied"), "{log}");
+}
+
+#[test]
 fn the_process_has_no_privilege_and_a_filter() {
     let place = Place::new();
     let disks = Start::shared(&place).start();
