@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::Write;
+use std::time::Duration;
 
 use common::*;
 use md5::{Digest, Md5};
@@ -46,6 +47,29 @@ fn what_was_written_is_read_again() {
     let data: Vec<u8> = (0..blocks * BLOCK).map(|at| (at / 7) as u8).collect();
     assert_eq!(node.write(&ten(0x2a, 100, blocks as u16), &data).status, 0);
     assert_eq!(node.read(&ten(0x28, 100, blocks as u16), data.len() as u32).data, data);
+}
+
+#[test]
+fn a_server_that_stops_answers_the_commands_that_run_and_reads_no_more() {
+    let mut fixture = Fixture::with_delay(Vec::new(), Allowed::All, Duration::from_millis(500));
+    let mut node = ready(&fixture, NODE1);
+    // One runs, and one waits for data that never come.
+    let running = node.command_header(0xa0, 512, &ten(0x2a, 1, 1));
+    node.send(running, &[]);
+    let request = node.receive();
+    assert_eq!(request.opcode(), 0x31);
+    let mut out = [0; 48];
+    (out[0], out[1]) = (0x05, 0x80);
+    out[16..20].copy_from_slice(&running[16..20]);
+    out[20..24].copy_from_slice(&request.header[20..24]);
+    node.send(out, &[7; BLOCK]);
+    let waiting = node.command_header(0xa0, 512, &ten(0x2a, 2, 1));
+    node.send(waiting, &[]);
+    assert_eq!(node.receive().opcode(), 0x31);
+    fixture.stop();
+    let answer = node.receive();
+    assert_eq!((answer.opcode(), &answer.header[16..20], answer.header[3]), (0x21, &running[16..20], 0));
+    assert!(node.try_receive().is_none(), "the connection is closed");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use scsi_pr::Reservations;
 use scsi_pr_disk::{
@@ -18,24 +19,29 @@ pub(crate) use testing_support::Initiator;
 pub(crate) const TARGET: &str = "iqn.2026-11.test:target";
 pub(crate) const BLOCK: usize = 512;
 
-struct Memory(Mutex<Vec<u8>>);
+struct Memory {
+    bytes: Mutex<Vec<u8>>,
+    /// The time that a write takes.
+    delay: Duration,
+}
 
 impl Medium for Memory {
     fn size(&self) -> u64 {
-        self.0.lock().unwrap().len() as u64
+        self.bytes.lock().unwrap().len() as u64
     }
 
     fn is_quick(&self) -> bool {
-        true
+        self.delay.is_zero()
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), MediumError> {
-        buffer.copy_from_slice(&self.0.lock().unwrap()[offset as usize..][..buffer.len()]);
+        buffer.copy_from_slice(&self.bytes.lock().unwrap()[offset as usize..][..buffer.len()]);
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8], _: Durability) -> Result<(), MediumError> {
-        self.0.lock().unwrap()[offset as usize..][..data.len()].copy_from_slice(data);
+        std::thread::sleep(self.delay);
+        self.bytes.lock().unwrap()[offset as usize..][..data.len()].copy_from_slice(data);
         Ok(())
     }
 
@@ -44,7 +50,7 @@ impl Medium for Memory {
     }
 
     fn zero(&self, offset: u64, length: u64, _: Allocation, _: Durability) -> Result<(), MediumError> {
-        self.0.lock().unwrap()[offset as usize..][..length as usize].fill(0);
+        self.bytes.lock().unwrap()[offset as usize..][..length as usize].fill(0);
         Ok(())
     }
 }
@@ -69,9 +75,14 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn start(accounts: Vec<Account>, allowed: Allowed) -> Self {
+        Self::with_delay(accounts, allowed, Duration::ZERO)
+    }
+
+    /// With a medium whose writes take so long.
+    pub(crate) fn with_delay(accounts: Vec<Account>, allowed: Allowed, delay: Duration) -> Self {
         let mut options = DiskOptions::new(Identity::from_uuid(*b"0123456789abcdef"));
         options.physical_block_size = 512;
-        let medium = Memory(Mutex::new(vec![0; 64 << 20]));
+        let medium = Memory { bytes: Mutex::new(vec![0; 64 << 20]), delay };
         let disk = Disk::open(options, Box::new(medium), Box::new(Store(AtomicU64::new(1)))).unwrap();
         let target = Target::new();
         target.add(Lun(0), Arc::new(disk));
@@ -88,6 +99,13 @@ impl Fixture {
 
     pub(crate) fn connect(&self) -> Initiator {
         Initiator::connect(self.address, TARGET)
+    }
+}
+
+impl Fixture {
+    /// Begins to stop the server.
+    pub(crate) fn stop(&mut self) {
+        drop(self.stop.take());
     }
 }
 
