@@ -56,6 +56,11 @@ impl Connection {
         self.send_bytes(self.cdb.bytes(), device)
     }
 
+    /// Sends any command without a parameter list, and does not wait for the answer.
+    pub(crate) fn send_command(&self, command: Command<'_>, device: BorrowedFd<'_>) -> Result<()> {
+        self.send_bytes(command.cdb().bytes(), device)
+    }
+
     fn send_bytes(&self, bytes: &[u8], device: BorrowedFd<'_>) -> Result<()> {
         let sent = descriptor::send(&self.socket, bytes, device, SendFlags::empty())
             .context("send a command to the helper")?;

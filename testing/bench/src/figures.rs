@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::blocking_files::BlockingFiles;
 use crate::client::{Connection, null};
 use crate::crowd::Crowd;
+use crate::full_status;
 use crate::machine::Pinned;
 use crate::multipath;
 use crate::program::{Program, Running};
@@ -21,14 +22,16 @@ use crate::stats::{percentile, ratios, summary};
 type Measure = fn(&Programs) -> Result<Vec<Row>>;
 
 /// All figures, by name.
-pub(crate) const ALL: [(&str, Measure); 8] = [
+pub(crate) const ALL: [(&str, Measure); 10] = [
     ("busy", busy),
+    ("sandbox", sandbox),
     ("idle", idle),
     ("many", many),
     ("memory", memory),
     ("start", start),
     ("hang", hang),
     ("shared", shared::measure),
+    ("full-status", full_status::measure),
     ("multipath", multipath::measure),
 ];
 
@@ -84,6 +87,32 @@ fn busy(programs: &Programs) -> Result<Vec<Row>> {
             bound: Some(1.6),
         },
     ])
+}
+
+/// Round trips of one busy connection, on one CPU, with the sandbox and without.
+fn sandbox(programs: &Programs) -> Result<Vec<Row>> {
+    const ROUNDS: usize = 41;
+    const COMMANDS: usize = 1_500;
+    let _pinned = Pinned::new()?;
+    let null = null()?;
+    let running = [programs.without_sandbox.start()?, programs.scsi_pr.start()?];
+    let mut rounds = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        for (running, rounds) in running.iter().zip(&mut rounds) {
+            let mut connection = Connection::open(&running.socket())?;
+            connection.round_trips(null.as_fd(), COMMANDS / 5, Duration::ZERO)?;
+            rounds.push(round(&mut connection, null.as_fd(), (50.0, COMMANDS), Duration::ZERO)?);
+        }
+    }
+    let [without, with] = rounds;
+    Ok(vec![Row {
+        figure: format!("round trip p50, pinned, in the sandbox; without: {}", value(summary(&without)?, "µs")),
+        c: "–".into(),
+        scsi_pr: value(summary(&with)?, "µs"),
+        ratio: summary(&ratios(&with, &without))?,
+        against: "without",
+        bound: Some(1.05),
+    }])
 }
 
 /// Round trips of connections that fell silent before every command: on a CPU that went on working for others, and on

@@ -7,7 +7,7 @@
 //! missed is said, and is no failure; a figure that cannot be measured is.
 //!
 //! ```text
-//! bench [busy] [idle] [many] [memory] [start] [hang] [shared] [multipath]    all figures, or those that are named
+//! bench [FIGURE...]                                                  all figures, or those that are named in `figures.rs`
 //! bench disk [FIGURE...]                                             figures of `scsi-pr disk`, against tgt
 //! bench null ADDRESS TARGET                                          an iSCSI target without a medium
 //! bench floor SOCKET                                                 the loop that the helpers are measured against
@@ -21,6 +21,7 @@ mod crowd;
 mod disk;
 mod figures;
 mod floor;
+mod full_status;
 mod machine;
 mod multipath;
 mod program;

@@ -126,6 +126,30 @@ impl Running {
         self.settled("Pss:")
     }
 
+    /// Its proportional set size, in KiB.
+    pub(crate) fn proportional(&self) -> Result<f64> {
+        memory(self.pid().as_raw_pid(), "Pss:")
+    }
+
+    /// The greatest resident memory since the last [`reset_peak`](Self::reset_peak), in KiB.
+    pub(crate) fn peak(&self) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid().as_raw_pid()))?;
+        parse_memory(&status, "VmHWM:").context("a process without VmHWM")
+    }
+
+    /// Begins to measure [`peak`](Self::peak) (proc_pid_clear_refs(5)).
+    pub(crate) fn reset_peak(&self) -> Result<()> {
+        Ok(fs::write(format!("/proc/{}/clear_refs", self.pid().as_raw_pid()), "5")?)
+    }
+
+    /// The processor time that it has used, in clock ticks.
+    pub(crate) fn processor_time(&self) -> Result<u64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid().as_raw_pid()))?;
+        // The name of the program may have spaces. The times are fields 14 and 15 (proc_pid_stat(5)); 3 comes after the name.
+        let fields = stat.rsplit_once(')').context("no name in stat")?.1;
+        fields.split_whitespace().skip(11).take(2).try_fold(0, |sum, ticks| Ok(sum + ticks.parse::<u64>()?))
+    }
+
     fn settled(&self, field: &str) -> Result<f64> {
         let pid = self.pid().as_raw_pid();
         let mut before = memory(pid, field)?;

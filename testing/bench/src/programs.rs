@@ -12,6 +12,8 @@ use crate::program::{Program, SOCKET, option_and_socket};
 pub(crate) struct Programs {
     pub(crate) c: Program,
     pub(crate) scsi_pr: Program,
+    /// scsi-pr's helper without its sandbox.
+    pub(crate) without_sandbox: Program,
     /// `scsi-pr serve`, next to scsi-pr's helper.
     pub(crate) shared: Program,
     pub(crate) floor: Program,
@@ -42,6 +44,11 @@ impl Programs {
         Ok(Self {
             c: Program { path: c, arguments: |directory| option_and_socket("-k", directory), on_disk: false },
             shared: Program { path: scsi_pr.with_file_name("scsi-pr"), arguments: serve_arguments, on_disk: true },
+            without_sandbox: Program {
+                path: scsi_pr.clone(),
+                arguments: |directory| [vec!["--sandbox=off".into()], option_and_socket("-k", directory)].concat(),
+                on_disk: false,
+            },
             scsi_pr: Program {
                 path: scsi_pr,
                 arguments: |directory| option_and_socket("-k", directory),
@@ -55,6 +62,9 @@ impl Programs {
         })
     }
 }
+
+/// The registrants of a full unit.
+pub(crate) const REGISTRANTS: usize = 10_000;
 
 /// The number of initiators of `scsi-pr serve`.
 pub(crate) const NODES: usize = 64;
@@ -70,7 +80,7 @@ fn serve_arguments(directory: &Path) -> Vec<OsString> {
     let mut arguments = vec![
         "serve".into(),
         "--quiet".into(),
-        "--registrants=10000".into(),
+        format!("--registrants={REGISTRANTS}"),
         format!("--store=sqlite:{}", place("reservations.db")),
     ];
     arguments.extend((0..NODES).map(|node| format!("--listen=node{node}={}", place(&socket_of(node)))));

@@ -14,7 +14,7 @@ use scsi_pr_helper::MAX_TRANSFER;
 use crate::client::{Connection, null};
 use crate::machine::Pinned;
 use crate::program::{Program, Running};
-use crate::programs::{NODES, Programs, socket_of};
+use crate::programs::{NODES, Programs, REGISTRANTS, socket_of};
 use crate::report::{Row, value};
 use crate::stats::{percentile, ratios, summary};
 
@@ -24,13 +24,13 @@ pub(crate) fn measure(programs: &Programs) -> Result<Vec<Row>> {
 }
 
 /// A server and a disk image.
-struct Shared {
-    running: Running,
-    disk: File,
+pub(crate) struct Shared {
+    pub(crate) running: Running,
+    pub(crate) disk: File,
 }
 
 impl Shared {
-    fn start(program: &Program) -> Result<Self> {
+    pub(crate) fn start(program: &Program) -> Result<Self> {
         let running = program.start()?;
         let disk = File::create_new(running.path("disk.img")).context("make a disk image")?;
         disk.set_len(1 << 20)?;
@@ -54,7 +54,7 @@ impl Shared {
 }
 
 /// An initiator.
-struct Node<'a> {
+pub(crate) struct Node<'a> {
     connection: Connection,
     disk: &'a File,
     key: u64,
@@ -194,7 +194,7 @@ fn contention(programs: &Programs) -> Result<Row> {
 }
 
 /// A unit with `count` registrants, most of whom were registered by others; and the node with which to measure.
-fn crowded(shared: &Shared, count: usize) -> Result<Node<'_>> {
+pub(crate) fn crowded(shared: &Shared, count: usize) -> Result<Node<'_>> {
     /// The number of TransportIDs that fit into the longest parameter list.
     const IN_ONE: usize = 340;
     let mut registered = 0;
@@ -222,7 +222,7 @@ fn crowded(shared: &Shared, count: usize) -> Result<Node<'_>> {
 
 /// A unit that is full, against one with a tenth of that.
 fn registrants(programs: &Programs) -> Result<Vec<Row>> {
-    const COUNTS: [usize; 2] = [1_000, 10_000];
+    const COUNTS: [usize; 2] = [1_000, REGISTRANTS];
     const ROUNDS: usize = 11;
     const COMMANDS: usize = 10;
     let units = [Shared::start(&programs.shared)?, Shared::start(&programs.shared)?];
