@@ -1,7 +1,6 @@
 //! The figures of `scsi-pr disk`, side by side with those of tgt: `cargo xtask bench disk`.
 
 mod abort;
-mod initiator;
 pub(crate) mod null;
 mod target;
 
@@ -9,10 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use testing_support::iscsi::{Initiator, ScsiCommand};
 
 use crate::report::{Row, value};
 use crate::stats::{Summary, percentile, ratios};
-use initiator::{Initiator, ScsiCommand};
 use target::{Storage, Target};
 
 const BLOCK: u64 = 512;

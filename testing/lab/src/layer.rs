@@ -1,6 +1,7 @@
 //! Devices layered over a disk: device-mapper maps and partitions. No udevd runs here, so `dmsetup` makes their nodes.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -18,6 +19,12 @@ impl Layer {
     /// A linear map of the whole of `disk`.
     pub(crate) fn linear(disk: &Path) -> Result<Self> {
         map("linear", "LAB-", disk, &format!("linear {} 0", disk.display()))
+    }
+
+    /// A map of the whole of `disk` whose writes take `delay`.
+    pub(crate) fn delayed(disk: &Path, delay: Duration) -> Result<Self> {
+        let disk_name = disk.display();
+        map("delay", "LAB-", disk, &format!("delay {disk_name} 0 0 {disk_name} 0 {}", delay.as_millis()))
     }
 
     /// A multipath map of two paths to one unit, as multipathd makes it. Its second path has failed, because the kernel

@@ -5,6 +5,7 @@
 //! * [`Client`]: a connection that speaks QEMU's helper protocol as bytes.
 //! * [`Initiator`]: a connection that speaks iSCSI as bytes.
 //! * [`command`]: commands and parameter lists as bytes.
+//! * [`iscsi`]: an initiator for loads: it keeps commands in flight, and returns errors.
 //! * [`Recorder`]: a `tracing` subscriber that records events.
 //! * [`SysfsTree`] and [`device_identification`]: a directory laid out as sysfs is, and a page of a disk.
 //! * [`eventually`]: a wait with a deadline.
@@ -16,6 +17,7 @@
 pub mod client;
 pub mod command;
 pub mod initiator;
+pub mod iscsi;
 mod launcher;
 mod process;
 mod recorder;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use testing_support::iscsi::{Initiator, Unit};
 
-use super::initiator::{Initiator, Unit};
 use crate::program::memory;
 
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -109,7 +109,7 @@ impl Target {
 
     /// A session of the initiator `number` with the unit `unit`.
     pub(crate) fn session(&self, unit: usize, number: usize) -> Result<Initiator> {
-        Initiator::log_in(&self.units[unit], &format!("iqn.2026-11.example:initiator{number}"))
+        Initiator::log_in(&self.units[unit], &format!("iqn.2026-11.example:initiator{number}"), 0)
     }
 
     /// The proportional set size in KiB.

@@ -14,6 +14,7 @@ mod multipath;
 mod neighbours;
 mod parts;
 mod routing;
+mod stamps;
 
 pub(crate) use histories::DEFAULT_SEED;
 
@@ -47,6 +48,7 @@ pub(crate) const ALL: &[Scenario] = &[
     libvirt::UNMANAGED,
     deadlock::DEADLOCK,
     disk::MULTIPATH,
+    stamps::STAMPS,
     blocks::SCSI,
     blocks::SCSI_BY_HELPER,
     blocks::NVME,

@@ -22,7 +22,9 @@ const SCSI_COMMAND: u8 = 0x01;
 const DATA_OUT: u8 = 0x05;
 const NOP_IN: u8 = 0x20;
 const NOP_OUT: u8 = 0x40;
+const TASK_MANAGEMENT: u8 = 0x42;
 const SCSI_RESPONSE: u8 = 0x21;
+const TASK_MANAGEMENT_RESPONSE: u8 = 0x22;
 const LOGIN_RESPONSE: u8 = 0x23;
 const DATA_IN: u8 = 0x25;
 const READY_TO_TRANSFER: u8 = 0x31;
@@ -31,24 +33,28 @@ const STATUS: u8 = 0x01;
 
 /// A logical unit of a target.
 #[derive(Clone, Debug)]
-pub(crate) struct Unit {
-    pub(crate) address: SocketAddr,
-    pub(crate) target: String,
-    pub(crate) lun: u8,
+pub struct Unit {
+    /// The portal.
+    pub address: SocketAddr,
+    /// The iSCSI name of the target.
+    pub target: String,
+    /// The number of the unit.
+    pub lun: u8,
 }
 
 /// A command: its CDB and the data that goes with it.
 #[derive(Clone, Copy)]
-pub(crate) struct ScsiCommand<'a> {
-    pub(crate) cdb: [u8; 16],
+pub struct ScsiCommand<'a> {
+    /// Padded with zeros.
+    pub cdb: [u8; 16],
     /// Data-Out; empty for none.
-    pub(crate) data: &'a [u8],
+    pub data: &'a [u8],
     /// The expected length of Data-In in bytes.
-    pub(crate) expected: usize,
+    pub expected: usize,
 }
 
 /// A session with one connection.
-pub(crate) struct Initiator {
+pub struct Initiator {
     input: BufReader<TcpStream>,
     output: Vec<u8>,
     lun: u8,
@@ -71,8 +77,13 @@ impl Pdu {
 }
 
 impl Initiator {
-    /// Logs in, and takes the unit attentions that are pending.
-    pub(crate) fn log_in(unit: &Unit, name: &str) -> Result<Self> {
+    /// Logs in as `name`, and takes the unit attentions that are pending. Sessions of one name differ in their `number`,
+    /// which is a part of the ISID.
+    ///
+    /// # Errors
+    ///
+    /// The target cannot be reached, refuses the login, or is not ready after ten attempts.
+    pub fn log_in(unit: &Unit, name: &str, number: u16) -> Result<Self> {
         let socket = TcpStream::connect(unit.address)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
@@ -84,7 +95,7 @@ impl Initiator {
             exp_stat_sn: 0,
             max_segment: 8192,
         };
-        initiator.negotiate(&unit.target, name).with_context(|| format!("log in to {}", unit.target))?;
+        initiator.negotiate(&unit.target, name, number).with_context(|| format!("log in to {}", unit.target))?;
         let mut ready = false;
         for _ in 0..10 {
             ready = initiator.run(ScsiCommand { cdb: [0; 16], data: &[], expected: 0 })?.0 == 0;
@@ -96,7 +107,7 @@ impl Initiator {
         Ok(initiator)
     }
 
-    fn negotiate(&mut self, target: &str, name: &str) -> Result<()> {
+    fn negotiate(&mut self, target: &str, name: &str, number: u16) -> Result<()> {
         let keys = format!(
             "InitiatorName={name}\0SessionType=Normal\0TargetName={target}\0HeaderDigest=None\0DataDigest=None\0\
              InitialR2T=No\0ImmediateData=Yes\0MaxRecvDataSegmentLength={SEGMENT}\0FirstBurstLength={FIRST_BURST}\0\
@@ -107,7 +118,9 @@ impl Initiator {
             let mut header = [0; HEADER];
             // From operational negotiation to the full-feature phase.
             (header[0], header[1]) = (LOGIN, 0x80 | 1 << 2 | 3);
-            header[8..14].copy_from_slice(&isid(name));
+            // An ISID of the random format.
+            (header[8], header[9]) = (0x80, 1);
+            header[12..14].copy_from_slice(&number.to_be_bytes());
             header[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
             header[28..32].copy_from_slice(&self.exp_stat_sn.to_be_bytes());
             self.push(header, &keys);
@@ -130,9 +143,12 @@ impl Initiator {
     }
 
     /// Runs one command. Returns the status and the data.
-    pub(crate) fn run(&mut self, command: ScsiCommand<'_>) -> Result<(u8, Vec<u8>)> {
-        self.submit(0, command);
-        self.send()?;
+    ///
+    /// # Errors
+    ///
+    /// The connection fails, or the target breaks the protocol.
+    pub fn run(&mut self, command: ScsiCommand<'_>) -> Result<(u8, Vec<u8>)> {
+        self.start(command)?;
         let mut data = Vec::new();
         loop {
             let pdu = self.receive()?;
@@ -145,9 +161,48 @@ impl Initiator {
         }
     }
 
+    /// Sends one command, and does not wait for its answer.
+    ///
+    /// # Errors
+    ///
+    /// The connection fails.
+    pub fn start(&mut self, command: ScsiCommand<'_>) -> Result<()> {
+        self.submit(0, command);
+        self.send()
+    }
+
+    /// ABORT TASK SET: aborts every command of this session, and waits for the response.
+    ///
+    /// # Errors
+    ///
+    /// The connection fails, or the target refuses the function.
+    pub fn abort_task_set(&mut self) -> Result<()> {
+        let mut header = [0; HEADER];
+        (header[0], header[1], header[9]) = (TASK_MANAGEMENT, FINAL | 2, self.lun);
+        header[16..20].copy_from_slice(&u32::MAX.wrapping_sub(1).to_be_bytes());
+        header[20..24].fill(0xff);
+        header[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
+        header[28..32].copy_from_slice(&self.exp_stat_sn.to_be_bytes());
+        self.push(header, &[]);
+        self.send()?;
+        loop {
+            let pdu = self.receive()?;
+            if pdu.header[0] == TASK_MANAGEMENT_RESPONSE {
+                self.exp_stat_sn = pdu.be32(24).wrapping_add(1);
+                ensure!(pdu.header[2] == 0, "ABORT TASK SET: response {}", pdu.header[2]);
+                return Ok(());
+            }
+            self.handle(&pdu, &|_| ScsiCommand { cdb: [0; 16], data: &[], expected: 0 })?;
+        }
+    }
+
     /// Keeps `depth` commands in flight for `duration`. Returns the number of commands that were GOOD; any other status is
     /// an error.
-    pub(crate) fn load<'a>(
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn load<'a>(
         &mut self,
         depth: u32,
         duration: Duration,
@@ -278,11 +333,4 @@ impl Initiator {
         data.truncate(length);
         Ok(Pdu { header, data })
     }
-}
-
-/// An ISID of the random format, different for each name.
-fn isid(name: &str) -> [u8; 6] {
-    let hash = name.bytes().fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
-    let [a, b, c, d] = hash.to_be_bytes();
-    [0x80, a, b, c, d, 0]
 }
