@@ -86,6 +86,8 @@ fn managed(lab: &mut Lab, report: &mut Report) -> Result<()> {
 
 fn unmanaged(lab: &mut Lab, report: &mut Report) -> Result<()> {
     let unit = lab.target()?.unit()?;
+    // This adds the user who runs virtual machines.
+    lab.libvirt()?;
     let helper = Helper::start(&lab.helper(), "unmanaged", &[])?;
     let socket = helper.socket().to_string_lossy().into_owned();
     // As the socket unit of systemd does it with SocketUser=.
