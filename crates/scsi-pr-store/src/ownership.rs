@@ -30,8 +30,11 @@ pub struct Claim {
 pub enum MediumReach {
     /// This host alone: a file on a local file system. A restart of the host ends all I/O to it.
     Host,
-    /// Perhaps others: a block device, or a file on another file system.
+    /// Perhaps others: a block device.
     Hosts,
+    /// Perhaps others: a file that another host or another program serves, such as on NFS or FUSE. The kernel lets go of
+    /// the lock of a process that was killed while its last requests are still on their way.
+    FileServer,
 }
 
 /// A unit that this process owns.
@@ -45,7 +48,7 @@ impl Ownership {
     /// Takes the ownership of `unit`, with the next epoch.
     ///
     /// A former owner that has not released the unit must be gone. On this boot of this host, the lock of the same medium
-    /// proves that. After a restart of this host it is proven for a medium that other hosts do not reach. Otherwise the
+    /// proves that, unless a file server has the medium. After a restart of this host it is proven for a medium that other hosts do not reach. Otherwise the
     /// administrator must state it ([`Claim::takeover`]).
     ///
     /// After a restart of the host, registrations without APTPL are dropped ([`Reservations::lose_power`]). A unit that
@@ -137,6 +140,8 @@ impl Ownership {
 enum Unproven {
     /// The former owner ran on this boot, with another medium: the lock of this one proves nothing.
     Medium,
+    /// It ran on this boot, and its last requests may still be on their way to the file server.
+    Requests,
     /// It ran before this host started again, and other hosts reach the medium.
     Boot,
     /// It ran on another host.
@@ -151,8 +156,9 @@ impl Claim {
         }
         let is_same_host = former.host.id == self.host.id;
         match former.host.boot == self.host.boot {
-            true if owner.medium == self.owner.medium => Ok(()),
-            true => Err(Unproven::Medium),
+            true if owner.medium != self.owner.medium => Err(Unproven::Medium),
+            true if self.reach == MediumReach::FileServer => Err(Unproven::Requests),
+            true => Ok(()),
             false if is_same_host && self.reach == MediumReach::Host => Ok(()),
             false if is_same_host => Err(Unproven::Boot),
             false => Err(Unproven::Host),
@@ -164,6 +170,7 @@ impl Unproven {
     const fn reason(self) -> &'static str {
         match self {
             Self::Medium => "which has another file or device as its medium and did not release the unit",
+            Self::Requests => "whose last requests to the file server may still be on their way",
             Self::Boot => "which ran before this host was started again and did not release the unit",
             Self::Host => "which did not release the unit",
         }
@@ -172,6 +179,7 @@ impl Unproven {
     fn remedy(self, former: &DiskRecord) -> String {
         let sure = match self {
             Self::Medium => "once that process has ended",
+            Self::Requests => "once that process has ended, and the file server has none of its requests any more",
             Self::Boot => "once no other host writes to the medium",
             Self::Host => "once that host is fenced: it is off, or it can no longer reach the medium",
         };

@@ -102,7 +102,7 @@ fn an_owner_that_is_proven_gone_is_followed() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     for (epoch, claim) in (1..).zip([
         claim("a", "1"),
-        // The lock of the same medium proves it on the same boot, whatever hosts reach the medium.
+        // The lock of the same medium proves it on the same boot, also for a block device that other hosts reach.
         claim("a", "1"),
         Claim { reach: MediumReach::Hosts, ..claim("a", "1") },
         // A restart ends all I/O to a local file.
@@ -123,6 +123,8 @@ fn an_owner_that_may_still_write_is_taken_over_by_its_epoch_alone() {
         (claim("b", "2"), "once that host is fenced"),
         (Claim { reach: MediumReach::Hosts, ..claim("a", "2") }, "once no other host writes to the medium"),
         (other_medium("1"), "once that process has ended"),
+        // Requests on their way to a file server outlive the lock of a process that was killed.
+        (Claim { reach: MediumReach::FileServer, ..claim("a", "1") }, "the file server has none of its requests"),
     ] {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let former = take(&store, &claim("a", "1")).unwrap();

@@ -109,8 +109,11 @@ fn identity(path: &Path) -> std::io::Result<String> {
 }
 
 fn reach(path: &Path) -> std::io::Result<MediumReach> {
-    let is_local = std::fs::metadata(path)?.is_file() && scsi_pr_store::is_on_local_file_system(path)?;
-    Ok(if is_local { MediumReach::Host } else { MediumReach::Hosts })
+    if !std::fs::metadata(path)?.is_file() {
+        return Ok(MediumReach::Hosts);
+    }
+    let is_local = scsi_pr_store::is_on_local_file_system(path)?;
+    Ok(if is_local { MediumReach::Host } else { MediumReach::FileServer })
 }
 
 fn release(ownership: &Ownership, config: &Unit) {
