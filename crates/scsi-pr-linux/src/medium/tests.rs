@@ -22,8 +22,11 @@ fn file(directory: &TempDir, size: u64) -> MediumOptions {
     MediumOptions::new(path)
 }
 
+/// Opens the medium. A process that another test starts has copies of all descriptors until it runs its program, and so
+/// keeps the lock of a medium that was just closed.
 fn open(options: &MediumOptions) -> FileMedium {
-    FileMedium::open(options).expect("the medium opens")
+    let options = MediumOptions { lock_timeout: Duration::from_secs(60), ..options.clone() };
+    FileMedium::open(&options).expect("the medium opens")
 }
 
 fn refusal(options: &MediumOptions) -> String {

@@ -3,8 +3,12 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use super::*;
+
+/// Held by each test that starts programs of QEMU: they do not wait for a lock that a new process of another test keeps.
+static QEMU: Mutex<()> = Mutex::new(());
 
 /// qemu-io with the image open, until this is dropped.
 struct QemuIo(Child);
@@ -65,6 +69,7 @@ fn medium_that_is_open_is_refused_with_its_holder() {
 
 #[test]
 fn qemu_does_not_open_a_writable_medium() {
+    let _alone = QEMU.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = directory();
     let options = file(&directory, 64 << 10);
     let medium = open(&options);
@@ -79,6 +84,7 @@ fn qemu_does_not_open_a_writable_medium() {
 
 #[test]
 fn medium_that_qemu_writes_is_refused_in_both_modes() {
+    let _alone = QEMU.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = directory();
     let mut options = file(&directory, 64 << 10);
     let qemu = QemuIo::open(&options.path, &[]).unwrap();
@@ -92,6 +98,7 @@ fn medium_that_qemu_writes_is_refused_in_both_modes() {
 
 #[test]
 fn qemu_and_a_read_only_medium_read_together_but_do_not_write() {
+    let _alone = QEMU.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = directory();
     let mut options = file(&directory, 64 << 10);
     options.access = Access::ReadOnly;
