@@ -16,10 +16,12 @@
 #![forbid(unsafe_code)]
 
 mod formats;
+mod iscsi;
 mod reservations;
 mod streams;
 
 pub use formats::{parameter_list, returned_data, sense, transport_id};
+pub use iscsi::{disk_commands, iscsi_login, iscsi_session};
 pub use reservations::{reservation_commands, reservation_record};
 pub use streams::{helper_stream, request_stream, response_stream};
 
@@ -27,7 +29,7 @@ pub use streams::{helper_stream, request_stream, response_stream};
 pub type Target = fn(&[u8]);
 
 /// Every target, with the name of its program and its corpus.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("request_stream", request_stream),
     ("response_stream", response_stream),
     ("helper_stream", helper_stream),
@@ -37,4 +39,7 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("sense", sense),
     ("reservation_commands", reservation_commands),
     ("reservation_record", reservation_record),
+    ("iscsi_login", iscsi_login),
+    ("iscsi_session", iscsi_session),
+    ("disk_commands", disk_commands),
 ];

@@ -41,6 +41,7 @@ The tasks of the project. Each one installs missing packages of Debian, and name
   cargo xtask guests               the checks of two QEMU guests on one disk; about two minutes
   cargo xtask lab [SCENARIO...]    scenarios on real SCSI targets, in a virtual machine (default: all)
   cargo xtask lab --list           the names of the scenarios
+  cargo xtask soak [FACTOR]        random histories and changed inputs, FACTOR times as many as in a test (default: 100)
   cargo xtask prose [PATH...]      names, sentences and links that break the rules of CONTRIBUTING.md
   cargo xtask manual               writes the manuals of scsi-pr from the options of the program
   cargo xtask bench [FIGURE...]    speed and size side by side with QEMU's helper
@@ -90,6 +91,7 @@ fn run() -> Result<bool> {
         }
         "lab" => lab(&workspace, arguments),
         "bench" => bench(&workspace, arguments),
+        "soak" => soak(&workspace, arguments),
         "help" => {
             print!("{HELP}");
             Ok(true)
@@ -187,6 +189,24 @@ fn bench(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
         run.args(["bench", "--quiet", "--package", "scsi-pr", "--package", "scsi-pr-store"]);
         run.args(["--bench", "reservations", "--bench", "manager"]);
         command::show(&mut run)?;
+    }
+    Ok(true)
+}
+
+/// The tests with random input, with more of it.
+fn soak(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
+    let factor = match arguments.next()? {
+        Some(Arg::Value(factor)) => factor.parse::<u32>()?,
+        Some(other) => return Err(other.unexpected().into()),
+        None => 100,
+    };
+    none(arguments)?;
+    for arguments in
+        [&["--package", "scsi-pr-iscsi", "--test", "histories"][..], &["--package", "fuzz", "--test", "mutations"]]
+    {
+        let mut test = cargo::command(workspace);
+        test.args(["test", "--release"]).args(arguments).args(["--", "--nocapture"]);
+        command::show(test.env("SCSI_PR_SOAK", factor.to_string()))?;
     }
     Ok(true)
 }

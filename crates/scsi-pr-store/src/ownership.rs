@@ -32,8 +32,8 @@ pub enum MediumReach {
     Host,
     /// Perhaps others: a block device.
     Hosts,
-    /// Perhaps others: a file that another host or another program serves, such as on NFS or FUSE. The kernel lets go of
-    /// the lock of a process that was killed while its last requests are still on their way.
+    /// Perhaps others: a file on a file system that is not known to be local. On NFS the kernel lets go of the lock of a
+    /// process that was killed while its last requests are still on their way.
     FileServer,
 }
 
