@@ -55,7 +55,7 @@ impl Shell {
         Self::of(boot.start(kernel, lab, Stdio::piped())?)
     }
 
-    /// The shell of a guest that runs [`SERIAL_SCRIPT`] or the like.
+    /// The shell of a guest that runs [`SCRIPT`] or the like.
     pub(crate) fn of(mut guest: Guest) -> Result<Self> {
         let input = guest.qemu.0.stdin.take().context("QEMU has no input")?;
         Ok(Self { guest, input })

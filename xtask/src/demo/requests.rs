@@ -160,7 +160,7 @@ fn type_name(scope_type: u8) -> String {
     }
 }
 
-/// The text that [`write`] has put into a block.
+/// The text that [`write()`] has put into a block.
 fn text_of(block: &[u8]) -> Result<String> {
     if block.len() != BLOCK {
         bail!("a READ of {BLOCK} bytes returned {}", block.len());

@@ -57,7 +57,7 @@ pub(crate) struct ServeDisks {
 
     /// Authenticate initiators by CHAP, with the accounts in FILE
     ///
-    /// A TOML file that only its owner may read: [[account]] with name, secret (12 characters or more), initiators (the
+    /// A TOML file that only its owner may read: an array of tables `account` with name, secret (12 characters or more), initiators (the
     /// iSCSI names that the account may use), and optionally mutual-name and mutual-secret, by which the target
     /// authenticates itself. The two secrets of an account differ.
     #[arg(long, value_name = "FILE")]
