@@ -146,7 +146,9 @@ fn unmap_gives_storage_back_and_a_hole_is_reported() {
     assert!(blocks * 512 >= 4 << 20);
 
     medium.zero(1 << 20, 2 << 20, Allocation::Deallocate, Durability::Durable).unwrap();
-    assert_eq!(fs::metadata(&options.path).unwrap().blocks(), blocks - (2 << 20) / 512);
+    let freed = (blocks - fs::metadata(&options.path).unwrap().blocks()) * 512;
+    // A file in many pieces has blocks that list them.
+    assert!(freed.abs_diff(2 << 20) <= 8192, "{freed} bytes were freed");
     assert_eq!(medium.extent(0, 4 << 20).unwrap(), Extent { is_mapped: true, length: 1 << 20 });
     assert_eq!(medium.extent(1 << 20, 3 << 20).unwrap(), Extent { is_mapped: false, length: 2 << 20 });
     assert_eq!(medium.extent(3 << 20, 1 << 20).unwrap(), Extent { is_mapped: true, length: 1 << 20 });
