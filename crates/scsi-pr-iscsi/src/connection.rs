@@ -198,6 +198,8 @@ fn receive(socket: &TcpStream, decoder: &mut Decoder) -> Result<(), DisconnectRe
                 return Ok(());
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // open-iscsi ends each discovery so.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(DisconnectReason::Closed),
             Err(error) => return Err(error.into()),
         }
     }
