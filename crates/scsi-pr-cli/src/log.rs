@@ -8,6 +8,16 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
+/// The least severe messages that are logged, by the number of -v and by -q.
+pub(crate) fn level(verbose: u8, quiet: bool) -> LevelFilter {
+    match verbose {
+        _ if quiet => LevelFilter::WARN,
+        0 => LevelFilter::INFO,
+        1 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    }
+}
+
 /// Logs events of `level` and more severe ones from here on: one line each, with the initiator of its command.
 pub(crate) fn start(level: LevelFilter) {
     tracing_subscriber::fmt()

@@ -9,6 +9,7 @@ use scsi_pr_store::{InitiatorName, Naming};
 use tracing::level_filters::LevelFilter;
 
 use crate::disk::options::ServeDisks;
+use crate::log;
 
 /// Persistent reservations for virtual machines
 #[derive(Debug, Parser)]
@@ -110,17 +111,7 @@ pub(crate) struct Serve {
 impl Serve {
     /// The least severe messages that are logged.
     pub(crate) fn log_level(&self) -> LevelFilter {
-        log_level(self.verbose, self.quiet)
-    }
-}
-
-/// The least severe messages that are logged, by the number of -v and by -q.
-pub(crate) fn log_level(verbose: u8, quiet: bool) -> LevelFilter {
-    match verbose {
-        _ if quiet => LevelFilter::WARN,
-        0 => LevelFilter::INFO,
-        1 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
+        log::level(self.verbose, self.quiet)
     }
 }
 

@@ -108,7 +108,7 @@ pub(crate) struct ServeDisks {
 impl ServeDisks {
     /// The least severe messages that are logged.
     pub(crate) fn log_level(&self) -> LevelFilter {
-        crate::options::log_level(self.verbose, self.quiet)
+        crate::log::level(self.verbose, self.quiet)
     }
 }
 
