@@ -5,13 +5,12 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use common::disk::*;
 use common::{Machine, Place, good, register};
 use rustix::process::Signal;
 use scsi_pr::{Completion, SenseCode};
-use testing_support::{Initiator, eventually};
+use testing_support::{Initiator, LibiscsiSuite, eventually};
 
 /// WRITE EXCLUSIVE, REGISTRANTS ONLY.
 const WERO: u8 = 5;
@@ -289,19 +288,10 @@ fn the_suite_of_libiscsi_passes_on_a_file() {
     image(&place, "disk.img", 64 << 20);
     let disks = Start::shared(&place).start();
     let url = format!("iscsi://{}/{}/0", disks.address, target("shared"));
-    let output = match Command::new("iscsi-test-cu").args(["--dataloss", "-t", "ALL", &url]).output() {
-        Ok(output) => output,
-        Err(error) => {
-            println!("skipped: iscsi-test-cu cannot be started ({error}); Debian's package is libiscsi-bin");
-            return;
-        }
-    };
-    let text = String::from_utf8_lossy(&output.stdout);
-    let tests = text.lines().find_map(|line| line.trim().strip_prefix("tests ")).expect("the suite reports its tests");
-    let numbers: Vec<u32> = tests.split_whitespace().map_while(|number| number.parse().ok()).collect();
-    assert!(numbers[1] > 200, "{text}");
+    let Some(suite) = LibiscsiSuite::run(&url) else { return };
+    assert!(suite.ran > 200, "{}", suite.text);
     // Its GetLBAStatus.UnmapSingle takes the descriptor of another block for that of the block that it asks for, where a
     // physical block has several logical ones.
-    let failed: Vec<_> = text.lines().filter(|line| line.ends_with("...FAILED")).map(str::trim).collect();
-    assert!(failed.iter().all(|test| test.starts_with("Test: UnmapSingle")), "{failed:?}: {text}");
+    let is_known = |test: &String| test.starts_with("Test: UnmapSingle");
+    assert!(suite.failures.iter().all(is_known), "{:?}: {}", suite.failures, suite.text);
 }

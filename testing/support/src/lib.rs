@@ -6,6 +6,7 @@
 //! * [`Initiator`]: a connection that speaks iSCSI as bytes.
 //! * [`command`]: commands and parameter lists as bytes.
 //! * [`iscsi`]: an initiator for loads: it keeps commands in flight, and returns errors.
+//! * [`LibiscsiSuite`]: a conformance suite for iSCSI targets.
 //! * [`Recorder`]: a `tracing` subscriber that records events.
 //! * [`SysfsTree`] and [`device_identification`]: a directory laid out as sysfs is, and a page of a disk.
 //! * [`eventually`]: a wait with a deadline.
@@ -19,6 +20,7 @@ pub mod command;
 pub mod initiator;
 pub mod iscsi;
 mod launcher;
+mod libiscsi;
 mod process;
 mod recorder;
 mod skip;
@@ -28,6 +30,7 @@ mod wait;
 pub use client::{Client, Response};
 pub use initiator::Initiator;
 pub use launcher::{Launcher, Output, Program};
+pub use libiscsi::LibiscsiSuite;
 pub use process::Process;
 pub use recorder::{RecordedEvent, Recorder};
 pub use skip::is_root;
