@@ -202,8 +202,8 @@ impl State {
         Entry::Entered
     }
 
-    /// The answer to PERSISTENT RESERVE IN; `None` while a change is not over. The state before the change would do, but
-    /// the state that is in force for new commands is the new one.
+    /// The answer to PERSISTENT RESERVE IN; `None` while a change is not over. During the drain the new state must not be
+    /// shown: commands that it forbids are still in flight.
     pub(super) fn reserve_in(&self, nexus: &Nexus, command: Command<'_>) -> Option<Completion> {
         if self.change != Change::None {
             return None;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ impl Target {
             command.arg(format!("--unit={name}={}", medium(&media, &name, size)?.display()));
             units.push(Unit { address, target: format!("iqn.2026-11.io.scsi-pr:{name}"), lun: 0 });
         }
-        Self::start(command, units, directory, media)
+        Self::start(command, units, directory, Some(media))
     }
 
     /// Debian's tgt with one unit of `size` bytes.
@@ -63,7 +63,7 @@ impl Target {
         command.args(["-f", "-C", &control, "--iscsi", &format!("portal={address}")]);
         let unit = Unit { address, target: TARGET.to_owned(), lun: 1 };
         let path = medium(&media, "disk", size)?;
-        let target = Self::start(command, vec![unit], directory, media)?;
+        let target = Self::start(command, vec![unit], directory, Some(media))?;
         let administrate = |arguments: &[&str]| -> Result<()> {
             let mut command = Command::new("/usr/sbin/tgtadm");
             let output = command.args(["-C", &control, "--lld", "iscsi"]).args(arguments).output()?;
@@ -133,18 +133,17 @@ fn program(name: &str) -> Result<PathBuf> {
 }
 
 /// The directory of the sockets, and that of the media.
-fn directories(storage: Storage) -> Result<(TempDir, Option<TempDir>)> {
+fn directories(storage: Storage) -> Result<(TempDir, TempDir)> {
     let media = match storage {
         Storage::Memory => tempfile::tempdir_in("/dev/shm")?,
         Storage::Direct => tempfile::tempdir_in(std::env::current_exe()?.parent().context("where this program is")?)?,
     };
-    Ok((tempfile::tempdir()?, Some(media)))
+    Ok((tempfile::tempdir()?, media))
 }
 
 /// A medium whose blocks all have storage.
-fn medium(directory: &Option<TempDir>, name: &str, size: u64) -> Result<PathBuf> {
-    let directory: &Path = directory.as_ref().context("a directory for the media")?.path();
-    let path = directory.join(name);
+fn medium(directory: &TempDir, name: &str, size: u64) -> Result<PathBuf> {
+    let path = directory.path().join(name);
     let mut file = File::create(&path)?;
     std::io::copy(&mut std::io::Read::take(std::io::repeat(0x5a), size), &mut file)?;
     file.sync_all()?;
