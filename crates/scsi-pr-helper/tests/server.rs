@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -292,6 +292,12 @@ fn a_process_has_its_share_of_running_commands() {
     assert_another_process_is_served(&server.path);
     assert_eq!(waiting.answer().status, BUSY);
     assert!(!gate.began().contains(&2), "a command that was answered BUSY was run");
+    // A client that repeats its command at once does not take the processor.
+    let start = Instant::now();
+    for _ in 0..2 {
+        assert_eq!(waiting.ask(&reserve_in(HANG, 2), null()).status, BUSY);
+    }
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
 
     gate.let_go(1);
     gate.wait_for(3);

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -29,6 +30,10 @@ const KEPT_THREADS: usize = 64;
 
 /// While there are more, a silent connection keeps its thread for this time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The wait before the server answers BUSY on its own account. A client that repeats its commands at once, on thousands of
+/// connections, would otherwise take the processors from the commands that run.
+const BUSY_DELAY: Duration = Duration::from_millis(500);
 
 /// A connection, with all that its thread needs.
 pub(super) struct Connection {
@@ -112,7 +117,7 @@ impl Connection {
                 Read::Request(request, device) => self.run_command(&request, device),
                 Read::WithoutDescriptor(request) => {
                     self.log_failure(&DROPPED);
-                    self.answer(&Completion::Status(Status::BUSY), &request)
+                    self.answer_busy(&request)
                 }
                 Read::Idle => Err(Ended::Idle),
                 Read::End => Err(Ended::Closed),
@@ -144,7 +149,7 @@ impl Connection {
                     &"as many commands run as may, and a further one was answered BUSY: look for devices \
                                    that hang, or raise --max-commands",
                 );
-                return self.answer(&Completion::Status(Status::BUSY), request);
+                return self.answer_busy(request);
             }
         };
         // A manager that panics may leave its own state broken; the server lends it nothing but the descriptor.
@@ -168,6 +173,12 @@ impl Connection {
 
     fn log_failure(&self, failure: &dyn std::fmt::Display) {
         self.registry().log_failure(self.peer, self.slot.process(), failure);
+    }
+
+    /// Answers a command that was not begun.
+    fn answer_busy(&self, request: &CommandBuf) -> Result<(), Ended> {
+        thread::sleep(BUSY_DELAY);
+        self.answer(&Completion::Status(Status::BUSY), request)
     }
 
     fn answer(&self, completion: &Completion, request: &CommandBuf) -> Result<(), Ended> {
