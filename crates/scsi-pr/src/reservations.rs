@@ -320,8 +320,14 @@ impl Reservations {
         if !self.permits(nexus, Access::ReserveIn) {
             return CONFLICT;
         }
-        let (generation, limit) = (self.generation, value.allocation_length());
-        value.answer(match value.action() {
+        value.answer(self.reserve_in_data(value.action(), value.allocation_length()))
+    }
+
+    /// The data of PERSISTENT RESERVE IN; of a list, at most `limit` bytes. An allocation length ends at 65,535, and `limit`
+    /// may be more: a program that has the record itself can read all of it.
+    pub fn reserve_in_data(&self, action: ReserveInAction, limit: usize) -> Vec<u8> {
+        let generation = self.generation;
+        match action {
             ReserveInAction::ReadKeys => {
                 keys::encode(generation, self.registrations.iter().map(|(_, registration)| registration.key), limit)
             }
@@ -334,7 +340,7 @@ impl Reservations {
             }
             ReserveInAction::ReportCapabilities => self.capabilities().encode(),
             ReserveInAction::ReadFullStatus => self.full_status(limit),
-        })
+        }
     }
 
     /// The data of READ FULL STATUS, at most `limit` bytes.

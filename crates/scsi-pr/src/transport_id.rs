@@ -4,6 +4,8 @@
 //! and only that decides whether two are equal. Protocols other than those of [`InitiatorPort`] are refused: how
 //! long their TransportIDs are, and so where the next one begins, cannot be known.
 
+mod parse;
+
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -269,6 +271,8 @@ pub enum InvalidTransportId {
     IscsiName,
     /// An iSCSI name that lacks its `,i,0x` and twelve hexadecimal digits.
     IscsiIsid,
+    /// A text that names no initiator port.
+    Text,
 }
 
 impl fmt::Display for InvalidTransportId {
@@ -287,6 +291,10 @@ impl fmt::Display for InvalidTransportId {
                  control characters, then only NULs"
             ),
             Self::IscsiIsid => write!(f, "an iSCSI port name must end in {ISID_SEPARATOR} and 12 hexadecimal digits"),
+            Self::Text => f.write_str(
+                "an initiator port is an iSCSI name, with or without its ISID (iqn.2001-04.com.example:a,i,0x00023d000001), \
+                 or the text of another protocol (SAS address 0x5000c50012345678)",
+            ),
         }
     }
 }
