@@ -6,18 +6,22 @@
 //! * [`Device`], [`DeviceClass`]: whether a block device *is* a logical unit, one of several paths to it, or a part of it.
 //!   Partitions, device-mapper devices and some others pass SG_IO on to the device beneath.
 //! * [`Identity`]: which logical unit a device is, by the identifiers that it has itself.
+//! * [`HostPorts`]: the initiator ports by which this host may reach a device.
 //! * [`Node`], [`Number`]: the device number and the file type.
 //! * [`Sysfs`], [`SysfsError`]: where sysfs is, and why it gives no answer.
 
 mod class;
 mod identity;
 mod node;
+mod ports;
 mod sysfs;
 
 pub use class::{Device, DeviceClass};
 pub use identity::{FileSystems, Identified, Identity, Scope};
 pub(crate) use node::{Access, BlockDevice, is_block_device};
 pub use node::{FileType, Node, Number};
+pub use ports::HostPorts;
+pub(crate) use ports::PortName;
 pub use sysfs::{Sysfs, SysfsError};
 
 #[cfg(test)]

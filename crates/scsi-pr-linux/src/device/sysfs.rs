@@ -33,6 +33,10 @@ impl Sysfs {
         Self { root: root.into() }
     }
 
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The path of a block device's directory: a symbolic link.
     pub(crate) fn block_directory(&self, number: Number) -> PathBuf {
         self.root.join("dev/block").join(number.to_string())

@@ -1,36 +1,11 @@
-//! The initiator ports of this host, as sysfs has them: by them READ FULL STATUS tells whose a registration is.
+//! The initiator ports of a map: by them READ FULL STATUS tells whose a registration is.
 //!
 //! A reservation key does not tell: several hosts may use the same one.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use scsi_pr::{InitiatorPort, TransportId};
+use scsi_pr::TransportId;
 
 use super::map::Map;
-use crate::device::{Number, Sysfs};
-
-/// The part of an initiator port's name that no other host has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum PortName {
-    /// The worldwide port name.
-    FibreChannel(u64),
-    /// The SAS address.
-    Sas(u64),
-    /// The name of the iSCSI node (RFC 7143 4.2.7.1: worldwide unique). Linux does not show the ISIDs of its sessions.
-    Iscsi(String),
-}
-
-impl PortName {
-    fn of(port: &InitiatorPort<'_>) -> Option<Self> {
-        match *port {
-            InitiatorPort::FibreChannel { port_name } => Some(Self::FibreChannel(port_name)),
-            InitiatorPort::Sas { address } => Some(Self::Sas(address)),
-            InitiatorPort::Iscsi { name, .. } => Some(Self::Iscsi(name.to_ascii_lowercase())),
-            _ => None,
-        }
-    }
-}
+use crate::device::{PortName, Sysfs};
 
 /// The initiator ports by which this host reaches the unit of a map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,14 +29,8 @@ pub(super) enum Owner {
 impl HostPorts {
     /// Reads the ports beneath `map`.
     pub(super) fn read(map: &Map, sysfs: &Sysfs) -> Self {
-        let paths = map.paths.iter().map(|path| (path.name.clone(), ports_of(sysfs, path.number))).collect();
-        let fibre_channel = sysfs
-            .block_directory(map.number)
-            // dev/block/MAJOR:MINOR
-            .ancestors()
-            .nth(3)
-            .map(|root| fibre_channel(&root.join("class/fc_host")))
-            .unwrap_or_default();
+        let paths = map.paths.iter().map(|path| (path.name.clone(), sysfs.block_device_ports(path.number))).collect();
+        let fibre_channel = sysfs.fibre_channel_ports();
         Self { paths, fibre_channel }
     }
 
@@ -100,76 +69,13 @@ impl HostPorts {
     }
 }
 
-/// The initiator ports that the SCSI device with this number may use.
-fn ports_of(sysfs: &Sysfs, number: Number) -> Vec<PortName> {
-    let Ok(device) = fs::canonicalize(sysfs.block_directory(number)) else { return Vec::new() };
-    let mut ports = Vec::new();
-    for directory in device.ancestors() {
-        let Some(name) = directory.file_name().and_then(|name| name.to_str()) else { break };
-        if is_numbered(name, "session") {
-            ports.extend(iscsi_name(&directory.join("iscsi_session").join(name)));
-        } else if is_numbered(name, "host") {
-            if ports.is_empty() {
-                ports.extend(iscsi_name(&directory.join("iscsi_host").join(name)));
-            }
-            ports.extend(fibre_channel(&directory.join("fc_host")));
-            ports.extend(sas(directory));
-            break;
-        }
-    }
-    ports
-}
-
-/// `initiatorname` of a session or a host (Linux `drivers/scsi/scsi_transport_iscsi.c`).
-fn iscsi_name(directory: &Path) -> Option<PortName> {
-    let name = attribute(&directory.join("initiatorname"))?.to_ascii_lowercase();
-    // A driver without the name writes this.
-    (!name.is_empty() && name != "<null>" && name != "(null)").then_some(PortName::Iscsi(name))
-}
-
-/// `port_name` of each host in this directory (Linux `drivers/scsi/scsi_transport_fc.c`).
-fn fibre_channel(directory: &Path) -> Vec<PortName> {
-    let names = entries(directory).into_iter().filter_map(|host| address(&host.join("port_name")));
-    names.map(PortName::FibreChannel).collect()
-}
-
-/// `sas_address` of each phy of the host with this directory (Linux `drivers/scsi/scsi_transport_sas.c`). The phys of an
-/// expander lie deeper.
-fn sas(host: &Path) -> Vec<PortName> {
-    let mut names = Vec::new();
-    for phy in entries(host) {
-        let Some(name) = phy.file_name().filter(|name| name.to_string_lossy().starts_with("phy-")) else { continue };
-        names.extend(address(&phy.join("sas_phy").join(name).join("sas_address")).map(PortName::Sas));
-    }
-    names.dedup();
-    names
-}
-
-fn entries(directory: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
-}
-
-/// An address of 64 bits, as in 0x2100001b32000001. Zero and all ones stand for none.
-fn address(path: &Path) -> Option<u64> {
-    let text = attribute(path)?;
-    let address = u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()?;
-    (address != 0 && address != u64::MAX).then_some(address)
-}
-
-fn attribute(path: &Path) -> Option<String> {
-    Some(fs::read_to_string(path).ok()?.trim().to_owned())
-}
-
-fn is_numbered(name: &str, word: &str) -> bool {
-    name.strip_prefix(word).is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Number;
     use crate::device::tests::Tree;
     use crate::multipath::map::MapPath;
+    use scsi_pr::InitiatorPort;
 
     /// A map of the paths `sda` 8:0 and `sdb` 8:16 in these directories.
     fn read(tree: &Tree, directories: [&str; 2]) -> HostPorts {

@@ -1,7 +1,7 @@
 mod shared_key;
 
-use super::super::ports::PortName;
 use super::*;
+use crate::device::PortName;
 use crate::models::spc::{Taken, Unit};
 use proptest::prelude::*;
 use scsi_pr::{FullStatusDescriptor, Generation, InitiatorPort, TransportId};

@@ -2,8 +2,9 @@
 
 use super::super::daemon::Unanswered;
 use super::super::map::MapPath;
-use super::super::ports::{HostPorts, PortName};
+use super::super::ports::HostPorts;
 use super::super::*;
+use crate::device::PortName;
 use crate::log::Log;
 use crate::policy::tests::reserve_out;
 use crate::sg_io::Reached;
