@@ -29,11 +29,32 @@ use crate::{MemoryStore, Store, StoreError};
 /// An address of another form; a path that cannot be used; a store that is foreign, damaged, or of a newer version, which
 /// stays as it is.
 pub fn open(address: &str) -> Result<Arc<dyn Store>, StoreError> {
-    let address = Address::parse(address).ok_or_else(|| {
-        StoreError::refused(format!("open the store {address:?}"))
-            .because("it is not the address of a store")
-            .remedy("write memory:, sqlite:PATH or dir:PATH")
-    })?;
+    open_address(Address::parse(address).ok_or_else(|| not_an_address(address))?)
+}
+
+/// Opens the store that `address` names, which another program has made. This function makes none: a store in another place
+/// than the one that is meant would be empty.
+///
+/// # Errors
+///
+/// Those of [`open`], and `memory:`, whose store is in another process.
+pub fn open_existing(address: &str) -> Result<Arc<dyn Store>, StoreError> {
+    match Address::parse(address).ok_or_else(|| not_an_address(address))? {
+        Address::Memory => Err(StoreError::refused("open the store memory:")
+            .because("it is in the memory of the process that serves it")
+            .remedy("use a socket of that process")),
+        Address::Sqlite { path, local, .. } => open_address(Address::Sqlite { path, existing: true, local }),
+        Address::Directory { path, shared, .. } => open_address(Address::Directory { path, existing: true, shared }),
+    }
+}
+
+fn not_an_address(address: &str) -> StoreError {
+    StoreError::refused(format!("open the store {address:?}"))
+        .because("it is not the address of a store")
+        .remedy("write memory:, sqlite:PATH or dir:PATH")
+}
+
+fn open_address(address: Address<'_>) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match address {
         Address::Memory => Arc::new(MemoryStore::new()),
         Address::Sqlite { path, existing, local } => Arc::new(RecordStore::new(Sqlite::open(path, !existing, local)?)),
@@ -140,6 +161,7 @@ mod tests {
         ] {
             assert_eq!(Address::parse(text), None, "{text:?}");
         }
+        assert!(open_existing("memory:").is_err());
         let error = open("/var/pr.db").err().map(|error| error.to_string());
         assert_eq!(
             error.as_deref(),

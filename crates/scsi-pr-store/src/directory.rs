@@ -194,6 +194,23 @@ impl Records for Directory {
         Ok(Swap::Done(version))
     }
 
+    fn units(&self) -> Result<Vec<String>, StoreError> {
+        let attempted = || format!("list the units in {}", self.store.path().display());
+        let names = self.store.root(&attempted)?.list_units().map_err(|error| unchanged(attempted(), error))?;
+        let mut units = Vec::new();
+        for name in names {
+            // The directory of a unit may be there without a record.
+            let is_blank = match UnitId::from_identifier(&name) {
+                Ok(unit) => self.version(&unit)? == Version(0),
+                Err(_) => false,
+            };
+            if !is_blank {
+                units.push(name);
+            }
+        }
+        Ok(units)
+    }
+
     type Turn<'a> = Option<FifoFileLock<Box<File>>>;
 
     fn turn(&self, unit: &UnitId) -> Self::Turn<'_> {

@@ -45,6 +45,12 @@ impl<T: Entry> Entries<T> {
         EntryGuard { entries: self, unit, entry: Some(entry) }
     }
 
+    /// The units with an entry that is not blank.
+    pub(crate) fn units(&self) -> Vec<UnitId> {
+        let entries = lock(&self.0);
+        entries.iter().filter(|(_, entry)| !entry.is_blank()).map(|(unit, _)| unit.clone()).collect()
+    }
+
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         lock(&self.0).len()

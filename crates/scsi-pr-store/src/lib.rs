@@ -3,6 +3,7 @@
 //! * [`SharedReservations`]: a [`PrManager`](scsi_pr::PrManager) for one initiator over a store.
 //! * [`Store`]: one record for each logical unit, changed by compare-and-swap. [`open`] finds the store of an address:
 //!   `memory:`, `sqlite:PATH` or `dir:PATH`.
+//! * [`execute`]: one command on a unit, for an administrator.
 //! * [`Ownership`]: one process, a disk, owns a unit and alone changes its reservations.
 //! * [`UnitId`]: the identity of a logical unit. [`Units`] finds it for a descriptor.
 //! * [`InitiatorName`]: the identity of a virtual machine.
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod administration;
 mod contention;
 mod directory;
 mod disk_record;
@@ -32,7 +34,8 @@ mod store;
 mod unique;
 mod unit;
 
-pub use address::{directory_of, open};
+pub use address::{directory_of, open, open_existing};
+pub use administration::execute;
 pub use disk_record::{DiskRecord, Host, Owner};
 pub use error::{Fault, StoreError};
 pub use file_system::is_on_local_file_system;

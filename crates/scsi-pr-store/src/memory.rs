@@ -79,6 +79,12 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn units(&self) -> Result<Vec<UnitId>, StoreError> {
+        let mut units = self.units.units();
+        units.sort_unstable();
+        Ok(units)
+    }
+
     fn is_shared_between_hosts(&self) -> bool {
         false
     }

@@ -21,6 +21,9 @@ pub(crate) trait Records: Send + Sync {
     /// Compare-and-swap, as [`Store::replace`].
     fn replace(&self, unit: &UnitId, expected: Version, record: &[u8]) -> Result<Swap, StoreError>;
 
+    /// The identifiers of the units that have a record.
+    fn units(&self) -> Result<Vec<String>, StoreError>;
+
     /// The turn of this process to change a unit, until it is dropped.
     type Turn<'a>
     where
@@ -148,6 +151,19 @@ impl<R: Records> Store for RecordStore<R> {
         let _thread_turn = entry.change.lock_timeout(CHANGE_TIMEOUT).ok_or_else(|| contention::too_long(unit))?;
         let _process_turn = self.records.turn(unit);
         contention::update(self, unit, change)
+    }
+
+    fn units(&self) -> Result<Vec<UnitId>, StoreError> {
+        let identify = |text: String| {
+            UnitId::from_identifier(&text).map_err(|_| {
+                StoreError::refused("list the units of the store")
+                    .because(format!("{text:?} is no identifier of a unit"))
+                    .remedy("move what does not belong there to another place")
+            })
+        };
+        let mut units = self.records.units()?.into_iter().map(identify).collect::<Result<Vec<_>, _>>()?;
+        units.sort_unstable();
+        Ok(units)
     }
 
     fn is_shared_between_hosts(&self) -> bool {

@@ -108,10 +108,10 @@ impl Sqlite {
     /// Runs `read`, on a database that was at the path both before and after.
     fn read<T>(
         &self,
-        unit: &UnitId,
+        what: &dyn std::fmt::Display,
         read: impl Fn(&rusqlite::Connection) -> rusqlite::Result<T>,
     ) -> Result<T, StoreError> {
-        let attempted = || format!("read the reservations of {unit} in {}", self.path.display());
+        let attempted = || format!("read the reservations of {what} in {}", self.path.display());
         let database = self.database()?;
         let found = database.reader()?.with(&read).map_err(|error| {
             self.forget(&database);
@@ -181,6 +181,13 @@ impl Records for Sqlite {
             return Err(replaced(StoreError::outcome_unknown(attempted())));
         }
         Ok(if changed == 1 { Swap::Done(expected.next()) } else { Swap::Lost })
+    }
+
+    fn units(&self) -> Result<Vec<String>, StoreError> {
+        self.read(&"all units", |connection| {
+            let mut select = connection.prepare("SELECT name FROM unit")?;
+            select.query_map([], |row| row.get(0))?.collect()
+        })
     }
 
     type Turn<'a> = Option<FifoFileLock<FifoMutexGuard<'a, File>>>;

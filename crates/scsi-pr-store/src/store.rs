@@ -43,6 +43,9 @@ pub trait Store: Send + Sync {
         contention::update(self, unit, change)
     }
 
+    /// The units that have a record, in ascending order.
+    fn units(&self) -> Result<Vec<UnitId>, StoreError>;
+
     /// Whether several hosts may use this store. It then takes only units that all hosts know by the same identifier.
     fn is_shared_between_hosts(&self) -> bool;
 }

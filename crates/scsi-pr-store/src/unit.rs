@@ -89,6 +89,23 @@ impl UnitId {
         }
     }
 
+    /// The unit with this identifier, as a store lists it: `naa.600140500000001`, `name.shared`. The administrator vouches that
+    /// it means the same unit here.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidNaming::Place`] unless it has the form of an identifier.
+    pub fn from_identifier(text: &str) -> Result<Self, InvalidNaming> {
+        let shaped = text.len() <= Self::MAX_LENGTH
+            && text.starts_with(|first: char| first.is_ascii_lowercase())
+            && text.contains('.')
+            && text.bytes().all(|byte| is_plain(byte) || byte == b'%');
+        match shaped {
+            true => Ok(Self { text: text.into(), scope: Scope::Global }),
+            false => Err(InvalidNaming::Place(text.to_owned())),
+        }
+    }
+
     /// The text: `naa.600140500000001`.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -4,8 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::thread;
 
-use scsi_pr::Reservations;
-use scsi_pr_store::{MemoryStore, Store, Swap, Version, open};
+use scsi_pr::{Completion, Key, Keys, Reservations, ReserveIn, ReserveInAction, ReserveOut, Status, Type};
+use scsi_pr_store::{MemoryStore, Store, Swap, Version, execute, open, open_existing};
 
 mod support;
 use support::{change, changes, nexus, register, unit};
@@ -61,6 +61,56 @@ fn a_swap_is_lost_unless_the_version_is_the_newest() {
         let loaded = store.load(&unit).expect("what is kept");
         assert_eq!((loaded.version, &*loaded.reservations), (Version(3), &reservations));
     });
+}
+
+#[test]
+fn units_with_a_record_are_listed_in_order() {
+    on_each(|store| {
+        assert_eq!(store.units().expect("a list"), []);
+        for name in ["b", "a", "c"] {
+            store.update(&unit(name), &mut |reservations| register(reservations, &nexus(1))).expect("kept");
+        }
+        store.load(&unit("d")).expect("a fresh one");
+        assert_eq!(store.units().expect("a list"), ["a", "b", "c"].map(unit));
+    });
+}
+
+#[test]
+fn command_of_an_administrator_runs_as_any_nexus() {
+    on_each(|store| {
+        let register = |key| ReserveOut::RegisterAndIgnoreExistingKey {
+            service_action_key: Key(key),
+            all_tg_pt: false,
+            aptpl: false,
+        };
+        for number in [1, 2] {
+            let command = register(number).encode().expect("a command");
+            let completion = execute(&*store, &unit("a"), &nexus(number), command.command()).expect("an answer");
+            assert_eq!(completion, Completion::Good(Vec::new()));
+        }
+        let read = ReserveIn::new(ReserveInAction::ReadKeys, 100).encode();
+        let Ok(Completion::Good(data)) = execute(&*store, &unit("a"), &nexus(3), read.command()) else {
+            panic!("no data")
+        };
+        assert_eq!(Keys::parse(&data).expect("keys").value.keys, [Key(1), Key(2)]);
+        let release =
+            ReserveOut::Release { key: Key(7), reservation_type: Type::WriteExclusive }.encode().expect("one");
+        let completion = execute(&*store, &unit("a"), &nexus(1), release.command()).expect("an answer");
+        assert_eq!(completion, Completion::Status(Status::RESERVATION_CONFLICT));
+    });
+}
+
+#[test]
+fn store_that_is_not_there_is_not_made_for_an_administrator() {
+    for kind in ["sqlite", "dir"] {
+        let place = tempfile::tempdir().expect("a place for a store");
+        let path = place.path().join("store");
+        let address = format!("{kind}:{}", path.display());
+        assert!(open_existing(&address).is_err());
+        assert!(!path.exists());
+        open(&address).expect("a store");
+        open_existing(&address).expect("the same store");
+    }
 }
 
 #[test]

@@ -50,6 +50,10 @@ impl Store for Noted {
         self.0.replace_owned(unit, expected, new, disk)
     }
 
+    fn units(&self) -> Result<Vec<UnitId>, StoreError> {
+        self.0.units()
+    }
+
     fn is_shared_between_hosts(&self) -> bool {
         self.0.is_shared_between_hosts()
     }
@@ -87,6 +91,10 @@ impl Store for NotedInPlace {
         disk: &DiskRecord,
     ) -> Result<Swap, StoreError> {
         self.noted.replace_owned(unit, expected, new, disk)
+    }
+
+    fn units(&self) -> Result<Vec<UnitId>, StoreError> {
+        self.noted.units()
     }
 
     fn is_shared_between_hosts(&self) -> bool {

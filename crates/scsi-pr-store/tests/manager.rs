@@ -65,6 +65,10 @@ impl Store for FailingStore {
         self.inner.replace_owned(unit, expected, new, disk)
     }
 
+    fn units(&self) -> Result<Vec<UnitId>, StoreError> {
+        self.inner.units()
+    }
+
     fn is_shared_between_hosts(&self) -> bool {
         self.shared
     }
@@ -360,6 +364,10 @@ impl Store for GatedStore {
         self.registrants.lock().unwrap().push(registrants);
         drop(turn);
         updated
+    }
+
+    fn units(&self) -> Result<Vec<UnitId>, StoreError> {
+        self.inner.units()
     }
 
     fn is_shared_between_hosts(&self) -> bool {

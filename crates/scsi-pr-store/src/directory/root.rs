@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, Statx, StatxFlags, fstat, fsync, linkat, mkdirat, openat, statat, statx, unlinkat,
+    AtFlags, CWD, Dir, Mode, OFlags, Statx, StatxFlags, fstat, fsync, linkat, mkdirat, openat, statat, statx, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -90,6 +90,18 @@ impl Root {
         self.units().is_ok_and(|units| {
             statat(units, unit.as_str(), AtFlags::SYMLINK_NOFOLLOW).is_err_and(|errno| errno == Errno::NOENT)
         })
+    }
+
+    /// The names of the directories of units, and of anything else there but hidden files.
+    pub(super) fn list_units(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(self.units()?)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if !name.starts_with('.') {
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// Makes the directory of a unit. It is durable before any file comes into it, whichever process made it.

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use rustix::fs::{Mode, OFlags, open};
 use scsi_pr_linux::device::{FileType, Node, Number};
 
-use super::{UnitId, is_plain};
+use super::UnitId;
 
 /// A name for a unit: `NAME=PATH` for a device or a regular file, `NAME=MAJOR:MINOR` for a block device, or
 /// `NAME=IDENTIFIER`, the [`UnitId`] without a name.
@@ -70,14 +70,12 @@ impl Naming {
     ///
     /// Those of [`UnitId::named`], and [`InvalidNaming::Place`] unless it may be an identifier that is no name itself.
     pub fn identifier(name: &str, identifier: &str) -> Result<Self, InvalidNaming> {
-        let shaped = identifier.len() <= UnitId::MAX_LENGTH
-            && identifier.starts_with(|first: char| first.is_ascii_lowercase())
-            && identifier.contains('.')
-            && !identifier.starts_with("name.")
-            && identifier.bytes().all(|byte| is_plain(byte) || byte == b'%');
-        match shaped {
-            true => Ok(Self { unit: UnitId::named(name)?, place: Place::Identifier(identifier.to_owned()) }),
-            false => Err(InvalidNaming::Place(identifier.to_owned())),
+        let unit = UnitId::named(name)?;
+        match UnitId::from_identifier(identifier) {
+            Ok(_) if !identifier.starts_with("name.") => {
+                Ok(Self { unit, place: Place::Identifier(identifier.to_owned()) })
+            }
+            _ => Err(InvalidNaming::Place(identifier.to_owned())),
         }
     }
 
