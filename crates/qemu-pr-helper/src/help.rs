@@ -38,6 +38,11 @@ Runs SCSI persistent reservation commands for virtual machines.
                             (default 'auto')
       --sandbox=on|off      whether the process that serves clients is confined by Landlock and seccomp
                             (default 'on')
+      --deny=SERVICE-ACTION[,…]
+                            refuse these service actions, by the standard's names: 'preempt-and-abort',
+                            'clear', 'read-keys' …; may be repeated
+      --allow-user=USER     serve only processes of these users and groups; may be repeated
+      --allow-group=GROUP   (without both, every process that may connect)
       --max-connections=N   the most clients at a time (default {connections})
       --max-commands=N      the most commands at a time (default {commands})
 

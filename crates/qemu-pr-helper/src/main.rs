@@ -36,6 +36,7 @@ use scsi_pr_daemon::privileges::{Capability, Privileges};
 use scsi_pr_daemon::sandbox::Sandbox;
 use scsi_pr_daemon::socket::{self, Access};
 use scsi_pr_daemon::{limits, signals};
+use scsi_pr_helper::Server;
 use scsi_pr_linux::policy::Counters;
 
 /// The time in which commands must end once the helper has received a signal to stop.
@@ -127,8 +128,15 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     let mut limits = options.limits();
     limits.connections = limits.connections.min(room);
     let counters = Arc::new(Counters::new());
-    let manager_for = managers::manager_for(options.manager, Arc::clone(&counters), socket_guard.channel());
-    let running = scsi_pr_helper::serve(listener, manager_for, limits, stop.as_fd())
+    let channel = socket_guard.channel();
+    let manager_for = managers::manager_for(options.manager, options.deny, Arc::clone(&counters), channel);
+    let mut server = Server::new(limits);
+    let allowed = options.allowed_peers();
+    if !allowed.is_everyone() {
+        server = server.with_admission(move |socket| allowed.permit(socket).unwrap_or(false));
+    }
+    let running = server
+        .serve(vec![(listener, manager_for)], stop.as_fd())
         .map_err(|error| Message::new(format!("Failed to serve: {}", reason(error))))?;
     // Commands may run for minutes from here on, and clients must not find a socket that does not accept.
     socket_guard.remove_socket();

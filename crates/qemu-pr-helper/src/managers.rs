@@ -5,17 +5,18 @@ use std::sync::Arc;
 use scsi_pr::PrManager;
 use scsi_pr_helper::Peer;
 use scsi_pr_linux::DeviceRouter;
-use scsi_pr_linux::policy::{Client, Counters, Observed};
+use scsi_pr_linux::policy::{Client, Counters, DenyServiceActions, Observed, ServiceActions};
 use scsi_pr_linux::routing::{self, Choice};
 
 use crate::monitor_channel::{MonitorChannel, WorkerKind};
 use crate::options::Manager;
 use crate::workers::{Pool, Workers};
 
-/// Makes the manager of a client. All clients share the wanted manager; each client has an observer of its own, which
+/// Makes the manager of a client. All clients share the wanted manager, which gets no `denied` command; each client has an observer of its own, which
 /// counts in `counters`. The process of `monitor` starts workers.
 pub(crate) fn manager_for(
     wanted: Manager,
+    denied: ServiceActions,
     counters: Arc<Counters>,
     monitor: Option<Arc<MonitorChannel>>,
 ) -> impl Fn(&Peer) -> Arc<dyn PrManager> {
@@ -27,13 +28,15 @@ pub(crate) fn manager_for(
         block_ioctl: worker(WorkerKind::Block),
     };
     let router = DeviceRouter::new(workers);
-    let router = Arc::new(match wanted {
+    let router = match wanted {
         Manager::Auto => router,
         Manager::SgIo => router.with_choice(Choice::SgIo),
         Manager::Multipath => router.with_choice(Choice::Multipath),
         Manager::Nvme => router.with_choice(Choice::Nvme),
         Manager::Block => router.with_choice(Choice::BlockIoctl),
-    });
+    };
+    let remedy = "if it must be sent all the same, start the helper without this name in --deny";
+    let router = Arc::new(DenyServiceActions::new(router, denied, remedy));
     move |peer| {
         let client = Client { pid: peer.pid, uid: peer.uid };
         Arc::new(Observed::new(Arc::clone(&router), client, Arc::clone(&counters)))

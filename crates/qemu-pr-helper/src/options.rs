@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lexopt::{Arg, Parser};
 use scsi_pr_helper::Limits;
+use scsi_pr_linux::policy::{AllowedPeers, ServiceActions, UnknownServiceAction};
 
 use crate::identity::{self, Id};
 use crate::message::{Message, Result, invoked_as};
@@ -44,6 +45,10 @@ pub(crate) struct Options {
     quiet: bool,
     pub(crate) trace: trace::Settings,
     pub(crate) manager: Manager,
+    /// The service actions that no client may send.
+    pub(crate) deny: ServiceActions,
+    allowed_users: Vec<u32>,
+    allowed_groups: Vec<u32>,
     max_connections: Option<usize>,
     max_commands: Option<usize>,
 }
@@ -77,6 +82,9 @@ impl Default for Options {
             quiet: false,
             trace: trace::Settings::default(),
             manager: Manager::default(),
+            deny: ServiceActions::default(),
+            allowed_users: Vec::new(),
+            allowed_groups: Vec::new(),
             max_connections: None,
             max_commands: None,
         }
@@ -104,6 +112,11 @@ impl Options {
         }
     }
 
+    /// The processes that may connect.
+    pub(crate) fn allowed_peers(&self) -> AllowedPeers {
+        AllowedPeers::new(self.allowed_users.clone(), self.allowed_groups.clone())
+    }
+
     /// The limits of the server.
     pub(crate) fn limits(&self) -> Limits {
         let mut limits = Limits::default();
@@ -126,7 +139,7 @@ impl Options {
 }
 
 /// The long options, in the order in which getopt_long(3) lists the candidates of an abbreviation.
-pub(crate) const LONG_OPTIONS: [(&str, Name); 14] = [
+pub(crate) const LONG_OPTIONS: [(&str, Name); 17] = [
     ("help", Name::Help),
     ("version", Name::Version),
     ("socket", Name::Socket),
@@ -140,6 +153,9 @@ pub(crate) const LONG_OPTIONS: [(&str, Name); 14] = [
     // The C helper does not have those below. An abbreviation means one of the C helper's where that is possible.
     ("manager", Name::Manager),
     ("sandbox", Name::Sandbox),
+    ("deny", Name::Deny),
+    ("allow-user", Name::AllowUser),
+    ("allow-group", Name::AllowGroup),
     ("max-connections", Name::MaxConnections),
     ("max-commands", Name::MaxCommands),
 ];
@@ -159,6 +175,9 @@ pub(crate) enum Name {
     Quiet,
     Manager,
     Sandbox,
+    Deny,
+    AllowUser,
+    AllowGroup,
     MaxConnections,
     MaxCommands,
 }
@@ -224,6 +243,19 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>, warn: &mut dy
                     Some("off") => false,
                     _ => return Err(invalid("sandbox", &value)),
                 }
+            }
+            Name::Deny => {
+                let list: ServiceActions = value
+                    .to_string_lossy()
+                    .parse()
+                    .map_err(|error: UnknownServiceAction| Message::new(error.to_string()))?;
+                options.deny = options.deny.union(list);
+            }
+            Name::AllowUser => {
+                options.allowed_users.push(identity::user(&value).flatten().ok_or_else(|| invalid("user", &value))?)
+            }
+            Name::AllowGroup => {
+                options.allowed_groups.push(identity::group(&value).flatten().ok_or_else(|| invalid("group", &value))?)
             }
             Name::MaxConnections => options.max_connections = Some(bound("number of connections", &value)?),
             Name::MaxCommands => options.max_commands = Some(bound("number of commands", &value)?),
@@ -438,6 +470,9 @@ mod tests {
             (["-g", ""], "invalid group ''"),
             (["--manager", "mpath"], "invalid manager 'mpath'"),
             (["--sandbox", "maybe"], "invalid sandbox 'maybe'"),
+            (["--allow-user", "nosuch"], "invalid user 'nosuch'"),
+            (["--allow-user", "4294967295"], "invalid user '4294967295'"),
+            (["--allow-group", "nosuch"], "invalid group 'nosuch'"),
             (["--max-connections", "0"], "invalid number of connections '0'"),
             (["--max-commands", "-1"], "invalid number of commands '-1'"),
         ] {
@@ -448,6 +483,18 @@ mod tests {
         assert_eq!((options.manager, limits.connections, limits.running), (Manager::SgIo, 5, 6));
         assert_eq!(run(&["--man=sg-io", "--manager=auto"]).manager, Manager::Auto);
         assert!(run(&[]).sandbox && !run(&["--sa=off"]).sandbox && run(&["--sandbox=off", "--sandbox=on"]).sandbox);
+    }
+
+    #[test]
+    fn policy_options_add_to_each_other() {
+        let options = run(&["--deny=clear,preempt", "--de", "read-keys", "--allow-user=root", "--allow-u=12"]);
+        assert_eq!(options.deny, "clear,preempt,read-keys".parse().unwrap());
+        assert_eq!(options.allowed_peers(), AllowedPeers::new(vec![0, 12], Vec::new()));
+        let options = run(&["--allow-group", "7", "--allow-g=root"]);
+        assert_eq!(options.allowed_peers(), AllowedPeers::new(Vec::new(), vec![7, 0]));
+        assert!(run(&[]).allowed_peers().is_everyone());
+        let error = parsed(&["--deny=clear,steal"]).unwrap_err().to_string();
+        assert!(error.contains("invalid service action 'steal'; the valid ones are: read-keys, "), "{error}");
     }
 
     proptest! {

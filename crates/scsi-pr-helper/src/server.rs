@@ -182,7 +182,49 @@ pub fn serve_all<F: Fn(&Peer) -> Arc<dyn PrManager>>(
     limits: Limits,
     stop: BorrowedFd<'_>,
 ) -> io::Result<Draining> {
-    let registry = Arc::new(Registry::new(limits.within_reason()));
-    Acceptor::new(Arc::clone(&registry), sockets)?.run(stop)?;
-    Ok(Draining { registry })
+    Server::new(limits).serve(sockets, stop)
+}
+
+/// Decides by its connected socket whether a client is served.
+type Admission = Box<dyn Fn(BorrowedFd<'_>) -> bool>;
+
+/// A server with more settings than [`serve`] has.
+pub struct Server {
+    limits: Limits,
+    admission: Option<Admission>,
+}
+
+impl Server {
+    /// A server that serves every client, within these limits.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, admission: None }
+    }
+
+    /// The same, for the clients that `admit` permits. It is asked once for each connection, on the thread that accepts, so
+    /// it must be quick. The server closes other connections, with a line in the log; they take no part of the limits.
+    #[must_use]
+    pub fn with_admission(self, admit: impl Fn(BorrowedFd<'_>) -> bool + 'static) -> Self {
+        Self { admission: Some(Box::new(admit)), ..self }
+    }
+
+    /// Serves as [`serve_all`] does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`serve`].
+    pub fn serve<F: Fn(&Peer) -> Arc<dyn PrManager>>(
+        self,
+        sockets: Vec<(OwnedFd, F)>,
+        stop: BorrowedFd<'_>,
+    ) -> io::Result<Draining> {
+        let registry = Arc::new(Registry::new(self.limits.within_reason()));
+        Acceptor::new(Arc::clone(&registry), sockets, self.admission)?.run(stop)?;
+        Ok(Draining { registry })
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("limits", &self.limits).finish_non_exhaustive()
+    }
 }

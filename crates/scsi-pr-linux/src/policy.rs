@@ -1,6 +1,8 @@
 //! Policies: managers around a manager. Each implements [`PrManager`](scsi_pr::PrManager), and either answers a command or
 //! passes it on. So a mechanism has no exceptions in it.
 //!
+//! * [`AllowedPeers`]: the processes that may connect.
+//! * [`DenyServiceActions`]: commands that no client may send.
 //! * [`RefuseReadOnly`]: a client that may not write to a device may not reserve it.
 //! * [`Refusals`]: the answers and log lines for commands that are not run.
 //! * [`Observed`]: log lines, trace events and counters of commands.
@@ -8,10 +10,14 @@
 //! A helper daemon makes one [`DeviceRouter`](crate::routing::DeviceRouter) for all clients, and an `Observed` around it (in
 //! an `Arc`) for each connection.
 
+mod allowed_peers;
+mod deny;
 mod observed;
 mod read_only;
 mod refusals;
 
+pub use allowed_peers::AllowedPeers;
+pub use deny::{DenyServiceActions, ServiceActions, UnknownServiceAction};
 pub use observed::{Client, Counters, Counts, Observed};
 pub use read_only::RefuseReadOnly;
 pub use refusals::Refusals;

@@ -27,6 +27,8 @@ against_each_helper!(
     connections_leave_room_for_descriptors,
     file_that_is_no_block_device_is_refused,
     every_manager_refuses_other_files,
+    denied_service_action_is_an_invalid_field,
+    process_that_is_not_allowed_is_not_served,
     disk_without_reservations_is_refused,
     out_on_read_only_descriptor_is_refused_after_its_list,
     write_only_descriptor_is_served,
@@ -287,6 +289,27 @@ fn every_manager_refuses_other_files(subject: &Subject) {
             assert_eq!(&client.run(&out_cdb(0, 24), &REGISTER, &file), expected, "{manager}: {name}, OUT");
         }
     }
+}
+
+fn denied_service_action_is_an_invalid_field(subject: &Subject) {
+    // QEMU's helper has no such option, and runs every service action.
+    let helper =
+        subject.command().args(subject.differs("deny-option", None, Some("--deny=register,read-keys"))).serve();
+    let client = helper.connect();
+    let denied = || Answer::check(0x05, 0x24, 0x00);
+    let expected = || subject.differs("deny-option", Answer::io_process_terminated(), denied());
+    assert_eq!(client.run(&in_cdb(0, 8), &[], null()), expected());
+    assert_eq!(client.run(&out_cdb(0, 24), &REGISTER, null()), expected());
+    assert_eq!(client.run(&in_cdb(1, 8), &[], null()), Answer::io_process_terminated());
+    assert_eq!(client.run(&out_cdb(1, 24), &REGISTER, null()), Answer::io_process_terminated());
+}
+
+fn process_that_is_not_allowed_is_not_served(subject: &Subject) {
+    // QEMU's helper has no such option, and serves every process.
+    let helper =
+        subject.command().args(subject.differs("allow-option", None, Some("--allow-user=65533"))).socket().start();
+    let client = eventually("the helper listens", || Client::try_connect(&helper.socket()).ok());
+    assert_eq!(client.try_handshake().is_err(), subject.differs("allow-option", false, true));
 }
 
 /// The parameter list of a REGISTER.

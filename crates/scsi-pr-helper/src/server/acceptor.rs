@@ -15,12 +15,12 @@ use scsi_pr::PrManager;
 use scsi_pr_daemon::{RateLimiter, reason};
 use tracing::Level;
 
-use super::Peer;
 use super::connection::Connection;
 use super::disconnect::DisconnectReason;
 use super::idle::IdleConnections;
 use super::registry::{ProcessKey, Registry};
 use super::request_stream::RequestStream;
+use super::{Admission, Peer};
 
 /// A command may go through several layers of managers. Under 2 MiB, so that the kernel uses no huge page for it.
 const STACK: usize = 256 << 10;
@@ -40,6 +40,7 @@ const CLOSING: usize = 256;
 pub(super) struct Acceptor<F> {
     registry: Arc<Registry>,
     sockets: Vec<(OwnedFd, F)>,
+    admission: Option<Admission>,
     idle: Arc<IdleConnections<Connection>>,
     accepted: u64,
     /// Refused connections that have no thread to close them yet.
@@ -50,11 +51,15 @@ pub(super) struct Acceptor<F> {
 }
 
 impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
-    pub(super) fn new(registry: Arc<Registry>, sockets: Vec<(OwnedFd, F)>) -> io::Result<Self> {
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        sockets: Vec<(OwnedFd, F)>,
+        admission: Option<Admission>,
+    ) -> io::Result<Self> {
         let failures = RateLimiter::new(10, 10, Duration::from_secs(5));
         let idle = Arc::new(IdleConnections::new()?);
         let (refused, closing) = (Vec::new(), Arc::new(()));
-        Ok(Self { registry, sockets, idle, accepted: 0, refused, closing, failures })
+        Ok(Self { registry, sockets, admission, idle, accepted: 0, refused, closing, failures })
     }
 
     /// Accepts until `stop` is readable. Then it closes the listeners, and every connection without a running command.
@@ -141,6 +146,9 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         let Peer { pid, uid, .. } = peer;
         tracing::event!(name: "pr_helper_accept", Level::DEBUG, connection = number, pid, uid, "accepted");
         let socket = Arc::new(socket);
+        if self.admission.as_ref().is_some_and(|admit| !admit(socket.as_fd())) {
+            return self.refuse(socket, peer, process, DisconnectReason::NotAdmitted);
+        }
         let slot = match self.registry.register(number, process, &socket) {
             Ok(slot) => slot,
             Err(reason) => return self.refuse(socket, peer, process, reason),

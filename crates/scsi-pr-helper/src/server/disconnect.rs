@@ -18,6 +18,8 @@ pub(super) enum DisconnectReason {
     EndInParameterList,
     Receive(Errno),
     Send(Errno),
+    /// The client is not one of those that are served.
+    NotAdmitted,
     /// The peer process has this many connections, its share.
     PeerConnections(usize),
     /// There are this many connections.
@@ -47,6 +49,9 @@ impl fmt::Display for DisconnectReason {
             Self::EndInParameterList => f.write_str("Unexpected end-of-file before all data were read"),
             Self::Receive(errno) => write!(f, "Unable to read from socket: {}", reason(*errno)),
             Self::Send(errno) => write!(f, "Unable to write to socket: {}", reason(*errno)),
+            Self::NotAdmitted => f.write_str(
+                "Client not allowed, closing socket: permit its user with --allow-user, or its group with --allow-group",
+            ),
             Self::PeerConnections(limit) => write!(
                 f,
                 "Too many connections of one process, closing socket: {limit} are allowed; raise --max-connections if \

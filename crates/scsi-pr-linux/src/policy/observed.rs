@@ -210,7 +210,7 @@ impl fmt::Display for Answer<'_> {
 }
 
 /// The device in words; looked up when it is written.
-struct Described<'a>(BorrowedFd<'a>);
+pub(super) struct Described<'a>(pub(super) BorrowedFd<'a>);
 
 impl fmt::Display for Described<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -44,6 +44,21 @@ impl Refusals {
         Completion::check(SenseCode::INVALID_OPCODE)
     }
 
+    /// CHECK CONDITION 05/24/00, INVALID FIELD IN CDB: the answer of a device server without the service action. It is about
+    /// this one command: the unit has reservations.
+    ///
+    /// The arguments are those of [`refuse`](Self::refuse).
+    pub fn deny<D: Display>(
+        &self,
+        command: Command<'_>,
+        number: Option<Number>,
+        device: impl FnOnce() -> D,
+        why: &str,
+    ) -> Completion {
+        self.limiter.log(number, || (command, device(), why, self.remedy));
+        Completion::check(SenseCode::INVALID_FIELD_IN_CDB)
+    }
+
     /// BUSY: this process or the machine has too many files open to open one of sysfs. That passes.
     pub fn put_off(&self, command: Command<'_>, error: &io::Error) -> Completion {
         if let Some(suppressed) = self.limiter.check(None) {
