@@ -43,6 +43,7 @@ Runs SCSI persistent reservation commands for virtual machines.
                             'clear', 'read-keys' …; may be repeated
       --allow-user=USER     serve only processes of these users and groups; may be repeated
       --allow-group=GROUP   (without both, every process that may connect)
+      --metrics=PATH        answer with OpenMetrics text on this Unix socket, an absolute path
       --max-connections=N   the most clients at a time (default {connections})
       --max-commands=N      the most commands at a time (default {commands})
 

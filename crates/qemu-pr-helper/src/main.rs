@@ -11,6 +11,7 @@ mod help;
 mod identity;
 mod managers;
 mod message;
+mod metrics;
 mod monitor;
 mod monitor_channel;
 mod number;
@@ -22,12 +23,14 @@ mod workers;
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use background::Launcher;
 use message::{Message, Result, reason};
+use metrics::Metrics;
 use monitor::SocketGuard;
 use options::{Options, Request};
 use pidfile::PidFile;
@@ -36,8 +39,9 @@ use scsi_pr_daemon::privileges::{Capability, Privileges};
 use scsi_pr_daemon::sandbox::Sandbox;
 use scsi_pr_daemon::socket::{self, Access};
 use scsi_pr_daemon::{limits, signals};
-use scsi_pr_helper::Server;
+use scsi_pr_helper::{Server, ServerCounters};
 use scsi_pr_linux::policy::Counters;
+use workers::Pool;
 
 /// The time in which commands must end once the helper has received a signal to stop.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -90,13 +94,17 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
     let stop = signals::stop()?;
     let log = trace::start(options.log_level(), &options.trace)?;
     let mut pid_file = options.pid_file().map(|path| PidFile::lock(&path)).transpose()?;
-    let (listener, mut socket_guard) = match activated {
-        Some(listener) => (listener, SocketGuard::new(None)),
-        None => {
-            let (listener, file) = socket::listen(options.socket(), Access::Umask)?;
-            (listener, SocketGuard::new(Some((options.socket().to_owned(), file))))
-        }
+    let mut socket_guard = SocketGuard::default();
+    let mut listen = |path: &Path, access| -> Result<OwnedFd> {
+        let (listener, file) = socket::listen(path, access)?;
+        socket_guard.add(path.to_owned(), file);
+        Ok(listener)
     };
+    let listener = match activated {
+        Some(listener) => listener,
+        None => listen(options.socket(), Access::Umask)?,
+    };
+    let metrics_listener = options.metrics.as_deref().map(|path| listen(path, metrics::ACCESS)).transpose()?;
     if let Some(launcher) = &launcher {
         launcher.leave()?;
     }
@@ -119,18 +127,28 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
         launcher.ready(&log)?;
     }
     if options.sandbox {
-        // Without a monitor this process removes the socket's file itself.
-        let sandbox = Sandbox::new().permit_removing_from(socket_guard.own_directory());
+        // Without a monitor this process removes the files of the sockets itself.
+        let directories = socket_guard.own_directories();
+        let sandbox = Sandbox::new().permit_removing_from(&directories);
         sandbox.enter().iter().for_each(|missing| tracing::warn!("{missing}"));
     }
     service_manager.ready();
 
     let mut limits = options.limits();
     limits.connections = limits.connections.min(room);
-    let counters = Arc::new(Counters::new());
-    let channel = socket_guard.channel();
-    let manager_for = managers::manager_for(options.manager, options.deny, Arc::clone(&counters), channel);
+    let pool = Arc::new(Pool::new(socket_guard.channel()));
     let mut server = Server::new(limits);
+    let counters = match metrics_listener {
+        None => Arc::new(Counters::new()),
+        Some(listener) => {
+            let counters = Arc::new(Counters::with_metrics());
+            let connections = Arc::new(ServerCounters::default());
+            server = server.with_counters(Arc::clone(&connections));
+            metrics::serve(listener, Metrics::new(Arc::clone(&counters), connections, Arc::clone(&pool)))?;
+            counters
+        }
+    };
+    let manager_for = managers::manager_for(options.manager, options.deny, Arc::clone(&counters), &pool);
     let allowed = options.allowed_peers();
     if !allowed.is_everyone() {
         server = server.with_admission(move |socket| allowed.permit(socket).unwrap_or(false));
@@ -139,7 +157,7 @@ fn serve(options: &Options, launcher: Option<Launcher>, activated: Option<OwnedF
         .serve(vec![(listener, manager_for)], stop.as_fd())
         .map_err(|error| Message::new(format!("Failed to serve: {}", reason(error))))?;
     // Commands may run for minutes from here on, and clients must not find a socket that does not accept.
-    socket_guard.remove_socket();
+    socket_guard.remove_sockets();
     service_manager.stopping();
     let left = running.wait(SHUTDOWN_TIMEOUT);
     if left > 0 {

@@ -8,20 +8,19 @@ use scsi_pr_linux::DeviceRouter;
 use scsi_pr_linux::policy::{Client, Counters, DenyServiceActions, Observed, ServiceActions};
 use scsi_pr_linux::routing::{self, Choice};
 
-use crate::monitor_channel::{MonitorChannel, WorkerKind};
+use crate::monitor_channel::WorkerKind;
 use crate::options::Manager;
 use crate::workers::{Pool, Workers};
 
 /// Makes the manager of a client. All clients share the wanted manager, which gets no `denied` command; each client has an observer of its own, which
-/// counts in `counters`. The process of `monitor` starts workers.
+/// counts in `counters`. Workers come from `pool`.
 pub(crate) fn manager_for(
     wanted: Manager,
     denied: ServiceActions,
     counters: Arc<Counters>,
-    monitor: Option<Arc<MonitorChannel>>,
-) -> impl Fn(&Peer) -> Arc<dyn PrManager> {
-    let pool = Arc::new(Pool::new(monitor));
-    let worker = |kind| Arc::new(Workers::new(&pool, kind));
+    pool: &Arc<Pool>,
+) -> impl Fn(&Peer) -> Arc<dyn PrManager> + use<> {
+    let worker = |kind| Arc::new(Workers::new(pool, kind));
     let workers = routing::Workers {
         multipath: worker(WorkerKind::Multipath),
         nvme: worker(WorkerKind::Nvme),

@@ -1,4 +1,4 @@
-//! The monitor: a second process of the same binary, which stays root. It removes the socket when the helper ends, even
+//! The monitor: a second process of the same binary, which stays root. It removes the sockets when the helper ends, even
 //! when a signal kills the helper. It starts a worker for each command that takes more privileges than the helper has.
 //!
 //! The helper starts it before it drops its privileges. The monitor has one thread and one input, a [`MonitorChannel`].
@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
@@ -24,7 +24,7 @@ use scsi_pr_daemon::socket::SocketFile;
 use scsi_pr_helper::descriptor;
 
 use crate::message::{invoked_as, reason};
-use crate::monitor_channel::{DIRECTORY, MonitorChannel, NO_SOCKET, SOCKET};
+use crate::monitor_channel::{DIRECTORY, MonitorChannel, NO_MORE_SOCKETS, SOCKET};
 pub(crate) use process::run;
 
 /// The monitor's first argument, by which this binary knows that it is one.
@@ -40,22 +40,18 @@ struct Monitor {
 }
 
 impl Monitor {
-    /// Starts a monitor that removes the file `socket` at the end. The path is for administrators who look at processes.
-    fn start(socket: Option<(&Path, &SocketFile)>) -> io::Result<Self> {
+    /// Starts a monitor that removes the files `sockets` at the end. The paths are for administrators who look at processes.
+    fn start(sockets: &[(PathBuf, SocketFile)]) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (channel, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let mut arguments = vec![NAME.into()];
-        match socket {
-            Some((path, file)) => {
-                let (directory, name, file) = file.parts();
-                descriptor::send(&channel, &[DIRECTORY], directory, SendFlags::empty())?;
-                descriptor::send(&channel, &[&[SOCKET], name.as_bytes()].concat(), file, SendFlags::empty())?;
-                arguments.push(path.as_os_str().to_owned());
-            }
-            None => {
-                rustix::net::send(&channel, &[NO_SOCKET], SendFlags::NOSIGNAL)?;
-            }
+        for (path, file) in sockets {
+            let (directory, name, file) = file.parts();
+            descriptor::send(&channel, &[DIRECTORY], directory, SendFlags::empty())?;
+            descriptor::send(&channel, &[&[SOCKET], name.as_bytes()].concat(), file, SendFlags::empty())?;
+            arguments.push(path.as_os_str().to_owned());
         }
+        rustix::net::send(&channel, &[NO_MORE_SOCKETS], SendFlags::NOSIGNAL)?;
         let process = spawn(arguments, theirs.as_fd())?;
         Ok(Self { channel: Arc::new(MonitorChannel::new(channel)?), process })
     }
@@ -100,17 +96,18 @@ impl Drop for Monitor {
     }
 }
 
-/// Removes the socket's file when it is dropped, by the monitor where there is one.
+/// Removes the files of sockets when it is dropped, by the monitor where there is one.
+#[derive(Default)]
 pub(crate) struct SocketGuard {
-    /// `None` when the service manager made the socket, or when it is removed.
-    socket: Option<(PathBuf, SocketFile)>,
+    /// Those that this process made and that are not removed.
+    sockets: Vec<(PathBuf, SocketFile)>,
     monitor: Option<Monitor>,
 }
 
 impl SocketGuard {
-    /// Without a monitor. `socket` is `None` when the service manager made it.
-    pub(crate) fn new(socket: Option<(PathBuf, SocketFile)>) -> Self {
-        Self { socket, monitor: None }
+    /// Adds the file of a socket. There must be no monitor yet.
+    pub(crate) fn add(&mut self, path: PathBuf, file: SocketFile) {
+        self.sockets.push((path, file));
     }
 
     /// Starts a monitor if this process is root. Any other user has no more privileges now than later.
@@ -118,14 +115,14 @@ impl SocketGuard {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        match Monitor::start(self.socket.as_ref().map(|(path, file)| (path.as_path(), file))) {
+        match Monitor::start(&self.sockets) {
             Ok(monitor) => self.monitor = Some(monitor),
             // The helper can serve most commands without it.
             Err(error) => {
-                let socket = self.socket.as_ref().map(|(path, _)| format!(", and {} may stay behind", path.display()));
+                let stays = |(path, _): &(PathBuf, _)| format!(", and {} may stay behind", path.display());
                 tracing::warn!(
                     "the monitor cannot be started (is /proc mounted?), so multipath maps cannot be reserved{}: {}",
-                    socket.unwrap_or_default(),
+                    self.sockets.iter().map(stays).collect::<String>(),
                     reason(error)
                 );
             }
@@ -137,25 +134,29 @@ impl SocketGuard {
         self.monitor.as_ref().map(|monitor| Arc::clone(&monitor.channel))
     }
 
-    /// The directory of the socket's file, where this process has to remove it without a monitor.
-    pub(crate) fn own_directory(&self) -> Option<BorrowedFd<'_>> {
-        let (_, file) = self.socket.as_ref().filter(|_| self.monitor.is_none())?;
-        Some(file.parts().0)
+    /// The directories from which this process has to remove files, without a monitor.
+    pub(crate) fn own_directories(&self) -> Vec<BorrowedFd<'_>> {
+        let own = self.sockets.iter().filter(|_| self.monitor.is_none());
+        own.map(|(_, file)| file.parts().0).collect()
     }
 
-    /// Removes the socket's file, if this process made it and it is still there.
-    pub(crate) fn remove_socket(&mut self) {
-        let Some((path, file)) = self.socket.take() else { return };
-        let removed = self.monitor.as_ref().is_some_and(|monitor| monitor.channel.remove_socket().is_ok());
-        if !removed && let Err(error) = file.remove() {
-            tracing::error!("Failed to unlink socket {}: {}", path.display(), reason(error));
+    /// Removes the files that this process made and that are still there.
+    pub(crate) fn remove_sockets(&mut self) {
+        let sockets = std::mem::take(&mut self.sockets);
+        if sockets.is_empty() || self.monitor.as_ref().is_some_and(|monitor| monitor.channel.remove_sockets().is_ok()) {
+            return;
+        }
+        for (path, file) in sockets {
+            if let Err(error) = file.remove() {
+                tracing::error!("Failed to unlink socket {}: {}", path.display(), reason(error));
+            }
         }
     }
 }
 
 impl Drop for SocketGuard {
     fn drop(&mut self) {
-        self.remove_socket();
+        self.remove_sockets();
     }
 }
 

@@ -4,9 +4,10 @@
 //!
 //! ```text
 //! helper                                                    monitor
-//!    ── 'D', descriptor of the directory ──▶                 once, at the start: the socket's file to remove at the end;
-//!    ── 'S', name, descriptor of the file ──▶                or 'N', without such a file
-//!    ── 'R' ──▶                                              remove the file
+//!    ── 'D', descriptor of the directory ──▶                 at the start, for each socket: its file to remove at the end
+//!    ── 'S', name, descriptor of the file ──▶
+//!    ── 'N' ──▶                                              once, after them: there are no more
+//!    ── 'R' ──▶                                              remove the files
 //!    ◀── errno, or 0 ──                                      on the channel
 //!    ── 'L', descriptor of a pipe ──▶                        start a worker: its standard error
 //!    ── 'W', a [`WorkerTask`], descriptor of a socket ──▶    its standard input
@@ -31,7 +32,7 @@ use scsi_pr_helper::descriptor;
 
 pub(crate) const DIRECTORY: u8 = b'D';
 pub(crate) const SOCKET: u8 = b'S';
-pub(crate) const NO_SOCKET: u8 = b'N';
+pub(crate) const NO_MORE_SOCKETS: u8 = b'N';
 pub(crate) const REMOVE: u8 = b'R';
 pub(crate) const LOG: u8 = b'L';
 pub(crate) const WORKER: u8 = b'W';
@@ -59,7 +60,8 @@ pub(crate) enum WorkerKind {
 }
 
 impl WorkerKind {
-    const ALL: [Self; 3] = [Self::Multipath, Self::Block, Self::Nvme];
+    /// Every kind, in the order of its number.
+    pub(crate) const ALL: [Self; 3] = [Self::Multipath, Self::Block, Self::Nvme];
 
     /// The first argument of a worker of this kind.
     pub(crate) const fn argument(self) -> &'static str {
@@ -159,12 +161,12 @@ impl MonitorChannel {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 
-    /// Asks the monitor to remove the socket's file.
+    /// Asks the monitor to remove the files of the sockets.
     ///
     /// # Errors
     ///
-    /// The monitor cannot remove it, or does not answer.
-    pub(crate) fn remove_socket(&self) -> io::Result<()> {
+    /// The monitor cannot remove one of them, or does not answer.
+    pub(crate) fn remove_sockets(&self) -> io::Result<()> {
         rustix::net::send(&self.socket, &[REMOVE], SendFlags::NOSIGNAL)?;
         match answer(&self.socket)? {
             0 => Ok(()),

@@ -49,6 +49,8 @@ pub(crate) struct Options {
     pub(crate) deny: ServiceActions,
     allowed_users: Vec<u32>,
     allowed_groups: Vec<u32>,
+    /// The path of the socket for metrics.
+    pub(crate) metrics: Option<PathBuf>,
     max_connections: Option<usize>,
     max_commands: Option<usize>,
 }
@@ -85,6 +87,7 @@ impl Default for Options {
             deny: ServiceActions::default(),
             allowed_users: Vec::new(),
             allowed_groups: Vec::new(),
+            metrics: None,
             max_connections: None,
             max_commands: None,
         }
@@ -139,7 +142,7 @@ impl Options {
 }
 
 /// The long options, in the order in which getopt_long(3) lists the candidates of an abbreviation.
-pub(crate) const LONG_OPTIONS: [(&str, Name); 17] = [
+pub(crate) const LONG_OPTIONS: [(&str, Name); 18] = [
     ("help", Name::Help),
     ("version", Name::Version),
     ("socket", Name::Socket),
@@ -156,6 +159,7 @@ pub(crate) const LONG_OPTIONS: [(&str, Name); 17] = [
     ("deny", Name::Deny),
     ("allow-user", Name::AllowUser),
     ("allow-group", Name::AllowGroup),
+    ("metrics", Name::Metrics),
     ("max-connections", Name::MaxConnections),
     ("max-commands", Name::MaxCommands),
 ];
@@ -178,6 +182,7 @@ pub(crate) enum Name {
     Deny,
     AllowUser,
     AllowGroup,
+    Metrics,
     MaxConnections,
     MaxCommands,
 }
@@ -257,6 +262,10 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>, warn: &mut dy
             Name::AllowGroup => {
                 options.allowed_groups.push(identity::group(&value).flatten().ok_or_else(|| invalid("group", &value))?)
             }
+            Name::Metrics if !value.as_encoded_bytes().starts_with(b"/") => {
+                return Err(Message::new("path of the metrics socket must be absolute"));
+            }
+            Name::Metrics => options.metrics = Some(value.into()),
             Name::MaxConnections => options.max_connections = Some(bound("number of connections", &value)?),
             Name::MaxCommands => options.max_commands = Some(bound("number of commands", &value)?),
         }
@@ -473,6 +482,7 @@ mod tests {
             (["--allow-user", "nosuch"], "invalid user 'nosuch'"),
             (["--allow-user", "4294967295"], "invalid user '4294967295'"),
             (["--allow-group", "nosuch"], "invalid group 'nosuch'"),
+            (["--metrics", "relative"], "path of the metrics socket must be absolute"),
             (["--max-connections", "0"], "invalid number of connections '0'"),
             (["--max-commands", "-1"], "invalid number of commands '-1'"),
         ] {

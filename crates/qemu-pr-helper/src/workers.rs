@@ -1,5 +1,6 @@
 //! [`Workers`]: commands that take more privileges than the helper has, each run by a process of its own.
 
+mod counters;
 mod worker_log;
 
 use std::fmt;
@@ -15,10 +16,11 @@ use scsi_pr_helper::HelperClient;
 use scsi_pr_helper::client::Config;
 use scsi_pr_linux::device::{Device, DeviceClass, Number};
 use scsi_pr_linux::multipath;
-use scsi_pr_linux::policy::Client;
+use scsi_pr_linux::policy::{Client, RefusalReason};
 use tracing::warn;
 
 use crate::monitor_channel::{MonitorChannel, StartError, StartedWorker, WorkerKind, WorkerTask};
+pub(crate) use counters::WorkerCounters;
 use worker_log::WorkerLog;
 
 /// The times that the helper waits.
@@ -83,6 +85,7 @@ pub(crate) struct Pool {
     /// The devices whose worker was left to finish. A thread for each reads the worker's log until the worker ends.
     unfinished: Mutex<Vec<Number>>,
     lines: RepeatLimiter<(Number, Source), Event>,
+    counters: WorkerCounters,
     timeouts: Timeouts,
 }
 
@@ -140,7 +143,19 @@ const NO_MONITOR: &str = "no worker process can be started: start the helper as 
 impl Pool {
     pub(crate) fn new(monitor: Option<Arc<MonitorChannel>>) -> Self {
         let lines = RepeatLimiter::new(32, 512, Duration::from_secs(60));
-        Self { monitor, locks: Mutex::default(), unfinished: Mutex::default(), lines, timeouts: Timeouts::DEFAULT }
+        Self {
+            monitor,
+            locks: Mutex::default(),
+            unfinished: Mutex::default(),
+            lines,
+            counters: WorkerCounters::default(),
+            timeouts: Timeouts::DEFAULT,
+        }
+    }
+
+    /// The workers, counted.
+    pub(crate) const fn counters(&self) -> &WorkerCounters {
+        &self.counters
     }
 
     /// Runs `act` after all earlier commands on the device; `None` when they take too long.
@@ -194,7 +209,7 @@ impl Pool {
     /// Logs the lines of a worker for at most `timeout`. Whether it has ended.
     fn relay(&self, number: Number, source: Source, log: &mut WorkerLog, timeout: Duration) -> bool {
         log.read(timeout, &mut |line| {
-            Client::note_refusal();
+            Client::note_refusal(RefusalReason::Worker);
             if let Some(suppressed) = self.lines.check((number, source), Event::Line(worker_log::hash(line))) {
                 warn!("worker for {number}: {line}{suppressed}");
             }
@@ -221,7 +236,7 @@ impl Execution<'_> {
             Err(ended @ StartError::MonitorEnded) => return self.without_monitor(&ended),
             Err(why) => return Ok(self.busy(Event::NotStarted, &format_args!("no worker is started: {why}"))),
         };
-        let log = WorkerLog::new(log);
+        let log = WorkerLog::new(log, self.pool.counters.start(self.kind));
         let Timeouts { beginning, answer: longest, ending, recovery, .. } = self.pool.timeouts;
         let config = Config::default().with_connect(beginning).with_answer(longest);
         let worker = HelperClient::over(stream).with_config(config);
@@ -293,7 +308,8 @@ impl Execution<'_> {
     }
 
     fn log(&self, event: Event, completion: &Completion, why: &dyn fmt::Display) {
-        Client::note_refusal();
+        Client::note_refusal(RefusalReason::Worker);
+        self.pool.counters.fail(event);
         let Some(suppressed) = self.pool.lines.check((self.number, Source::Helper), event) else { return };
         let device = Device::of(self.device).map_or_else(|_| self.number.to_string(), |device| device.to_string());
         let client = Client::current().map(|client| format!(", for {client}")).unwrap_or_default();

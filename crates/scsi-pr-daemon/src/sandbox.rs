@@ -41,7 +41,7 @@ pub enum SandboxError {
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use]
 pub struct Sandbox<'a> {
-    removing: Option<BorrowedFd<'a>>,
+    removing: &'a [BorrowedFd<'a>],
     media: &'a [PathBuf],
     directories: &'a [PathBuf],
 }
@@ -49,12 +49,12 @@ pub struct Sandbox<'a> {
 impl<'a> Sandbox<'a> {
     /// Without an exception.
     pub const fn new() -> Self {
-        Self { removing: None, media: &[], directories: &[] }
+        Self { removing: &[], media: &[], directories: &[] }
     }
 
-    /// Permits to remove files from this directory.
-    pub const fn permit_removing_from(mut self, directory: Option<BorrowedFd<'a>>) -> Self {
-        self.removing = directory;
+    /// Permits to remove files from these directories.
+    pub const fn permit_removing_from(mut self, directories: &'a [BorrowedFd<'a>]) -> Self {
+        self.removing = directories;
         self
     }
 
@@ -88,7 +88,7 @@ impl<'a> Sandbox<'a> {
             .handle_access(AccessFs::from_write(ABI::V3) | AccessFs::Execute)?
             .handle_access(AccessNet::from_all(ABI::V4))?
             .create()?;
-        if let Some(directory) = self.removing {
+        for directory in self.removing {
             ruleset = ruleset.add_rule(PathBeneath::new(directory, AccessFs::RemoveFile))?;
         }
         // A path that is not there is left out: nothing could be written.
@@ -289,7 +289,7 @@ fn rules(sandbox: Sandbox<'_>) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccom
     ]);
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_open, vec![reads_only(1)?]);
-    if sandbox.removing.is_some() {
+    if !sandbox.removing.is_empty() {
         rules.insert(libc::SYS_unlinkat, Vec::new());
     }
     if sandbox.may_write() {

@@ -17,7 +17,7 @@ pub mod server;
 pub mod wire;
 
 pub use client::HelperClient;
-pub use server::{Draining, Limits, Peer, Served, Server, serve, serve_all, serve_one};
+pub use server::{Draining, Limits, Peer, Served, Server, ServerCounters, serve, serve_all, serve_one};
 pub use wire::MAX_TRANSFER;
 
 /// Compiles the examples of README.md.

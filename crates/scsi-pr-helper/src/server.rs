@@ -13,6 +13,7 @@
 
 mod acceptor;
 mod connection;
+mod counters;
 mod disconnect;
 mod idle;
 mod one;
@@ -29,6 +30,7 @@ use std::time::Duration;
 use scsi_pr::PrManager;
 
 use acceptor::Acceptor;
+pub use counters::ServerCounters;
 pub use one::{Served, serve_one};
 use registry::Registry;
 
@@ -192,12 +194,13 @@ type Admission = Box<dyn Fn(BorrowedFd<'_>) -> bool>;
 pub struct Server {
     limits: Limits,
     admission: Option<Admission>,
+    counters: Arc<ServerCounters>,
 }
 
 impl Server {
     /// A server that serves every client, within these limits.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, admission: None }
+        Self { limits, admission: None, counters: Arc::default() }
     }
 
     /// The same, for the clients that `admit` permits. It is asked once for each connection, on the thread that accepts, so
@@ -205,6 +208,12 @@ impl Server {
     #[must_use]
     pub fn with_admission(self, admit: impl Fn(BorrowedFd<'_>) -> bool + 'static) -> Self {
         Self { admission: Some(Box::new(admit)), ..self }
+    }
+
+    /// The same, which counts in `counters`. They are for this server alone.
+    #[must_use]
+    pub fn with_counters(self, counters: Arc<ServerCounters>) -> Self {
+        Self { counters, ..self }
     }
 
     /// Serves as [`serve_all`] does.
@@ -217,7 +226,7 @@ impl Server {
         sockets: Vec<(OwnedFd, F)>,
         stop: BorrowedFd<'_>,
     ) -> io::Result<Draining> {
-        let registry = Arc::new(Registry::new(self.limits.within_reason()));
+        let registry = Arc::new(Registry::new(self.limits.within_reason(), self.counters));
         Acceptor::new(Arc::clone(&registry), sockets, self.admission)?.run(stop)?;
         Ok(Draining { registry })
     }

@@ -18,7 +18,7 @@ mod refusals;
 
 pub use allowed_peers::AllowedPeers;
 pub use deny::{DenyServiceActions, ServiceActions, UnknownServiceAction};
-pub use observed::{Client, Counters, Counts, Observed};
+pub use observed::{Client, CommandCount, CommandMetrics, Counters, Counts, Latency, Observed, RefusalReason};
 pub use read_only::RefuseReadOnly;
 pub use refusals::Refusals;
 

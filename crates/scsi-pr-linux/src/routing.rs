@@ -17,7 +17,7 @@ use scsi_pr_daemon::RateLimiter;
 use tracing::warn;
 
 use crate::device::{Access, BlockDevice, Device, Number, Sysfs};
-use crate::policy::Refusals;
+use crate::policy::{Client, Refusals};
 use crate::{BlockIoctl, MultipathReader, NotPermitted, Nvme, SgIo};
 use cache::Cache;
 pub use table::{Choice, ReservationOwner, reservation_owner};
@@ -186,7 +186,10 @@ impl DeviceRouter {
         }
         match BlockDevice::of(descriptor)? {
             Some(device) => self.route_block_device(device.number(), device.sequence_number(), command),
-            None => self.resolve(Target::NotABlockDevice.route(command.opcode()), None, None, command),
+            None => {
+                Client::note_target(Target::NotABlockDevice);
+                self.resolve(Target::NotABlockDevice.route(command.opcode()), None, None, command)
+            }
         }
     }
 
@@ -209,6 +212,7 @@ impl DeviceRouter {
                 (target, Some(device))
             }
         };
+        Client::note_target(target);
         self.resolve(target.route(command.opcode()), Some(number), device, command)
     }
 

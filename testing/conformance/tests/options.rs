@@ -1,7 +1,10 @@
 //! The command line: options, their texts, and the messages about wrong ones.
 
 use std::fs;
+use std::io::Read;
+use std::net::Shutdown;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 
 use conformance::{Answer, Finished, Start, Subject, against_each_helper, eventually, in_cdb, null, out_cdb};
 
@@ -21,6 +24,7 @@ against_each_helper!(
     quiet_hides_violations_of_clients,
     verbose_logs_reservations,
     refused_change_is_logged_with_its_client,
+    metrics_are_on_a_socket_of_their_own,
     defaults_are_in_the_runtime_directory,
     trace_lists_its_events,
     trace_warns_of_unknown_events,
@@ -251,6 +255,22 @@ fn refused_change_is_logged_with_its_client(subject: &Subject) {
     let client = format!(", for process {} of user ", std::process::id());
     let is_logged = end.stderr.contains(", refused on 1:3 ") && end.stderr.contains(&client);
     assert_eq!(is_logged, subject.differs("refusal-logged", false, true), "{}", end.stderr);
+}
+
+fn metrics_are_on_a_socket_of_their_own(subject: &Subject) {
+    let start = subject.command();
+    let path = start.path("metrics");
+    // QEMU's helper has no such option.
+    let helper = start.args(subject.differs("metrics-option", None, Some("--metrics"))).args(Some(&path)).serve();
+    helper.connect().run(&in_cdb(0, 8), &[], null());
+    let mut text = String::new();
+    let scraped = UnixStream::connect(&path).and_then(|socket| {
+        socket.shutdown(Shutdown::Write)?;
+        (&socket).read_to_string(&mut text)
+    });
+    assert_eq!(scraped.is_ok(), subject.differs("metrics-option", false, true));
+    let count = "\nqemu_pr_helper_command_duration_seconds_count{command=\"in\"} 1\n";
+    assert_eq!(text.contains(count), subject.differs("metrics-option", false, true), "{text}");
 }
 
 fn defaults_are_in_the_runtime_directory(subject: &Subject) {

@@ -19,7 +19,9 @@ use scsi_pr_daemon::socket::SocketFile;
 use scsi_pr_helper::descriptor::{self, Passed};
 
 use crate::message::{Message, Result, reason};
-use crate::monitor_channel::{BUSY, DIRECTORY, LOG, NO_SOCKET, REMOVE, ROOM, SOCKET, TOO_MANY, WORKER, WorkerTask};
+use crate::monitor_channel::{
+    BUSY, DIRECTORY, LOG, NO_MORE_SOCKETS, REMOVE, ROOM, SOCKET, TOO_MANY, WORKER, WorkerTask,
+};
 use crate::worker;
 
 /// The monitor's capabilities, which its workers inherit. The monitor removes a file from a directory of another user, with
@@ -44,8 +46,8 @@ pub(crate) fn run() -> Result<()> {
     // A container may permit only some of them.
     let permitted = CAPABILITIES.into_iter().filter(|capability| capability.is_permitted().unwrap_or(false));
     Privileges::none().with(permitted).for_executed_programs().keep_only_these().map_err(failed)?;
-    let file = receive_socket_file(&helper).map_err(failed)?;
-    MonitorProcess { helper: Some(helper), file, log: None, workers: Vec::new() }.run();
+    let files = receive_socket_files(&helper).map_err(failed)?;
+    MonitorProcess { helper: Some(helper), files, log: None, workers: Vec::new() }.run();
     Ok(())
 }
 
@@ -76,24 +78,27 @@ fn close_inherited(helper: &OwnedFd) -> io::Result<()> {
 }
 
 /// Receives the first messages. They are trusted: the helper has sent them before it served a client.
-fn receive_socket_file(helper: &OwnedFd) -> io::Result<Option<SocketFile>> {
+fn receive_socket_files(helper: &OwnedFd) -> io::Result<Vec<SocketFile>> {
     let next = || {
         let mut room = [0; ROOM];
         let (length, passed) = descriptor::receive(helper, &mut room, RecvFlags::empty())?;
         Ok::<_, io::Error>((room[..length].to_vec(), passed))
     };
-    let (first, passed) = next()?;
-    let directory = match (first.first(), passed) {
-        (Some(&NO_SOCKET), Passed::None) => return Ok(None),
-        (Some(&DIRECTORY), Passed::One(directory)) => directory,
-        _ => return Err(io::ErrorKind::InvalidData.into()),
-    };
-    match next()? {
-        (mut name, Passed::One(file)) if name.first() == Some(&SOCKET) => {
-            name.remove(0);
-            Ok(Some(SocketFile::from_parts(directory, OsString::from_vec(name), file)))
+    let mut files = Vec::new();
+    loop {
+        let (first, passed) = next()?;
+        let directory = match (first.first(), passed) {
+            (Some(&NO_MORE_SOCKETS), Passed::None) => return Ok(files),
+            (Some(&DIRECTORY), Passed::One(directory)) => directory,
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        match next()? {
+            (mut name, Passed::One(file)) if name.first() == Some(&SOCKET) => {
+                name.remove(0);
+                files.push(SocketFile::from_parts(directory, OsString::from_vec(name), file));
+            }
+            _ => return Err(io::ErrorKind::InvalidData.into()),
         }
-        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
@@ -175,8 +180,8 @@ fn is_socket(socket: &OwnedFd) -> bool {
 struct MonitorProcess {
     /// The channel to the helper, until the helper ends.
     helper: Option<OwnedFd>,
-    /// The socket's file, to be removed.
-    file: Option<SocketFile>,
+    /// The files of the sockets, to be removed.
+    files: Vec<SocketFile>,
     /// The log of the worker that the next message asks for.
     log: Option<OwnedFd>,
     workers: Vec<Worker>,
@@ -242,11 +247,13 @@ impl MonitorProcess {
         true
     }
 
-    fn remove(&mut self) -> rustix::io::Result<()> {
-        match &self.file {
-            Some(file) => file.remove(),
-            None => Ok(()),
+    /// Removes the files of the sockets. The first error counts.
+    fn remove(&self) -> rustix::io::Result<()> {
+        let mut result = Ok(());
+        for file in &self.files {
+            result = result.and(file.remove());
         }
+        result
     }
 
     /// Starts a worker if the limits permit it, and answers on the worker's own socket before the worker has it. If the

@@ -2,6 +2,8 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,11 +24,21 @@ pub(super) struct WorkerLog {
     line: Vec<u8>,
     /// The bytes that have come.
     length: usize,
+    /// Counts workers that run. The log is kept until its worker has ended.
+    running: Arc<AtomicU64>,
+}
+
+impl Drop for WorkerLog {
+    fn drop(&mut self) {
+        self.running.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl WorkerLog {
-    pub(super) const fn new(pipe: OwnedFd) -> Self {
-        Self { pipe, line: Vec::new(), length: 0 }
+    /// The log of a worker that was started, which counts in `running` until the value is dropped.
+    pub(super) fn new(pipe: OwnedFd, running: Arc<AtomicU64>) -> Self {
+        running.fetch_add(1, Ordering::Relaxed);
+        Self { pipe, line: Vec::new(), length: 0, running }
     }
 
     /// Gives the lines that come within `timeout` to `log`. Whether the worker has ended.
@@ -105,7 +117,7 @@ mod tests {
 
     fn log() -> (WorkerLog, OwnedFd) {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
-        (WorkerLog::new(reader), writer)
+        (WorkerLog::new(reader, Arc::default()), writer)
     }
 
     fn lines(log: &mut WorkerLog, timeout: Duration) -> (Vec<String>, bool) {

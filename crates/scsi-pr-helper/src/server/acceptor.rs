@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -140,6 +141,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
     /// Registers a connection, and starts its thread.
     fn start(&mut self, socket: OwnedFd, index: usize) {
         self.accepted += 1;
+        self.registry.counters.accepted.fetch_add(1, Ordering::Relaxed);
         let number = self.accepted;
         let peer = peer_of(&socket);
         let process = ProcessKey { pid: peer.pid, pidfd_inode: pidfd_inode(&socket, &peer) };
@@ -167,7 +169,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
     }
 
     fn refuse(&mut self, socket: Arc<OwnedFd>, peer: Peer, process: ProcessKey, reason: DisconnectReason) {
-        self.registry.log_disconnect(peer, process, reason);
+        self.registry.record_disconnect(peer, process, reason);
         // The client learns it at once, even if no thread is free to close the socket.
         let _ = shutdown(&socket, Shutdown::Both);
         self.refused.push(socket);

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -85,7 +86,7 @@ impl Connection {
                 },
                 Ended::Closed => return self.close(),
                 Ended::Broken(reason) => {
-                    self.registry().log_disconnect(self.peer, self.slot.process(), reason);
+                    self.registry().record_disconnect(self.peer, self.slot.process(), reason);
                     return self.close();
                 }
             }
@@ -116,6 +117,7 @@ impl Connection {
             let served = match self.requests.read(self.socket.as_fd(), receive_timeout) {
                 Read::Request(request, device) => self.run_command(&request, device),
                 Read::WithoutDescriptor(request) => {
+                    self.registry().counters.lost_descriptors.fetch_add(1, Ordering::Relaxed);
                     self.log_failure(&DROPPED);
                     self.answer_busy(&request)
                 }
@@ -144,6 +146,7 @@ impl Connection {
             Err(NotBegun::Stopping) => return Err(Ended::Closed),
             Err(NotBegun::Busy) => {
                 drop(device);
+                self.registry().counters.busy.fetch_add(1, Ordering::Relaxed);
                 tracing::event!(name: "pr_helper_busy", Level::DEBUG, connection = self.number, "answered BUSY");
                 self.log_failure(
                     &"as many commands run as may, and a further one was answered BUSY: look for devices \

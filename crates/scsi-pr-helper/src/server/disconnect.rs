@@ -28,7 +28,62 @@ pub(super) enum DisconnectReason {
     NoThread(Errno),
 }
 
+/// The causes that are counted: a [`DisconnectReason`] without its details.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    NotAllowed,
+    MaxConnections,
+    ProcessShare,
+    NoThread,
+    Violation,
+    HalfSent,
+    ReceiveError,
+    SendError,
+}
+
+impl Cause {
+    /// Every cause, in the order of its number.
+    pub(super) const ALL: [Self; 8] = [
+        Self::NotAllowed,
+        Self::MaxConnections,
+        Self::ProcessShare,
+        Self::NoThread,
+        Self::Violation,
+        Self::HalfSent,
+        Self::ReceiveError,
+        Self::SendError,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::NotAllowed => "not-allowed",
+            Self::MaxConnections => "max-connections",
+            Self::ProcessShare => "process-share",
+            Self::NoThread => "no-thread",
+            Self::Violation => "protocol-violation",
+            Self::HalfSent => "half-sent",
+            Self::ReceiveError => "receive-error",
+            Self::SendError => "send-error",
+        }
+    }
+}
+
 impl DisconnectReason {
+    pub(super) const fn cause(self) -> Cause {
+        match self {
+            Self::Violation(_) | Self::NoDescriptor | Self::ManyDescriptors | Self::EndInParameterList => {
+                Cause::Violation
+            }
+            Self::Receive(_) => Cause::ReceiveError,
+            Self::Send(_) => Cause::SendError,
+            Self::NotAdmitted => Cause::NotAllowed,
+            Self::PeerConnections(_) => Cause::ProcessShare,
+            Self::Connections(_) => Cause::MaxConnections,
+            Self::HalfSent(_) => Cause::HalfSent,
+            Self::NoThread(_) => Cause::NoThread,
+        }
+    }
+
     /// Whether the log should say it. A client that breaks the protocol finds its connection closed, and its guest a
     /// command that failed without a reason. A client that is gone needs no line.
     pub(super) const fn should_log(self) -> bool {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{Shutdown, shutdown};
 use scsi_pr_daemon::RateLimiter;
 
+use super::counters::ServerCounters;
 use super::disconnect::DisconnectReason;
 use super::{Limits, Peer};
 
@@ -31,6 +32,7 @@ pub(super) struct ProcessUse {
 /// The connections of a server.
 pub(super) struct Registry {
     pub(super) limits: Limits,
+    pub(super) counters: Arc<ServerCounters>,
     state: Mutex<State>,
     /// Commands that a manager runs: the bound is for these.
     running: AtomicUsize,
@@ -80,9 +82,10 @@ const LINES: u32 = 100;
 const LINE_PERIOD: Duration = Duration::from_secs(5);
 
 impl Registry {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits, counters: Arc<ServerCounters>) -> Self {
         Self {
             limits,
+            counters,
             state: Mutex::default(),
             running: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
@@ -117,6 +120,7 @@ impl Registry {
         }
         usage.connections.fetch_add(1, Ordering::Relaxed);
         state.connections += 1;
+        self.counters.open.fetch_add(1, Ordering::Relaxed);
         state.sockets.insert(number, Arc::clone(socket));
         Ok(Slot { registry: Arc::clone(self), number, process, usage })
     }
@@ -159,8 +163,9 @@ impl Registry {
         self.unanswered()
     }
 
-    /// Logs why a connection is closed, within the limit of lines.
-    pub(super) fn log_disconnect(&self, peer: Peer, process: ProcessKey, reason: DisconnectReason) {
+    /// Counts that a connection is closed, and logs why, within the limit of lines.
+    pub(super) fn record_disconnect(&self, peer: Peer, process: ProcessKey, reason: DisconnectReason) {
+        self.counters.disconnect(reason.cause());
         let Peer { pid, uid, .. } = peer;
         if !reason.should_log() {
             tracing::event!(name: "pr_helper_violation", tracing::Level::DEBUG, pid, uid, "{reason}");
@@ -238,6 +243,7 @@ impl Drop for Slot {
         self.begin_close();
         let mut state = self.registry.state();
         state.connections -= 1;
+        self.registry.counters.open.fetch_sub(1, Ordering::Relaxed);
         // Under the lock, as a new connection of the process would count in the same value.
         if self.usage.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
             state.processes.remove(&self.process);

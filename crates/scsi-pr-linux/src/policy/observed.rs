@@ -2,6 +2,7 @@
 
 mod client;
 mod counters;
+mod metrics;
 mod sys;
 
 use std::fmt;
@@ -16,8 +17,9 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Level, event};
 
 use crate::device::{Access, BlockDevice, Device, DeviceClass, FileType, Number};
-pub use client::Client;
+pub use client::{Client, RefusalReason};
 pub use counters::{Counters, Counts};
+pub use metrics::{CommandCount, CommandMetrics, Latency};
 
 /// Logs, traces and counts the commands of one client, and changes nothing about them.
 ///
@@ -83,8 +85,8 @@ impl<M> Observed<M> {
     /// Logs why a PERSISTENT RESERVE OUT was refused, where the descriptor or the kind of device is the reason.
     fn log_refusal(&self, descriptor: BorrowedFd<'_>, command: Command<'_>, completion: &Completion) {
         let Some(refusal) = Refusal::of(descriptor, completion) else { return };
-        let Refusal { number, why, remedy } = refusal;
-        self.counters.refusals.log(number, || (command, Described(descriptor), why, remedy));
+        let Refusal { number, reason, why, remedy } = refusal;
+        self.counters.refusals.log(number, reason, || (command, Described(descriptor), why, remedy));
     }
 }
 
@@ -93,27 +95,31 @@ impl<M: PrManager> PrManager for Observed<M> {
         let opcode = command.opcode();
         let call = Call { fd: device.as_raw_fd(), cmd: opcode.byte(), sa: command.cdb().service_action() };
         let line = opcode == Opcode::ReserveOut && LevelFilter::current() >= LevelFilter::INFO;
+        let metrics = self.counters.metrics.as_ref();
         // The clock is read only for those who want to know.
-        let started = (line || LevelFilter::current() >= LevelFilter::TRACE).then(Instant::now);
+        let started = (line || metrics.is_some() || LevelFilter::current() >= LevelFilter::TRACE).then(Instant::now);
 
         self.counters.begin(opcode);
         sys::pr_manager_execute(&call);
         event!(name: "pr_manager_execute", target: TARGET, Level::TRACE, fd = call.fd, cmd = call.cmd, sa = call.sa, "{call}");
         sys::pr_manager_run(&call);
         event!(name: "pr_manager_run", target: TARGET, Level::TRACE, fd = call.fd, cmd = call.cmd, sa = call.sa, "{call}");
-        let result = self.client.run(|| {
+        let (result, took, running) = self.client.run(|| {
             let result = self.inner.execute(device, command);
-            if let (Opcode::ReserveOut, Ok(completion)) = (opcode, &result)
-                && !Client::is_refused()
-            {
+            let took = started.map(|started| started.elapsed());
+            let is_logged = Client::running().is_some_and(|running| running.refusal.is_some());
+            if let (Opcode::ReserveOut, Ok(completion), false) = (opcode, &result, is_logged) {
                 self.log_refusal(device, command, completion);
             }
-            result
+            (result, took, Client::running())
         });
 
         self.counters.end(&result);
+        if let (Some(metrics), Some(took), Some(running)) = (metrics, took, running) {
+            metrics.end(command, &result, running.target, running.refusal, took);
+        }
         sys::pr_helper_completed(&call, status(&result));
-        let took = Elapsed(started.map(|started| started.elapsed()));
+        let took = Elapsed(took);
         event!(
             name: "pr_helper_completed",
             target: TARGET,
@@ -145,6 +151,7 @@ const TARGET: &str = "pr_helper";
 struct Refusal {
     /// The device number of a block device.
     number: Option<Number>,
+    reason: RefusalReason,
     why: &'static str,
     remedy: &'static str,
 }
@@ -170,7 +177,8 @@ impl Refusal {
             _ => return None,
         };
         let number = BlockDevice::of(descriptor).ok()?.map(|device| device.number());
-        Some(Self { number, why, remedy })
+        let reason = if is_read_only { RefusalReason::ReadOnly } else { RefusalReason::Device };
+        Some(Self { number, reason, why, remedy })
     }
 }
 

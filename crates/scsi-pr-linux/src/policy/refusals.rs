@@ -8,7 +8,7 @@ use scsi_pr::{Command, Completion, SenseCode, Status};
 use scsi_pr_daemon::{RepeatLimiter, Suppressed};
 use tracing::warn;
 
-use super::observed::Client;
+use super::observed::{Client, RefusalReason};
 use crate::device::Number;
 
 /// The answers to commands that a policy does not run. Each has a line in the log that says which client sent it, what
@@ -40,7 +40,7 @@ impl Refusals {
         device: impl FnOnce() -> D,
         why: &str,
     ) -> Completion {
-        self.limiter.log(number, || (command, device(), why, self.remedy));
+        self.limiter.log(number, RefusalReason::Device, || (command, device(), why, self.remedy));
         Completion::check(SenseCode::INVALID_OPCODE)
     }
 
@@ -55,7 +55,7 @@ impl Refusals {
         device: impl FnOnce() -> D,
         why: &str,
     ) -> Completion {
-        self.limiter.log(number, || (command, device(), why, self.remedy));
+        self.limiter.log(number, RefusalReason::Denied, || (command, device(), why, self.remedy));
         Completion::check(SenseCode::INVALID_FIELD_IN_CDB)
     }
 
@@ -85,9 +85,10 @@ impl RefusalLimiter {
     pub(super) fn log<'a, D: Display>(
         &self,
         number: Option<Number>,
+        reason: RefusalReason,
         refusal: impl FnOnce() -> (Command<'a>, D, &'a str, &'a str),
     ) {
-        Client::note_refusal();
+        Client::note_refusal(reason);
         let Some(suppressed) = self.check(number) else { return };
         let (command, device, why, remedy) = refusal();
         let device = device.to_string();

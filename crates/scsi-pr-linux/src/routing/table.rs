@@ -44,7 +44,7 @@ pub(super) enum Route {
 
 /// The rows of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub(crate) enum Target {
     /// A SCSI logical unit as a block device.
     ScsiUnit,
     /// A dm-multipath map.
@@ -74,6 +74,34 @@ const NOT_THE_WHOLE: Route = Route::Refuse("the whole of what is beneath would b
 const NOT_EXPLAINED: Route = Route::Refuse("it may be a part of a logical unit, or one of several paths to it");
 
 impl Target {
+    /// Every row, in the order of its number.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::ScsiUnit,
+        Self::MultipathMap,
+        Self::NvmeNamespace,
+        Self::OtherDisk,
+        Self::Part,
+        Self::PartOfNvme,
+        Self::Stack,
+        Self::Unexplained,
+        Self::NotABlockDevice,
+    ];
+
+    /// Its name in metrics.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::ScsiUnit => "scsi-disk",
+            Self::MultipathMap => "multipath",
+            Self::NvmeNamespace => "nvme",
+            Self::OtherDisk => "other-disk",
+            Self::Part => "part",
+            Self::PartOfNvme => "part-of-nvme",
+            Self::Stack => "stack",
+            Self::Unexplained => "unexplained",
+            Self::NotABlockDevice => "not-a-block-device",
+        }
+    }
+
     /// The table.
     #[rustfmt::skip]
     const fn routes(self) -> [Route; 3] {

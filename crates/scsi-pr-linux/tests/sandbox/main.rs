@@ -116,7 +116,7 @@ fn landlock_alone_protects_files_in_other_directories() {
     let directory = File::open(own.path()).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
-            let missing = Sandbox::new().permit_removing_from(Some(directory.as_fd())).enter();
+            let missing = Sandbox::new().permit_removing_from(&[directory.as_fd()]).enter();
             if !missing.is_empty() {
                 return eprintln!("skipped: {missing:?}");
             }

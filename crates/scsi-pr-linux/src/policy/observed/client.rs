@@ -7,6 +7,8 @@ use std::io::Read;
 
 use scsi_pr_daemon::log::cut;
 
+use crate::routing::table::Target;
+
 /// The process that connected to the socket (`SO_PEERCRED`, unix(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
@@ -22,10 +24,40 @@ thread_local! {
 }
 
 #[derive(Clone, Copy)]
-struct Running {
+pub(super) struct Running {
     client: Client,
-    /// Whether a manager has refused the command, and logged why.
-    is_refused: bool,
+    /// Why a manager has refused the command. It has logged it.
+    pub(super) refusal: Option<RefusalReason>,
+    /// Where the router has looked for the route.
+    pub(super) target: Option<Target>,
+}
+
+/// Why a command was not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RefusalReason {
+    /// Its service action is denied.
+    Denied,
+    /// Its descriptor is not open for writing.
+    ReadOnly,
+    /// Reservations are not made on a device of this kind.
+    Device,
+    /// No worker could run it, or a worker says why it failed.
+    Worker,
+}
+
+impl RefusalReason {
+    /// Every reason, in the order of its number.
+    pub(super) const ALL: [Self; 4] = [Self::Denied, Self::ReadOnly, Self::Device, Self::Worker];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::ReadOnly => "read-only",
+            Self::Device => "device",
+            Self::Worker => "worker",
+        }
+    }
 }
 
 impl Client {
@@ -42,19 +74,24 @@ impl Client {
                 CURRENT.set(self.0);
             }
         }
-        let _restore = Restore(CURRENT.replace(Some(Running { client: self, is_refused: false })));
+        let _restore = Restore(CURRENT.replace(Some(Running { client: self, refusal: None, target: None })));
         act()
     }
 
     /// Notes that a manager has logged why it refuses the command of this thread. [`Observed`](super::Observed) logs no
     /// reason of its own then.
-    pub fn note_refusal() {
-        CURRENT.set(CURRENT.get().map(|running| Running { is_refused: true, ..running }));
+    pub fn note_refusal(reason: RefusalReason) {
+        CURRENT.set(CURRENT.get().map(|running| Running { refusal: Some(reason), ..running }));
     }
 
-    /// Whether a manager has logged why it refuses the command of this thread.
-    pub(super) fn is_refused() -> bool {
-        CURRENT.get().is_some_and(|running| running.is_refused)
+    /// Notes where the router has looked for the route of the command of this thread.
+    pub(crate) fn note_target(target: Target) {
+        CURRENT.set(CURRENT.get().map(|running| Running { target: Some(target), ..running }));
+    }
+
+    /// The command that this thread runs.
+    pub(super) fn running() -> Option<Running> {
+        CURRENT.get()
     }
 
     /// The name that QEMU has on its command line (`-name guest=NAME`), at most 64 bytes of it. It is a label for a log
@@ -140,15 +177,18 @@ mod tests {
 
     #[test]
     fn current_client_is_that_of_the_innermost_command() {
+        let refusal = || Client::running().and_then(|running| running.refusal);
         let (outer, inner) = (Client { pid: 1, uid: 2 }, Client { pid: 3, uid: 4 });
         assert_eq!(Client::current(), None);
         outer.run(|| {
             inner.run(|| {
-                assert!(Client::current() == Some(inner) && !Client::is_refused());
-                Client::note_refusal();
-                assert!(Client::is_refused());
+                assert!(Client::current() == Some(inner) && refusal().is_none());
+                Client::note_refusal(RefusalReason::Device);
+                Client::note_target(Target::Part);
+                assert_eq!(refusal(), Some(RefusalReason::Device));
             });
-            assert!(Client::current() == Some(outer) && !Client::is_refused());
+            assert!(Client::current() == Some(outer) && refusal().is_none());
+            assert!(Client::running().is_some_and(|running| running.target.is_none()));
         });
         assert!(std::panic::catch_unwind(|| outer.run(|| panic!("of a manager"))).is_err());
         assert_eq!(Client::current(), None);

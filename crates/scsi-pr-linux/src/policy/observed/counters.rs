@@ -8,6 +8,7 @@ use scsi_pr::{Completion, Error, Opcode, Status};
 use scsi_pr_daemon::{RateLimiter, Suppressed};
 
 use super::super::refusals::RefusalLimiter;
+use super::metrics::CommandMetrics;
 
 /// Counts commands, from any number of threads, since it was made.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Counters {
     /// The lines about all commands that are counted here.
     pub(super) lines: AuditLimiter,
     pub(super) refusals: RefusalLimiter,
+    /// `None` where there is no use for it.
+    pub(super) metrics: Option<CommandMetrics>,
 }
 
 impl Default for Counters {
@@ -41,6 +44,7 @@ impl Default for Counters {
             errors: counter(),
             lines: AuditLimiter::new(),
             refusals: RefusalLimiter::new(),
+            metrics: None,
         }
     }
 }
@@ -126,6 +130,16 @@ impl Counters {
     /// All at zero.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// All at zero, with [`CommandMetrics`]. They take two readings of the clock for each command.
+    pub fn with_metrics() -> Self {
+        Self { metrics: Some(CommandMetrics::default()), ..Self::default() }
+    }
+
+    /// The metrics, if there are any.
+    pub const fn metrics(&self) -> Option<&CommandMetrics> {
+        self.metrics.as_ref()
     }
 
     /// The counts now. They are read one after the other while commands go on.
