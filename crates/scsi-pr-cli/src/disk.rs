@@ -3,10 +3,11 @@
 mod chap;
 mod config;
 mod control;
-mod hex;
+pub(crate) mod hex;
 mod host;
-mod names;
+pub(crate) mod names;
 pub(crate) mod options;
+pub(crate) mod protocol;
 mod served;
 mod store;
 mod unit;

@@ -8,12 +8,14 @@ use nix::unistd::Group;
 use scsi_pr_store::{InitiatorName, Naming};
 use tracing::level_filters::LevelFilter;
 
+use crate::admin::EXIT_CODES;
+use crate::admin::options::AdminTask;
 use crate::disk::options::ServeDisks;
 use crate::log;
 
-/// Persistent reservations for virtual machines
+/// Persistent reservations: show and change them, and serve them to virtual machines
 #[derive(Debug, Parser)]
-#[command(name = "scsi-pr", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "scsi-pr", version, disable_help_subcommand = true, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Options {
     #[command(subcommand)]
     pub(crate) task: Task,
@@ -21,6 +23,8 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Task {
+    #[command(flatten)]
+    Admin(AdminTask),
     Serve(Serve),
     Disk(ServeDisks),
 }
@@ -172,7 +176,7 @@ mod tests {
         let all = ["scsi-pr", "serve", "--store=memory:"].iter().chain(arguments);
         match Options::try_parse_from(all).unwrap().task {
             Task::Serve(serve) => serve,
-            Task::Disk(_) => panic!("another task"),
+            _ => panic!("another task"),
         }
     }
 

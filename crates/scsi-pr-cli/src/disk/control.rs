@@ -1,18 +1,6 @@
 //! The control socket: the administrator reads and changes the reservations of units that are served.
 //!
-//! One JSON object a line, answered by one line each:
-//!
-//! ```text
-//! {"request":"units"}
-//!   {"units":[{"name":"shared","path":"/srv/shared.img","target":"iqn…","lun":0,"uuid":"…","naa":"…","serial":"…",
-//!              "bytes":1073741824,"epoch":1,"sessions":[{"initiator":"iqn…","target-port":1}]}]}
-//! {"request":"execute","unit":"shared","initiator":"iqn…","target-port":1,"cdb":"5e00…","data":""}
-//!   {"status":0,"sense":"","data":"…"}
-//! ```
-//!
-//! `execute` runs PERSISTENT RESERVE IN (5Eh) or OUT (5Fh) as the initiator and target port (1 if it is missing), through
-//! the disk's gate. `cdb`, `data` and `sense` are hexadecimal, `status` is the SCSI status. A request that cannot be
-//! understood has the answer `{"error":"…"}`.
+//! [`protocol`](super::protocol) has the messages.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -24,71 +12,19 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use scsi_pr::{Cdb, Command, Completion, InitiatorPort, Nexus, TransportId};
+use scsi_pr::{Cdb, Command, Completion, InitiatorPort, Nexus, Opcode, TransportId};
 use scsi_pr_daemon::socket::{self, Access};
-use serde::{Deserialize, Serialize};
 
 use super::hex;
-use super::names::InitiatorIqn;
+use super::protocol::{Answer, MAX_REQUEST, Request, Session, Unit};
 use super::served::Served;
 use super::unit::OpenUnit;
 use crate::listen::SocketGuard;
 
 /// The most connections. A change may have to wait for commands of initiators, and holds its connection until then.
 const MAX_CONNECTIONS: usize = 8;
-/// The longest request in bytes.
-const MAX_LINE: u64 = 64 << 10;
 /// The time for a request to arrive, and for an answer to be read.
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-#[derive(Deserialize)]
-#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
-enum Request {
-    Units {},
-    #[serde(rename_all = "kebab-case")]
-    Execute {
-        unit: String,
-        initiator: InitiatorIqn,
-        #[serde(default = "first_port")]
-        target_port: u16,
-        cdb: String,
-        #[serde(default)]
-        data: String,
-    },
-}
-
-const fn first_port() -> u16 {
-    1
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Answer {
-    Units { units: Vec<Unit> },
-    Done { status: u8, sense: String, data: String },
-    Error { error: String },
-}
-
-#[derive(Serialize)]
-struct Unit {
-    name: String,
-    path: String,
-    target: String,
-    lun: u8,
-    uuid: String,
-    naa: String,
-    serial: String,
-    bytes: u64,
-    epoch: u64,
-    sessions: Vec<Session>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Session {
-    initiator: String,
-    target_port: u16,
-}
 
 /// Listens at `path`, for the user of this process and root alone.
 ///
@@ -150,14 +86,14 @@ fn converse(stream: &UnixStream, served: &Served) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
-        let length = reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
+        let length = reader.by_ref().take(MAX_REQUEST).read_until(b'\n', &mut line)?;
         if length == 0 {
             return Ok(());
         }
         let is_whole = line.ends_with(b"\n");
         let answer = match is_whole {
             true => answer(&line, served).unwrap_or_else(|error| Answer::Error { error: format!("{error:#}") }),
-            false => Answer::Error { error: format!("a request is one line of at most {MAX_LINE} bytes") },
+            false => Answer::Error { error: format!("a request is one line of at most {MAX_REQUEST} bytes") },
         };
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
@@ -183,7 +119,14 @@ fn answer(line: &[u8], served: &Served) -> Result<Answer> {
             let port = InitiatorPort::Iscsi { name: initiator.as_ref(), isid: Some([0; 6]) };
             let nexus = Nexus::new(TransportId::new(port)?, target_port);
             let completion = unit.disk.administer(nexus, command);
-            tracing::info!("{command} of {initiator} on {}, by the control socket: {completion}", unit.config.name);
+            let name = &unit.config.name;
+            match command.opcode() {
+                // "scsi-pr watch" reads every second.
+                Opcode::ReserveIn => {
+                    tracing::debug!("{command} of {initiator} on {name}, by the control socket: {completion}")
+                }
+                _ => tracing::info!("{command} of {initiator} on {name}, by the control socket: {completion}"),
+            }
             Ok(done(completion))
         }
     }

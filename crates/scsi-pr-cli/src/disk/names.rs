@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use scsi_pr_iscsi::login::is_name;
 use scsi_pr_store::UnitId;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The iSCSI name of a target is this and the name of its unit.
 const TARGET_PREFIX: &str = "iqn.2026-11.io.scsi-pr:";
@@ -46,7 +46,7 @@ impl FromStr for UnitName {
 pub(crate) struct TargetName(String);
 
 /// The iSCSI name of an initiator, in small letters.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(try_from = "String")]
 pub(crate) struct InitiatorIqn(String);
 

@@ -1,6 +1,7 @@
 //! Servers as real processes, clients over real sockets, and short words for both.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod admin;
 pub(crate) mod disk;
 
 pub(crate) mod flood;

@@ -1,0 +1,165 @@
+//! The ways to a unit: the device itself, a helper, a disk that serves the unit, or the store of its reservations.
+//!
+//! An [`AccessPath`] runs commands on one unit and returns completions. Everything else of the administrator's commands is the
+//! same for all ways.
+
+mod direct;
+mod disk;
+mod helper;
+mod store;
+
+use std::path::Path;
+
+use scsi_pr::{Command, Completion, Nexus, ReserveInAction, SenseKey, TransportId};
+use scsi_pr_daemon::log::escape;
+use scsi_pr_store::InitiatorName;
+use tracing::info;
+
+use super::failure::{Effect, Failure};
+use super::options::AccessOptions;
+use direct::Direct;
+use disk::Disk;
+use helper::Helper;
+use store::Store;
+
+/// The name of the nexus that reads, where the administrator acts as no initiator.
+const READER: &str = "administrator";
+
+/// How often a command is sent again after a unit attention. A unit reports each pending one once.
+const MAX_UNIT_ATTENTIONS: u32 = 5;
+
+/// The sender of a command.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sender<'a> {
+    /// This host by its own ports, the initiator of the helper's socket, or that of `--as`.
+    Own,
+    /// This nexus, which a store or a disk permits.
+    Nexus(&'a Nexus),
+}
+
+/// Runs commands on one unit.
+pub(crate) trait AccessPath: Send + Sync {
+    /// The answer of the unit.
+    fn execute(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Completion, Failure>;
+
+    /// The most bytes that PERSISTENT RESERVE IN may return.
+    fn max_allocation_length(&self) -> usize {
+        usize::from(u16::MAX)
+    }
+
+    /// All data of PERSISTENT RESERVE IN, where no command is needed to read them.
+    fn read_record(&self, _: ReserveInAction) -> Option<Result<Vec<u8>, Failure>> {
+        None
+    }
+
+    /// Whether an initiator port is that of [`Sender::Own`].
+    fn is_own(&self, port: &TransportId) -> bool;
+
+    /// The remark for registrations of such ports.
+    fn own_remark(&self) -> &'static str {
+        "this host"
+    }
+}
+
+/// A unit by one way.
+pub(crate) struct Unit {
+    /// The administrator's name for it.
+    pub(crate) name: String,
+    /// Its identifier, where it is known.
+    pub(crate) identifier: Option<String>,
+    pub(crate) path: Box<dyn AccessPath>,
+}
+
+impl Unit {
+    /// The answer to a command. After a unit attention the unit has not run the command, so it is sent again.
+    pub(crate) fn execute(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Completion, Failure> {
+        let mut attentions = 0;
+        loop {
+            let completion = self.path.execute(sender, command)?;
+            if !is_unit_attention(&completion) || attentions == MAX_UNIT_ATTENTIONS {
+                return Ok(completion);
+            }
+            attentions += 1;
+            info!("{}: {completion}: the command is sent again", escape(&self.name));
+        }
+    }
+}
+
+fn is_unit_attention(completion: &Completion) -> bool {
+    matches!(completion, Completion::CheckCondition(sense)
+        if !sense.is_deferred() && sense.code().is_some_and(|code| code.key == SenseKey::UNIT_ATTENTION))
+}
+
+/// A unit that `list` found, or why it cannot be used.
+pub(crate) struct ListedUnit {
+    pub(crate) name: String,
+    /// The owner, of a unit in a store that a disk serves.
+    pub(crate) owner: Option<String>,
+    pub(crate) unit: Result<Unit, Failure>,
+}
+
+/// The way that the options choose.
+pub(crate) enum Access {
+    Direct(Direct),
+    Helper(Helper),
+    Disk(Disk),
+    Store(Store),
+}
+
+impl Access {
+    pub(crate) fn open(options: &AccessOptions) -> Result<Self, Failure> {
+        Ok(match options {
+            AccessOptions { store: Some(address), .. } => Self::Store(Store::open(address, options)?),
+            AccessOptions { disk: Some(socket), .. } => Self::Disk(Disk::new(socket, options)?),
+            AccessOptions { via: Some(socket), .. } => Self::Helper(Helper::new(socket)),
+            _ => Self::Direct(Direct::new()),
+        })
+    }
+
+    /// The unit that the administrator calls `device`.
+    pub(crate) fn unit(&self, device: &Path, effect: Effect) -> Result<Unit, Failure> {
+        match self {
+            Self::Direct(direct) => direct.unit(device, effect),
+            Self::Helper(helper) => helper.unit(device, effect),
+            Self::Disk(disk) => disk.unit(device, effect),
+            Self::Store(store) => store.unit(device, effect),
+        }
+    }
+
+    /// All units: those of the store or disk, or the disks of this host.
+    pub(crate) fn units(&self) -> Result<Vec<ListedUnit>, Failure> {
+        match self {
+            Self::Direct(direct) => direct::list(|device| direct.unit(device, Effect::Reads)),
+            Self::Helper(helper) => direct::list(|device| helper.unit(device, Effect::Reads)),
+            Self::Disk(disk) => disk.units(),
+            Self::Store(store) => store.units(),
+        }
+    }
+
+    /// The initiator by its name at the unit: a disk knows names in small letters.
+    pub(crate) fn initiator(&self, name: &InitiatorName) -> Result<InitiatorName, Failure> {
+        match self {
+            Self::Disk(_) => disk::lower_case(name),
+            _ => Ok(name.clone()),
+        }
+    }
+
+    /// Whether the initiator `name` has a session with the unit now. `None` where that is not known.
+    pub(crate) fn has_session(&self, unit: &Unit, name: &InitiatorName) -> Result<Option<bool>, Failure> {
+        match self {
+            Self::Disk(disk) => disk.has_session(&unit.name, name).map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The nexus that reads, where the administrator acts as no initiator.
+fn reader() -> Nexus {
+    let name = READER.parse::<InitiatorName>().expect("it is a name");
+    Nexus::new(name.transport_id().clone(), 1)
+}
+
+/// The text of a path, for messages.
+fn text_of(device: &Path) -> String {
+    escape(&device.to_string_lossy())
+}

@@ -1,0 +1,129 @@
+//! The store of reservations, for units that no disk serves.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use scsi_pr::{Command, Completion, Nexus, Opcode, ReserveInAction, TransportId};
+use scsi_pr_store::{self as store, UnitId, Units, Version};
+
+use super::direct::OpenDevice;
+use super::{AccessPath, ListedUnit, Sender, Unit, text_of};
+use crate::admin::failure::{Code, Effect, Failure};
+use crate::admin::options::AccessOptions;
+
+/// A store.
+pub(crate) struct Store {
+    store: Arc<dyn store::Store>,
+    address: String,
+    units: Units,
+    /// The nexus of `--as`.
+    own: Option<Nexus>,
+}
+
+impl Store {
+    pub(crate) fn open(address: &str, options: &AccessOptions) -> Result<Self, Failure> {
+        let own = options.initiator.as_ref().map(|name| Nexus::new(name.transport_id().clone(), options.target_port));
+        let units = Units::new(options.unit.iter().cloned());
+        Ok(Self { store: store::open_existing(address)?, address: address.to_owned(), units, own })
+    }
+
+    pub(crate) fn unit(&self, device: &Path, effect: Effect) -> Result<Unit, Failure> {
+        let unit = self.identify(device)?;
+        if effect == Effect::Changes && self.own.is_none() {
+            return Err(Failure::usage("a store has no initiator of its own: give --as=NAME"));
+        }
+        self.open_unit(unit, device.display().to_string())
+    }
+
+    fn open_unit(&self, unit: UnitId, name: String) -> Result<Unit, Failure> {
+        self.store.load(&unit)?.check_not_owned(&unit).map_err(|error| {
+            let failure = Failure::from(error);
+            Failure::new(failure.code(), format!("{failure} (option --disk)"))
+        })?;
+        let identifier = Some(unit.to_string());
+        let path = OfStore { store: Arc::clone(&self.store), unit, own: self.own.clone() };
+        Ok(Unit { name, identifier, path: Box::new(path) })
+    }
+
+    /// The unit of a path, or with an identifier that the store has.
+    fn identify(&self, device: &Path) -> Result<UnitId, Failure> {
+        let text = device.to_string_lossy();
+        if text.contains('/') {
+            let open = OpenDevice::open(device, Effect::Reads)?;
+            let identified = match self.store.is_shared_between_hosts() {
+                true => self.units.identify_between_hosts(open.descriptor.as_fd()),
+                false => self.units.identify(open.descriptor.as_fd()),
+            };
+            return identified.map_err(|why| match why.passes() {
+                true => Failure::new(Code::Unavailable, why),
+                false => Failure::usage(why),
+            });
+        }
+        for unit in [UnitId::from_identifier(&text), UnitId::named(&text)].into_iter().flatten() {
+            if self.store.load(&unit)?.version != Version(0) {
+                return Ok(unit);
+            }
+        }
+        Err(Failure::new(
+            Code::Failure,
+            format!(
+                "the store {} has no unit {}: see \"scsi-pr list --store\", or give the path of the disk (./disk.img)",
+                self.address,
+                text_of(device)
+            ),
+        ))
+    }
+
+    pub(crate) fn units(&self) -> Result<Vec<ListedUnit>, Failure> {
+        let listed = |unit: UnitId| {
+            let name = unit.to_string();
+            let owner = self.store.load(&unit).ok().and_then(|snapshot| {
+                let disk = snapshot.disk?;
+                let owner = disk.owner.as_ref()?;
+                Some(format!("{disk}, control socket {}", owner.control))
+            });
+            ListedUnit { name: name.clone(), owner, unit: self.open_unit(unit, name) }
+        };
+        Ok(self.store.units()?.into_iter().map(listed).collect())
+    }
+}
+
+struct OfStore {
+    store: Arc<dyn store::Store>,
+    unit: UnitId,
+    own: Option<Nexus>,
+}
+
+impl AccessPath for OfStore {
+    fn execute(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Completion, Failure> {
+        let reader;
+        let nexus = match (sender, &self.own) {
+            (Sender::Nexus(nexus), _) => nexus,
+            (Sender::Own, Some(own)) => own,
+            (Sender::Own, None) if command.opcode() == Opcode::ReserveIn => {
+                reader = super::reader();
+                &reader
+            }
+            (Sender::Own, None) => return Err(Failure::usage("a store has no initiator of its own: give --as=NAME")),
+        };
+        Ok(store::execute(&*self.store, &self.unit, nexus, command)?)
+    }
+
+    fn read_record(&self, action: ReserveInAction) -> Option<Result<Vec<u8>, Failure>> {
+        let read = || {
+            let loaded = self.store.load(&self.unit)?;
+            loaded.check_not_owned(&self.unit)?;
+            Ok(loaded.reservations.reserve_in_data(action, usize::MAX))
+        };
+        Some(read().map_err(|error: store::StoreError| error.into()))
+    }
+
+    fn is_own(&self, port: &TransportId) -> bool {
+        self.own.as_ref().is_some_and(|own| own.initiator() == port)
+    }
+
+    fn own_remark(&self) -> &'static str {
+        "this initiator"
+    }
+}

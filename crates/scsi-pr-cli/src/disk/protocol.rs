@@ -1,0 +1,71 @@
+//! The messages of the control socket, for both ends.
+//!
+//! One JSON object a line, answered by one line each:
+//!
+//! ```text
+//! {"request":"units"}
+//!   {"units":[{"name":"shared","path":"/srv/shared.img","target":"iqn…","lun":0,"uuid":"…","naa":"…","serial":"…",
+//!              "bytes":1073741824,"epoch":1,"sessions":[{"initiator":"iqn…","target-port":1}]}]}
+//! {"request":"execute","unit":"shared","initiator":"iqn…","target-port":1,"cdb":"5e00…","data":""}
+//!   {"status":0,"sense":"","data":"…"}
+//! ```
+//!
+//! `execute` runs PERSISTENT RESERVE IN (5Eh) or OUT (5Fh) as the initiator and target port (1 if it is missing), through
+//! the disk's gate. `cdb`, `data` and `sense` are hexadecimal, `status` is the SCSI status. A request that cannot be
+//! understood has the answer `{"error":"…"}`.
+
+use serde::{Deserialize, Serialize};
+
+use super::names::InitiatorIqn;
+
+/// The longest request, in bytes.
+pub(crate) const MAX_REQUEST: u64 = 64 << 10;
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) enum Request {
+    Units {},
+    #[serde(rename_all = "kebab-case")]
+    Execute {
+        unit: String,
+        initiator: InitiatorIqn,
+        #[serde(default = "first_port")]
+        target_port: u16,
+        cdb: String,
+        #[serde(default)]
+        data: String,
+    },
+}
+
+const fn first_port() -> u16 {
+    1
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Answer {
+    Units { units: Vec<Unit> },
+    Done { status: u8, sense: String, data: String },
+    Error { error: String },
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Unit {
+    pub(crate) name: String,
+    pub(crate) path: String,
+    pub(crate) target: String,
+    pub(crate) lun: u8,
+    pub(crate) uuid: String,
+    pub(crate) naa: String,
+    pub(crate) serial: String,
+    pub(crate) bytes: u64,
+    pub(crate) epoch: u64,
+    pub(crate) sessions: Vec<Session>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Session {
+    pub(crate) initiator: String,
+    pub(crate) target_port: u16,
+}
