@@ -283,13 +283,14 @@ fn the_loser_of_a_preempt_writes_no_more_also_after_a_kill() {
 }
 
 #[test]
-fn the_suite_of_libiscsi_passes_on_a_file() {
+fn the_suite_of_libiscsi_passes_on_a_file_over_two_portal_groups() {
     let place = Place::new();
     image(&place, "disk.img", 64 << 20);
-    let disks = Start::shared(&place).start();
-    let url = format!("iscsi://{}/{}/0", disks.address, target("shared"));
-    let Some(suite) = LibiscsiSuite::run(&url) else { return };
+    let disks = Start::shared(&place).listen(0).start();
+    let urls = [1, 2].map(|number| format!("iscsi://{}/{}/0", disks.portal_group(number), target("shared")));
+    let Some(suite) = LibiscsiSuite::run(&urls.each_ref().map(String::as_str)) else { return };
     assert!(suite.ran > 200, "{}", suite.text);
+    assert!(!suite.text.contains("Multipath unavailable"), "{}", suite.text);
     // Its GetLBAStatus.UnmapSingle takes the descriptor of another block for that of the block that it asks for, where a
     // physical block has several logical ones.
     let is_known = |test: &String| test.starts_with("Test: UnmapSingle");

@@ -10,7 +10,7 @@ use testing_support::LibiscsiSuite;
 fn every_test_of_the_suite_passes_or_is_of_a_command_that_is_not_supported() {
     let fixture = Fixture::start(Vec::new(), Allowed::All);
     let url = format!("iscsi://{}/{TARGET}/0", fixture.address);
-    let Some(suite) = LibiscsiSuite::run(&url) else { return };
+    let Some(suite) = LibiscsiSuite::run(&[&url]) else { return };
     assert!(suite.ran > 200, "{}", suite.text);
     assert_eq!(suite.failed, 0, "{}", suite.text);
 }

@@ -16,14 +16,14 @@ pub struct LibiscsiSuite {
 }
 
 impl LibiscsiSuite {
-    /// Runs every test on the unit at `url`, whose data are lost. `None`, and a line about the skipped test, where the
-    /// program is missing.
+    /// Runs every test on the unit at these URLs, whose data are lost. With two URLs, one of each target port, the tests of
+    /// several paths run too. `None`, and a line about the skipped test, where the program is missing.
     ///
     /// # Panics
     ///
     /// If the suite reports no numbers.
-    pub fn run(url: &str) -> Option<Self> {
-        let output = match Command::new("iscsi-test-cu").args(["--dataloss", "-t", "ALL", url]).output() {
+    pub fn run(urls: &[&str]) -> Option<Self> {
+        let output = match Command::new("iscsi-test-cu").args(["--dataloss", "-t", "ALL"]).args(urls).output() {
             Ok(output) => output,
             Err(error) => {
                 println!("skipped: iscsi-test-cu cannot be started ({error}); Debian's package is libiscsi-bin");

@@ -101,6 +101,16 @@ pub(crate) struct Disks {
 }
 
 impl Disks {
+    /// The address of a portal group.
+    #[track_caller]
+    pub(crate) fn portal_group(&self, number: u16) -> SocketAddr {
+        eventually("the portal group", || {
+            let log = self.process.stderr();
+            let (before, _) = log.split_once(&format!(" (portal group {number})"))?;
+            before.rsplit_once("listening on ")?.1.parse().ok()
+        })
+    }
+
     /// A session of `name` with the unit `unit`, whose first unit attention is taken.
     #[track_caller]
     pub(crate) fn session(&self, unit: &str, name: &str) -> Initiator {
