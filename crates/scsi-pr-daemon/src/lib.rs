@@ -8,10 +8,12 @@
 //! * [`sandbox`]: Landlock and a seccomp filter.
 //! * [`log`]: log lines to standard error, the journal or syslog, without waiting for a reader.
 //! * [`FifoMutex`]: a mutex that serves its contenders in their order of arrival.
+//! * [`IdleConnections`]: connections that have no thread.
 //! * [`RateLimiter`], [`RepeatLimiter`]: a bound on the log lines that a client can cause.
 #![forbid(unsafe_code)]
 
 mod fifo_mutex;
+mod idle;
 pub mod limits;
 pub mod log;
 pub mod notify;
@@ -25,6 +27,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use fifo_mutex::{FifoMutex, FifoMutexGuard};
+pub use idle::IdleConnections;
 pub use rate_limit::{RateLimiter, RepeatLimiter, Suppressed};
 
 /// A daemon cannot start.

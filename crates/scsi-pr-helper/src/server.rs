@@ -15,7 +15,6 @@ mod acceptor;
 mod connection;
 mod counters;
 mod disconnect;
-mod idle;
 mod one;
 mod registry;
 mod request_stream;

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,15 +15,15 @@ use crate::login::{Login, LoginStep, Negotiated, Refusal};
 use crate::pdu::{Decoder, Digests, Header, MAX_RECV_DATA_SEGMENT, NO_TAG, Pdu, PduError, encode};
 use crate::reply::{Bounds, Replies, ScsiResponse, TaskManagementResponse};
 use crate::session::{Action, CommandWindow, Management, ProtocolError, ScsiCommand, Session};
-use crate::shared::Shared;
+use crate::shared::{ConnectionEntry, Registration, Shared};
 use crate::text::Keys;
 
 /// The time for a whole login.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most requests of a login.
 const LOGIN_STEPS: usize = 64;
-/// The silence after which the target sends a NOP-In; after as much again the connection is closed.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// The silence after which a connection gives up its thread.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time that a peer may take to read an answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Answers are collected up to this many bytes while more requests are there.
@@ -53,9 +54,11 @@ pub(crate) enum DisconnectReason {
     FormerSession,
     #[error("the server stops")]
     Stopping,
+    #[error("no thread can be started: {0}")]
+    NoThread(#[source] io::Error),
 }
 
-/// A connection in the full feature phase, shared by its reader and by the threads that run its commands.
+/// A connection in the full feature phase, shared by its [`Requests`] and by the threads that run its commands.
 struct Connection {
     socket: TcpStream,
     writer: Mutex<Writer>,
@@ -70,69 +73,15 @@ struct Writer {
     has_failed: bool,
 }
 
-/// Serves a connection to its end.
-pub(crate) fn run(shared: &Arc<Shared>, socket: TcpStream, portal_group: u16) -> DisconnectReason {
-    match serve(shared, &socket, portal_group) {
-        Ok(never) => match never {},
-        Err(reason) => {
+/// Logs the initiator in, and serves the connection until it ends or is idle.
+pub(crate) fn begin(socket: TcpStream, entry: ConnectionEntry) {
+    match FullFeature::log_in(&socket, entry) {
+        Ok(connection) => connection.run(),
+        Err((reason, entry)) => {
             let _ = socket.shutdown(Shutdown::Both);
-            reason
+            entry.end(&reason);
         }
     }
-}
-
-enum Never {}
-
-fn serve(shared: &Arc<Shared>, socket: &TcpStream, portal_group: u16) -> Result<Never, DisconnectReason> {
-    socket.set_nodelay(true)?;
-    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
-    let directory = shared.directory();
-    let mut decoder = Decoder::default();
-    let mut login = Login::new(portal_group);
-    let (negotiated, response) = log_in(socket, &mut decoder, &mut login, &directory, shared)?;
-    decoder.digests = negotiated.digests;
-    decoder.limit = MAX_RECV_DATA_SEGMENT;
-    let registration = shared.register(&negotiated, portal_group, socket).ok_or(DisconnectReason::FormerSession)?;
-    // The directory may have been replaced during the login.
-    let target = negotiated.target.as_ref().map(|(name, _)| name.as_str());
-    if !shared.directory().admits(&negotiated.initiator, target) {
-        return Err(Refusal::Authorization.into());
-    }
-    send_response(socket, &response.0, &response.1)?;
-    tracing::info!("{} has logged in to {}", negotiated.initiator, target.unwrap_or("discovery"));
-
-    let bounds = Bounds {
-        digests: negotiated.digests,
-        max_segment: negotiated.max_send_segment,
-        max_burst: negotiated.max_burst,
-    };
-    let writer = Writer { replies: Replies::new(bounds, login.next_stat_sn()), buffer: Vec::new(), has_failed: false };
-    drop(login);
-    let target = negotiated.target.as_ref().map(|(_, target)| Arc::clone(target)).unwrap_or_default();
-    let connection = Arc::new(Connection {
-        socket: socket.try_clone()?,
-        writer: Mutex::new(writer),
-        window: CommandWindow::new(negotiated.command_number),
-        session: target.open_session(nexus(&negotiated.initiator, portal_group)),
-        port: port(&negotiated, portal_group),
-    });
-    let reader = Reader {
-        connection: Arc::clone(&connection),
-        session: Session::new(&negotiated),
-        negotiated,
-        directory,
-        shared: Arc::clone(shared),
-        data_in: DataIn::new(),
-        rest_of_text: Vec::new(),
-        portals: shared.portals(socket),
-    };
-    let result = reader.run(decoder);
-    if matches!(result, Err(DisconnectReason::Stopping)) {
-        connection.wait_for_commands(shared);
-    }
-    connection.session.close();
-    drop(registration);
-    result
 }
 
 /// The I_T nexus: the initiator's name, with an ISID of zero, and the target port.
@@ -147,7 +96,55 @@ fn port(negotiated: &Negotiated, portal_group: u16) -> Port {
     Port { relative_target_port: portal_group.to_be_bytes(), name: name.unwrap_or_default() }
 }
 
+/// The login phase, until the response that ends it was sent.
 fn log_in(
+    entry: &ConnectionEntry,
+    socket: &TcpStream,
+    decoder: &mut Decoder,
+) -> Result<(Requests, Registration), DisconnectReason> {
+    let ConnectionEntry { shared, portal_group, .. } = entry;
+    socket.set_nodelay(true)?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+    let mut login = Login::new(*portal_group);
+    let (negotiated, response) = negotiate(socket, decoder, &mut login, &shared.directory(), shared)?;
+    decoder.digests = negotiated.digests;
+    decoder.limit = MAX_RECV_DATA_SEGMENT;
+    let registration = shared.register(&negotiated, *portal_group, socket).ok_or(DisconnectReason::FormerSession)?;
+    // The directory may have been replaced during the login.
+    let target = negotiated.target.as_ref().map(|(name, _)| name.as_str());
+    if !shared.directory().admits(&negotiated.initiator, target) {
+        return Err(Refusal::Authorization.into());
+    }
+    send_response(socket, &response.0, &response.1)?;
+    tracing::info!("{} has logged in to {}", negotiated.initiator, target.unwrap_or("discovery"));
+
+    socket.set_read_timeout(Some(IDLE_TIMEOUT))?;
+    let bounds = Bounds {
+        digests: negotiated.digests,
+        max_segment: negotiated.max_send_segment,
+        max_burst: negotiated.max_burst,
+    };
+    let writer = Writer { replies: Replies::new(bounds, login.next_stat_sn()), buffer: Vec::new(), has_failed: false };
+    let target = negotiated.target.as_ref().map(|(_, target)| Arc::clone(target)).unwrap_or_default();
+    let connection = Connection {
+        socket: socket.try_clone()?,
+        writer: Mutex::new(writer),
+        window: CommandWindow::new(negotiated.command_number),
+        session: target.open_session(nexus(&negotiated.initiator, *portal_group)),
+        port: port(&negotiated, *portal_group),
+    };
+    let requests = Requests {
+        connection: Arc::new(connection),
+        session: Session::new(&negotiated),
+        negotiated,
+        shared: Arc::clone(shared),
+        data_in: DataIn::new(),
+        rest_of_text: Vec::new(),
+    };
+    Ok((requests, registration))
+}
+
+fn negotiate(
     socket: &TcpStream,
     decoder: &mut Decoder,
     login: &mut Login,
@@ -205,56 +202,131 @@ fn receive(socket: &TcpStream, decoder: &mut Decoder) -> Result<(), DisconnectRe
     }
 }
 
-/// The thread that receives the requests of a connection.
-struct Reader {
-    connection: Arc<Connection>,
-    session: Session,
-    negotiated: Negotiated,
-    directory: Arc<Directory>,
-    shared: Arc<Shared>,
-    data_in: DataIn,
-    /// The rest of a Text Response that is longer than a data segment.
-    rest_of_text: Vec<u8>,
-    /// TargetAddress values.
-    portals: Vec<String>,
+/// A connection in the full feature phase (RFC 7143 7.4.3), with a thread or idle.
+pub(crate) struct FullFeature {
+    requests: Requests,
+    decoder: Decoder,
+    last_heard: Instant,
+    is_pinged: bool,
+    registration: Registration,
+    entry: ConnectionEntry,
 }
 
-impl Reader {
-    fn run(mut self, mut decoder: Decoder) -> Result<Never, DisconnectReason> {
-        self.connection.socket.set_read_timeout(Some(PING_INTERVAL))?;
-        let mut is_pinged = false;
+/// The connection has been silent, and needs no thread.
+struct Idle;
+
+impl AsFd for FullFeature {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.requests.connection.socket.as_fd()
+    }
+}
+
+impl FullFeature {
+    fn log_in(socket: &TcpStream, entry: ConnectionEntry) -> Result<Self, (DisconnectReason, ConnectionEntry)> {
+        let mut decoder = Decoder::default();
+        match log_in(&entry, socket, &mut decoder) {
+            Ok((requests, registration)) => {
+                Ok(Self { requests, decoder, last_heard: Instant::now(), is_pinged: false, registration, entry })
+            }
+            Err(reason) => Err((reason, entry)),
+        }
+    }
+
+    /// Whether it is time for a NOP-In, or for the end of a connection that has not answered the last one.
+    pub(crate) fn is_due(&self) -> bool {
+        let intervals = if self.is_pinged { 2 } else { 1 };
+        self.last_heard.elapsed() >= self.entry.shared.ping_interval * intervals
+    }
+
+    /// Serves the connection until it ends or is idle.
+    pub(crate) fn run(mut self) {
+        let shared = Arc::clone(&self.entry.shared);
         loop {
-            while let Some(pdu) = decoder.next_pdu()? {
-                self.handle(&pdu)?;
-                is_pinged = false;
-            }
-            self.connection.writer().flush(&self.connection.socket)?;
-            let received = receive(&self.connection.socket, &mut decoder);
-            if self.shared.is_stopping() {
-                self.session.abandon(&self.connection.window);
-                return Err(DisconnectReason::Stopping);
-            }
-            match received {
-                Err(DisconnectReason::Io(error))
-                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
-                {
-                    if std::mem::replace(&mut is_pinged, true) {
-                        return Err(DisconnectReason::Silent);
-                    }
-                    decoder.shrink();
-                    self.data_in = DataIn::new();
-                    let window = self.connection.window.now();
-                    let mut writer = self.connection.writer();
-                    let Writer { replies, buffer, .. } = &mut *writer;
-                    buffer.shrink_to(4096);
-                    replies.ping(buffer, 0, window);
-                    writer.flush(&self.connection.socket)?;
-                }
-                result => result?,
+            match self.serve() {
+                Ok(Idle) => match shared.idle.insert(self.entry.id, self) {
+                    // The server stops, which the next read shows; or the kernel has no room.
+                    Some(connection) => self = connection,
+                    None => return,
+                },
+                Err(reason) => return self.close(&reason),
             }
         }
     }
 
+    fn serve(&mut self) -> Result<Idle, DisconnectReason> {
+        loop {
+            while let Some(pdu) = self.decoder.next_pdu()? {
+                self.requests.handle(&pdu)?;
+            }
+            let connection = &self.requests.connection;
+            connection.writer().flush(&connection.socket)?;
+            if self.is_due() {
+                self.ping()?;
+                return Ok(Idle);
+            }
+            let received = receive(&connection.socket, &mut self.decoder);
+            if self.entry.shared.is_stopping() {
+                self.requests.session.abandon(&connection.window);
+                return Err(DisconnectReason::Stopping);
+            }
+            match received {
+                Ok(()) => (self.last_heard, self.is_pinged) = (Instant::now(), false),
+                Err(DisconnectReason::Io(error))
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+                {
+                    self.release_memory();
+                    return Ok(Idle);
+                }
+                Err(reason) => return Err(reason),
+            }
+        }
+    }
+
+    fn release_memory(&mut self) {
+        self.decoder.shrink();
+        self.requests.data_in = DataIn::new();
+        self.requests.connection.writer().buffer.shrink_to(0);
+    }
+
+    fn ping(&mut self) -> Result<(), DisconnectReason> {
+        if std::mem::replace(&mut self.is_pinged, true) {
+            return Err(DisconnectReason::Silent);
+        }
+        let connection = &self.requests.connection;
+        let window = connection.window.now();
+        let mut writer = connection.writer();
+        let Writer { replies, buffer, .. } = &mut *writer;
+        replies.ping(buffer, 0, window);
+        writer.flush(&connection.socket)?;
+        writer.buffer.shrink_to(0);
+        Ok(())
+    }
+
+    /// Ends the connection.
+    pub(crate) fn close(self, reason: &DisconnectReason) {
+        let Self { requests: Requests { connection, .. }, registration, entry, .. } = self;
+        if matches!(reason, DisconnectReason::Stopping) {
+            connection.wait_for_commands(&entry.shared);
+        }
+        connection.session.close();
+        drop(registration);
+        let _ = connection.socket.shutdown(Shutdown::Both);
+        entry.end(reason);
+    }
+}
+
+/// The requests of a connection.
+struct Requests {
+    connection: Arc<Connection>,
+    session: Session,
+    negotiated: Negotiated,
+    shared: Arc<Shared>,
+    data_in: DataIn,
+    /// The rest of a Text Response that is longer than a data segment.
+    rest_of_text: Vec<u8>,
+}
+
+impl Requests {
     fn handle(&mut self, pdu: &Pdu<'_>) -> Result<(), DisconnectReason> {
         let action = self.session.receive(pdu, &self.connection.window)?;
         self.act(pdu, action)?;
@@ -390,7 +462,8 @@ impl Reader {
 
     fn send_targets(&self, value: &str, text: &mut Vec<u8>) {
         let own = self.negotiated.target.as_ref().map(|(name, _)| name.as_str());
-        for entry in self.directory.visible_to(&self.negotiated.initiator) {
+        let portals = self.shared.portals(&self.connection.socket);
+        for entry in self.shared.directory().visible_to(&self.negotiated.initiator) {
             let is_meant = match (value, own) {
                 ("All", None) => true,
                 ("", Some(own)) => entry.name == own,
@@ -398,7 +471,7 @@ impl Reader {
             };
             if is_meant {
                 text.extend_from_slice(format!("TargetName={}\0", entry.name).as_bytes());
-                for portal in &self.portals {
+                for portal in &portals {
                     text.extend_from_slice(format!("TargetAddress={portal}\0").as_bytes());
                 }
             }

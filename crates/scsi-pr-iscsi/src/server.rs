@@ -2,19 +2,24 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
-use crate::connection::{self, DisconnectReason};
+use crate::connection::{self, DisconnectReason, FullFeature};
 use crate::directory::Directory;
 use crate::shared::Shared;
 
-/// Touched a little at a time: there may be a thousand idle connections.
+/// A command may go through several layers. Under 2 MiB, so that the kernel uses no huge page for it.
 const STACK: usize = 256 << 10;
+
+/// The time between two looks for idle connections that are due for a NOP-In.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_TIMEOUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The time that commands get to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,11 +41,22 @@ pub struct ServerOptions {
     pub connections: usize,
     /// Threads for commands that may block.
     pub threads: usize,
+    /// The silence after which the target sends a NOP-In; after as much again the connection is closed. It is checked once
+    /// a second.
+    pub ping_interval: Duration,
+}
+
+impl ServerOptions {
+    /// The same with another time between a request and a NOP-In.
+    #[must_use]
+    pub fn with_ping_interval(self, ping_interval: Duration) -> Self {
+        Self { ping_interval, ..self }
+    }
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { connections: 2048, threads: 4096 }
+        Self { connections: 2048, threads: 4096, ping_interval: Duration::from_secs(30) }
     }
 }
 
@@ -56,10 +72,10 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// A portal has no address.
+    /// A portal has no address, or those of epoll_create1(2).
     pub fn new(portals: Vec<Portal>, directory: Directory, options: ServerOptions) -> io::Result<Self> {
         let addresses = portals.iter().map(|portal| Ok((portal.listener.local_addr()?, portal.group)));
-        let shared = Shared::new(directory, addresses.collect::<io::Result<_>>()?, options.threads);
+        let shared = Shared::new(directory, addresses.collect::<io::Result<_>>()?, options)?;
         Ok(Self { shared: Arc::new(shared), portals, options })
     }
 
@@ -78,24 +94,48 @@ impl Server {
         for portal in &self.portals {
             portal.listener.set_nonblocking(true)?;
         }
+        let result = self.accept_until(stop);
+        self.shared.begin_stop();
+        for connection in self.shared.idle.stop() {
+            self.resume(connection);
+        }
+        self.shared.close_connections(STOP_TIMEOUT);
+        result
+    }
+
+    fn accept_until(&self, stop: BorrowedFd<'_>) -> io::Result<()> {
+        let idle = &self.shared.idle;
+        let mut next_look = Instant::now() + LOOK_INTERVAL;
         loop {
-            let mut events: Vec<_> =
-                self.portals.iter().map(|portal| PollFd::new(&portal.listener, PollFlags::IN)).collect();
-            events.push(PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN));
-            match poll(&mut events, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            let mut events = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN), PollFd::new(idle, PollFlags::IN)];
+            events.extend(self.portals.iter().map(|portal| PollFd::new(&portal.listener, PollFlags::IN)));
+            // A connection becomes idle without waking this thread.
+            match poll(&mut events, self.shared.has_connections().then_some(&POLL_TIMEOUT)) {
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
             let ready: Vec<bool> = events.iter().map(|event| !event.revents().is_empty()).collect();
-            if ready.last() == Some(&true) {
-                break;
+            if ready[0] {
+                return Ok(());
             }
-            for (portal, _) in self.portals.iter().zip(ready).filter(|(_, ready)| *ready) {
+            if ready[1] {
+                idle.take_readable().into_iter().for_each(|connection| self.resume(connection));
+            }
+            if Instant::now() >= next_look {
+                idle.take_if(FullFeature::is_due).into_iter().for_each(|connection| self.resume(connection));
+                next_look = Instant::now() + LOOK_INTERVAL;
+            }
+            for (portal, _) in self.portals.iter().zip(&ready[2..]).filter(|(_, ready)| **ready) {
                 self.accept(portal);
             }
         }
-        self.shared.close_connections(STOP_TIMEOUT);
-        Ok(())
+    }
+
+    /// Gives an idle connection a thread.
+    fn resume(&self, connection: FullFeature) {
+        if let Err((connection, error)) = spawn(connection, FullFeature::run) {
+            connection.close(&DisconnectReason::NoThread(error));
+        }
     }
 
     fn accept(&self, portal: &Portal) {
@@ -110,25 +150,28 @@ impl Server {
             }
         };
         let _ = socket.set_nonblocking(false);
-        let shared = Arc::clone(&self.shared);
-        let group = portal.group;
-        let Some(id) = shared.add_connection(&socket, self.options.connections) else {
-            shared.log_disconnect(peer, &"the limit of connections is reached");
+        let Some(entry) = self.shared.add_connection(&socket, peer, portal.group, self.options.connections) else {
+            self.shared.log_disconnect(peer, &"the limit of connections is reached");
             return;
         };
-        let work = move || {
-            let reason = connection::run(&shared, socket, group);
-            shared.remove_connection(id);
-            match reason {
-                DisconnectReason::Closed | DisconnectReason::LoggedOut | DisconnectReason::Stopping => {
-                    tracing::info!("{peer}: {reason}")
-                }
-                reason => shared.log_disconnect(peer, &reason),
-            }
-        };
-        if let Err(error) = thread::Builder::new().name("iscsi".into()).stack_size(STACK).spawn(work) {
-            self.shared.remove_connection(id);
-            self.shared.log_disconnect(peer, &format!("no thread can be started: {error}"));
+        if let Err(((_, entry), error)) = spawn((socket, entry), |(socket, entry)| connection::begin(socket, entry)) {
+            entry.end(&DisconnectReason::NoThread(error));
         }
+    }
+}
+
+/// Calls `work` with `value` on a thread of its own. If no thread can be started, the caller has the value again.
+fn spawn<T: Send + 'static>(value: T, work: fn(T)) -> Result<(), (T, io::Error)> {
+    let handover = Arc::new(Mutex::new(Some(value)));
+    let take = |handover: &Mutex<Option<T>>| handover.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let for_thread = Arc::clone(&handover);
+    let started = thread::Builder::new().name("iscsi".into()).stack_size(STACK).spawn(move || {
+        let value = take(&for_thread);
+        drop(for_thread);
+        value.map(work)
+    });
+    match started {
+        Ok(_) => Ok(()),
+        Err(error) => take(&handover).map_or(Ok(()), |value| Err((value, error))),
     }
 }

@@ -1,16 +1,19 @@
 //! [`Shared`]: the state that connections share: the directory, and the table of sessions.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use scsi_pr_daemon::RateLimiter;
+use scsi_pr_daemon::{IdleConnections, RateLimiter};
 
+use crate::connection::{DisconnectReason, FullFeature};
 use crate::directory::Directory;
 use crate::login::Negotiated;
 use crate::pool::Pool;
+use crate::server::ServerOptions;
 
 /// The time that a login waits for a former session of the same initiator to end.
 const REINSTATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,7 +27,9 @@ pub(crate) struct Shared {
     next_session: Mutex<u64>,
     addresses: Vec<(SocketAddr, u16)>,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) ping_interval: Duration,
     connections: Mutex<HashMap<u64, TcpStream>>,
+    pub(crate) idle: IdleConnections<FullFeature>,
     connection_ended: Condvar,
     is_stopping: AtomicBool,
     has_stopped: AtomicBool,
@@ -45,6 +50,35 @@ struct Handle {
     socket: TcpStream,
 }
 
+/// A connection in the table of connections; dropping it removes the connection.
+pub(crate) struct ConnectionEntry {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) id: u64,
+    pub(crate) portal_group: u16,
+    peer: SocketAddr,
+}
+
+impl ConnectionEntry {
+    /// Removes the connection, and logs why.
+    pub(crate) fn end(self, reason: &DisconnectReason) {
+        let (shared, peer) = (Arc::clone(&self.shared), self.peer);
+        drop(self);
+        match reason {
+            DisconnectReason::Closed | DisconnectReason::LoggedOut | DisconnectReason::Stopping => {
+                tracing::info!("{peer}: {reason}");
+            }
+            reason => shared.log_disconnect(peer, reason),
+        }
+    }
+}
+
+impl Drop for ConnectionEntry {
+    fn drop(&mut self) {
+        self.shared.lock(&self.shared.connections).remove(&self.id);
+        self.shared.connection_ended.notify_all();
+    }
+}
+
 /// A session in the table of sessions; dropping it removes the session.
 pub(crate) struct Registration {
     shared: Arc<Shared>,
@@ -54,21 +88,31 @@ pub(crate) struct Registration {
 
 impl Shared {
     /// The state before the first connection, for portals at these addresses.
-    pub(crate) fn new(directory: Directory, addresses: Vec<(SocketAddr, u16)>, threads: usize) -> Self {
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_create1(2).
+    pub(crate) fn new(
+        directory: Directory,
+        addresses: Vec<(SocketAddr, u16)>,
+        options: ServerOptions,
+    ) -> io::Result<Self> {
+        Ok(Self {
             directory: RwLock::new(Arc::new(directory)),
             sessions: Mutex::default(),
             ended: Condvar::new(),
             next_tsih: AtomicU16::new(1),
             next_session: Mutex::new(0),
             addresses,
-            pool: Pool::new(threads),
+            pool: Pool::new(options.threads),
+            ping_interval: options.ping_interval,
             connections: Mutex::default(),
+            idle: IdleConnections::new()?,
             connection_ended: Condvar::new(),
             is_stopping: AtomicBool::new(false),
             has_stopped: AtomicBool::new(false),
             disconnects: RateLimiter::new(10, 100, Duration::from_secs(10)),
-        }
+        })
     }
 
     /// Replaces the directory, and ends the sessions of initiators that may no longer use their target.
@@ -83,11 +127,6 @@ impl Shared {
         }
     }
 
-    pub(crate) fn remove_connection(&self, id: u64) {
-        self.lock(&self.connections).remove(&id);
-        self.connection_ended.notify_all();
-    }
-
     /// Whether the server stops: a connection that reads no more lets its commands end.
     pub(crate) fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Acquire)
@@ -98,10 +137,13 @@ impl Shared {
         self.has_stopped.load(Ordering::Acquire)
     }
 
-    /// Ends every connection: at first it reads no more requests, and answers those that it has; after `timeout` it is
-    /// closed.
-    pub(crate) fn close_connections(&self, timeout: Duration) {
+    /// From now on no connection reads a request.
+    pub(crate) fn begin_stop(&self) {
         self.is_stopping.store(true, Ordering::Release);
+    }
+
+    /// Ends every connection once its commands have their answers; after `timeout` it is closed.
+    pub(crate) fn close_connections(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut connections = self.lock(&self.connections);
         let shut_down = |connections: &HashMap<u64, TcpStream>, how| {
@@ -142,7 +184,18 @@ impl Shared {
             .unwrap_or(1)
     }
 
-    pub(crate) fn add_connection(&self, socket: &TcpStream, limit: usize) -> Option<u64> {
+    pub(crate) fn has_connections(&self) -> bool {
+        !self.lock(&self.connections).is_empty()
+    }
+
+    /// Adds a connection, if there are fewer than `limit`.
+    pub(crate) fn add_connection(
+        self: &Arc<Self>,
+        socket: &TcpStream,
+        peer: SocketAddr,
+        portal_group: u16,
+        limit: usize,
+    ) -> Option<ConnectionEntry> {
         let clone = socket.try_clone().ok()?;
         let id = self.new_id();
         let mut connections = self.lock(&self.connections);
@@ -150,7 +203,7 @@ impl Shared {
             return None;
         }
         connections.insert(id, clone);
-        Some(id)
+        Some(ConnectionEntry { shared: Arc::clone(self), id, peer, portal_group })
     }
 
     /// Adds a session, and ends the one that it reinstates. `None` when that one does not end in time.

@@ -13,12 +13,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use scsi_pr::PrManager;
-use scsi_pr_daemon::{RateLimiter, reason};
+use scsi_pr_daemon::{IdleConnections, RateLimiter, reason};
 use tracing::Level;
 
 use super::connection::Connection;
 use super::disconnect::DisconnectReason;
-use super::idle::IdleConnections;
 use super::registry::{ProcessKey, Registry};
 use super::request_stream::RequestStream;
 use super::{Admission, Peer};

@@ -10,11 +10,11 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{SendFlags, Shutdown, shutdown};
 use scsi_pr::{CommandBuf, Completion, PrManager, SenseCode, Status};
+use scsi_pr_daemon::IdleConnections;
 use tracing::Level;
 
 use super::Peer;
 use super::disconnect::DisconnectReason;
-use super::idle::IdleConnections;
 use super::registry::{NotBegun, Registry, Slot};
 use super::request_stream::{self, Read, RequestStream, SLOW_READER_TIMEOUT};
 use crate::wire::feature_word;

@@ -75,11 +75,19 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn start(accounts: Vec<Account>, allowed: Allowed) -> Self {
-        Self::with_delay(accounts, allowed, Duration::ZERO)
+        Self::with(accounts, allowed, Duration::ZERO, ServerOptions::default())
     }
 
     /// With a medium whose writes take so long.
     pub(crate) fn with_delay(accounts: Vec<Account>, allowed: Allowed, delay: Duration) -> Self {
+        Self::with(accounts, allowed, delay, ServerOptions::default())
+    }
+
+    pub(crate) fn with_options(server: ServerOptions) -> Self {
+        Self::with(Vec::new(), Allowed::All, Duration::ZERO, server)
+    }
+
+    fn with(accounts: Vec<Account>, allowed: Allowed, delay: Duration, server: ServerOptions) -> Self {
         let mut options = DiskOptions::new(Identity::from_uuid(*b"0123456789abcdef"));
         options.physical_block_size = 512;
         let medium = Memory { bytes: Mutex::new(vec![0; 64 << 20]), delay };
@@ -91,7 +99,7 @@ impl Fixture {
         directory.accounts = accounts;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let server = Server::new(vec![Portal { listener, group: 1 }], directory, ServerOptions::default()).unwrap();
+        let server = Server::new(vec![Portal { listener, group: 1 }], directory, server).unwrap();
         let (stopped, stop) = std::io::pipe().unwrap();
         let thread = std::thread::spawn(move || server.run(stopped.as_fd()).unwrap());
         Self { address, stop: Some(stop), thread: Some(thread) }

@@ -12,15 +12,21 @@ use rustix::io::Errno;
 /// The most connections that [`IdleConnections::take_readable`] gives at a time.
 const BATCH: usize = 64;
 
-/// Connections that were silent for a while. Their threads have ended. Most connections of a helper are idle.
-pub(super) struct IdleConnections<C> {
+/// Connections that were silent for a while. Their threads have ended. Most connections of a daemon are idle.
+#[derive(Debug)]
+pub struct IdleConnections<C> {
     epoll: OwnedFd,
     /// By their number; `None` after [`IdleConnections::stop`].
     connections: Mutex<Option<HashMap<u64, C>>>,
 }
 
 impl<C: AsFd> IdleConnections<C> {
-    pub(super) fn new() -> Result<Self, Errno> {
+    /// No connections.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_create1(2).
+    pub fn new() -> Result<Self, Errno> {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, connections: Mutex::new(Some(HashMap::new())) })
     }
 
@@ -28,12 +34,18 @@ impl<C: AsFd> IdleConnections<C> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// The number of connections.
+    pub fn len(&self) -> usize {
         self.connections().as_ref().map_or(0, HashMap::len)
     }
 
-    /// Keeps a connection until it is readable. Returns it if the server has stopped, or if the kernel has no room.
-    pub(super) fn insert(&self, number: u64, connection: C) -> Option<C> {
+    /// Whether there are no connections.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Keeps a connection, which has a number of its own, until it is readable. Returns it if the server has stopped, or if the kernel has no room.
+    pub fn insert(&self, number: u64, connection: C) -> Option<C> {
         let mut connections = self.connections();
         let Some(connections) = &mut *connections else { return Some(connection) };
         match epoll::add(&self.epoll, &connection, EventData::new_u64(number), EventFlags::IN) {
@@ -43,7 +55,7 @@ impl<C: AsFd> IdleConnections<C> {
     }
 
     /// Some connections that are readable.
-    pub(super) fn take_readable(&self) -> Vec<C> {
+    pub fn take_readable(&self) -> Vec<C> {
         let mut events = [MaybeUninit::<Event>::uninit(); BATCH];
         let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&Timespec::default())) else {
             return Vec::new();
@@ -57,8 +69,19 @@ impl<C: AsFd> IdleConnections<C> {
         removed.collect()
     }
 
+    /// The connections for which `is_wanted` holds, readable or not.
+    pub fn take_if(&self, is_wanted: impl Fn(&C) -> bool) -> Vec<C> {
+        let mut connections = self.connections();
+        let Some(connections) = &mut *connections else { return Vec::new() };
+        let taken = connections.extract_if(|_, connection| is_wanted(connection)).map(|(_, connection)| connection);
+        let removed = taken.inspect(|connection| {
+            let _ = epoll::delete(&self.epoll, connection);
+        });
+        removed.collect()
+    }
+
     /// All connections. From now on none is kept.
-    pub(super) fn stop(&self) -> Vec<C> {
+    pub fn stop(&self) -> Vec<C> {
         self.connections().take().into_iter().flat_map(HashMap::into_values).collect()
     }
 }
