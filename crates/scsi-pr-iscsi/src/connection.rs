@@ -73,10 +73,15 @@ struct Writer {
     has_failed: bool,
 }
 
-/// Logs the initiator in, and serves the connection until it ends or is idle.
+/// Logs the initiator in. After that the connection is idle: of a thousand initiators that log in at the same time, only
+/// those get a thread that send commands.
 pub(crate) fn begin(socket: TcpStream, entry: ConnectionEntry) {
     match FullFeature::log_in(&socket, entry) {
-        Ok(connection) => connection.run(),
+        Ok(connection) => {
+            if let Some(connection) = Box::new(connection).become_idle() {
+                connection.run();
+            }
+        }
         Err((reason, entry)) => {
             let _ = socket.shutdown(Shutdown::Both);
             entry.end(&reason);
@@ -239,18 +244,24 @@ impl FullFeature {
     }
 
     /// Serves the connection until it ends or is idle.
-    pub(crate) fn run(mut self) {
-        let shared = Arc::clone(&self.entry.shared);
+    pub(crate) fn run(mut self: Box<Self>) {
         loop {
             match self.serve() {
-                Ok(Idle) => match shared.idle.insert(self.entry.id, self) {
-                    // The server stops, which the next read shows; or the kernel has no room.
+                Ok(Idle) => match self.become_idle() {
                     Some(connection) => self = connection,
                     None => return,
                 },
                 Err(reason) => return self.close(&reason),
             }
         }
+    }
+
+    /// Puts the connection among the idle ones. Returns it if the server stops, which the next read shows, or if the kernel
+    /// has no room.
+    fn become_idle(mut self: Box<Self>) -> Option<Box<Self>> {
+        self.release_memory();
+        let shared = Arc::clone(&self.entry.shared);
+        shared.idle.insert(self.entry.id, self)
     }
 
     fn serve(&mut self) -> Result<Idle, DisconnectReason> {
@@ -274,7 +285,6 @@ impl FullFeature {
                 Err(DisconnectReason::Io(error))
                     if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
                 {
-                    self.release_memory();
                     return Ok(Idle);
                 }
                 Err(reason) => return Err(reason),
@@ -297,14 +307,12 @@ impl FullFeature {
         let mut writer = connection.writer();
         let Writer { replies, buffer, .. } = &mut *writer;
         replies.ping(buffer, 0, window);
-        writer.flush(&connection.socket)?;
-        writer.buffer.shrink_to(0);
-        Ok(())
+        writer.flush(&connection.socket)
     }
 
     /// Ends the connection.
-    pub(crate) fn close(self, reason: &DisconnectReason) {
-        let Self { requests: Requests { connection, .. }, registration, entry, .. } = self;
+    pub(crate) fn close(self: Box<Self>, reason: &DisconnectReason) {
+        let Self { requests: Requests { connection, .. }, registration, entry, .. } = *self;
         if matches!(reason, DisconnectReason::Stopping) {
             connection.wait_for_commands(&entry.shared);
         }

@@ -202,7 +202,7 @@ impl Default for Decoder {
 }
 
 /// The room that a connection begins with: a few commands without data.
-const LEAST_ROOM: usize = 4096;
+const LEAST_ROOM: usize = 512;
 
 /// The room for many commands at a time, once a connection is busy.
 const BUSY_ROOM: usize = 64 << 10;
@@ -236,7 +236,7 @@ impl Decoder {
 
     /// Gives memory back that an idle connection does not need.
     pub fn shrink(&mut self) {
-        if self.is_empty() && self.buffer.len() > LEAST_ROOM {
+        if self.is_empty() {
             *self = Self { limit: self.limit, digests: self.digests, ..Self::default() };
         }
     }

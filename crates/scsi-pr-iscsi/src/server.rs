@@ -122,7 +122,9 @@ impl Server {
                 idle.take_readable().into_iter().for_each(|connection| self.resume(connection));
             }
             if Instant::now() >= next_look {
-                idle.take_if(FullFeature::is_due).into_iter().for_each(|connection| self.resume(connection));
+                idle.take_if(|connection| connection.is_due())
+                    .into_iter()
+                    .for_each(|connection| self.resume(connection));
                 next_look = Instant::now() + LOOK_INTERVAL;
             }
             for (portal, _) in self.portals.iter().zip(&ready[2..]).filter(|(_, ready)| **ready) {
@@ -132,7 +134,7 @@ impl Server {
     }
 
     /// Gives an idle connection a thread.
-    fn resume(&self, connection: FullFeature) {
+    fn resume(&self, connection: Box<FullFeature>) {
         if let Err((connection, error)) = spawn(connection, FullFeature::run) {
             connection.close(&DisconnectReason::NoThread(error));
         }

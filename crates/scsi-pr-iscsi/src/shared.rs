@@ -29,7 +29,7 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) ping_interval: Duration,
     connections: Mutex<HashMap<u64, TcpStream>>,
-    pub(crate) idle: IdleConnections<FullFeature>,
+    pub(crate) idle: IdleConnections<Box<FullFeature>>,
     connection_ended: Condvar,
     is_stopping: AtomicBool,
     has_stopped: AtomicBool,
