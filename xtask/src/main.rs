@@ -14,6 +14,7 @@ mod kernel;
 mod lab;
 mod machine;
 mod output;
+mod package;
 mod packages;
 mod prose;
 mod shell;
@@ -43,6 +44,7 @@ The tasks of the project. Each one installs missing packages of Debian, and name
   cargo xtask lab --list           the names of the scenarios
   cargo xtask soak [FACTOR]        random histories and changed inputs, FACTOR times as many as in a test (default: 100)
   cargo xtask prose [PATH...]      names, sentences and links that break the rules of CONTRIBUTING.md
+  cargo xtask package              Debian packages and RPMs, checked, in target/package/release; ten minutes at first
   cargo xtask manual               writes the manuals of scsi-pr from the options of the program
   cargo xtask bench [FIGURE...]    speed and size side by side with QEMU's helper
   cargo xtask bench disk [FIGURE...]  speed and size of `scsi-pr disk` side by side with tgt
@@ -88,6 +90,10 @@ fn run() -> Result<bool> {
         "prose" => {
             let paths: Vec<_> = arguments.raw_args()?.map(PathBuf::from).collect();
             prose::run(&workspace.root, &paths)
+        }
+        "package" => {
+            none(arguments)?;
+            package::run(&workspace)
         }
         "lab" => lab(&workspace, arguments),
         "bench" => bench(&workspace, arguments),

@@ -72,6 +72,14 @@ const TESTS: &[Need] = &[
     need("iscsi-test-cu", "libiscsi-bin", "a conformance suite for iSCSI targets"),
 ];
 
+/// For the packages.
+const PACKAGE: &[Need] = &[
+    need("strip", "binutils", "removes symbols"),
+    need("dpkg-shlibdeps", "dpkg-dev", "finds the libraries that a program needs"),
+    need("lintian", "lintian", "checks the Debian packages"),
+    need("rpm", "rpm", "checks the RPMs"),
+];
+
 /// For the benchmarks.
 const BENCH: &[Need] = &[need("qemu-pr-helper", "qemu-system-common", "QEMU's helper, for comparison")];
 
@@ -81,6 +89,11 @@ const BENCH_DISK: &[Need] = &[need("/usr/sbin/tgtd", "tgt", "an iSCSI target, fo
 /// Installs the packages of the tests outside the lab.
 pub(crate) fn ensure_tests() -> Result<()> {
     ensure(TESTS)
+}
+
+/// Installs the packages that build and check packages.
+pub(crate) fn ensure_package() -> Result<()> {
+    ensure(PACKAGE)
 }
 
 /// Installs the packages of the benchmarks.

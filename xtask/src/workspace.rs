@@ -10,6 +10,8 @@ pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
     /// Where `cargo build` puts the programs of the profile and target that this program was built with.
     pub(crate) programs: PathBuf,
+    /// The target directory.
+    pub(crate) target: PathBuf,
     /// Downloads and logs of the lab: a kernel, initramfs, consoles. It may be deleted at any time.
     pub(crate) lab: PathBuf,
     /// Tools that cargo installs for the tests, with their programs in `bin`. It may be deleted at any time.
@@ -25,7 +27,8 @@ impl Workspace {
         // cargo sets the variable when it runs this program; the path at build time is for other callers.
         let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
         let root = Path::new(&manifest).parent().context("find the root of the sources")?.to_path_buf();
-        Ok(Self { root, lab: target.join("lab"), tools: target.join("tools"), programs })
+        let target = target.to_path_buf();
+        Ok(Self { root, lab: target.join("lab"), tools: target.join("tools"), target, programs })
     }
 
     /// The path of the program `name` of this project.
