@@ -31,6 +31,9 @@ pub(crate) const EVENTS: [&str; 12] = [
     "pr_manager_run",
 ];
 
+/// The events of which the journal has a record, if there is a journal and the helper is not quiet.
+const AUDITED: [&str; 1] = ["pr_helper_reserve_out"];
+
 /// The text of `-T help`.
 pub(crate) fn list() -> String {
     EVENTS.iter().map(|event| format!("{event}\n")).collect()
@@ -51,7 +54,9 @@ pub(crate) fn start(level: LevelFilter, settings: &Settings) -> Result<Arc<Log>>
         };
     let log = Arc::new(Log::to_stderr(env!("CARGO_PKG_NAME"), Destinations::default()));
     let prefix = format!("{}: ", program_name());
-    install(Subscriber::new(Arc::clone(&log), prefix, level).with_events(settings.enabled.clone(), file));
+    let subscriber = Subscriber::new(Arc::clone(&log), prefix, level).with_events(settings.enabled.clone(), file);
+    let is_audited = level != LevelFilter::OFF && log.has_journal();
+    install(if is_audited { subscriber.with_audit(AUDITED.to_vec()) } else { subscriber });
     Ok(log)
 }
 

@@ -4,6 +4,9 @@
 //! journal, or to syslog where there is no journal. libvirt needs that: it closes its end of a helper's standard error
 //! once the socket exists.
 //!
+//! systemd says in JOURNAL_STREAM whether standard error is the journal. Lines then go to the journal by its own protocol,
+//! which has fields and priorities. An audit record goes to the journal in any case, if there is one.
+//!
 //! No write waits for a reader: a line that does not fit is lost. A line has at most [`MAX_LINE`] bytes.
 
 mod datagram;
@@ -58,15 +61,27 @@ pub type Fields = Vec<(&'static str, String)>;
 /// It opens all descriptors when it is made, so it works as well after the process has given up its privileges.
 #[derive(Debug)]
 pub struct Log {
-    /// `None` when standard error has no reader.
+    /// `None` when standard error has no reader, or is the journal.
     stream: RwLock<Option<Stream>>,
     datagram: Option<Datagram>,
+}
+
+/// The receiver of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receiver {
+    /// Standard error.
+    Stderr,
+    /// The journal, or syslog where there is no journal.
+    Journal,
 }
 
 impl Log {
     /// Writes to standard error. `identifier` is the program's name in the journal and in syslog.
     pub fn to_stderr(identifier: &str, destinations: Destinations) -> Self {
-        Self::new(Stream::of_stderr(), identifier, destinations)
+        let variable = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+        let is_journal = stream::is_stream(rustix::stdio::stderr(), &variable) && destinations.journal.exists();
+        let stream = if is_journal { None } else { Stream::of_stderr() };
+        Self::new(stream, identifier, destinations)
     }
 
     fn new(stream: Option<Stream>, identifier: &str, destinations: Destinations) -> Self {
@@ -79,12 +94,24 @@ impl Log {
         *self.stream.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Whether there is a journal now.
+    pub fn has_journal(&self) -> bool {
+        self.datagram.as_ref().is_some_and(Datagram::has_journal)
+    }
+
     /// Writes a line. Only the journal needs `fields`, so they are made for the journal alone.
-    pub fn write(&self, record: Record<'_>, fields: impl FnOnce() -> Fields) {
-        if !self.write_to_stream(record.line)
-            && let Some(datagram) = &self.datagram
-        {
-            datagram.send(record, fields());
+    pub fn write(&self, record: Record<'_>, fields: impl FnOnce() -> Fields) -> Receiver {
+        if self.write_to_stream(record.line) {
+            return Receiver::Stderr;
+        }
+        self.write_to_journal(record, fields());
+        Receiver::Journal
+    }
+
+    /// Writes a record to the journal, or to syslog where there is no journal.
+    pub fn write_to_journal(&self, record: Record<'_>, fields: Fields) {
+        if let Some(datagram) = &self.datagram {
+            datagram.send(record, fields);
         }
     }
 

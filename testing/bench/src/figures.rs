@@ -89,14 +89,14 @@ fn busy(programs: &Programs) -> Result<Vec<Row>> {
     ])
 }
 
-/// Round trips of one busy connection, on one CPU, with the sandbox and without.
+/// Round trips of one busy connection, on one CPU: without the sandbox, with it, and with metrics as well.
 fn sandbox(programs: &Programs) -> Result<Vec<Row>> {
     const ROUNDS: usize = 41;
     const COMMANDS: usize = 1_500;
     let _pinned = Pinned::new()?;
     let null = null()?;
-    let running = [programs.without_sandbox.start()?, programs.scsi_pr.start()?];
-    let mut rounds = [const { Vec::new() }; 2];
+    let running = [programs.without_sandbox.start()?, programs.scsi_pr.start()?, programs.with_metrics.start()?];
+    let mut rounds = [const { Vec::new() }; 3];
     for _ in 0..ROUNDS {
         for (running, rounds) in running.iter().zip(&mut rounds) {
             let mut connection = Connection::open(&running.socket())?;
@@ -104,15 +104,18 @@ fn sandbox(programs: &Programs) -> Result<Vec<Row>> {
             rounds.push(round(&mut connection, null.as_fd(), (50.0, COMMANDS), Duration::ZERO)?);
         }
     }
-    let [without, with] = rounds;
-    Ok(vec![Row {
-        figure: format!("round trip p50, pinned, in the sandbox; without: {}", value(summary(&without)?, "µs")),
-        c: "–".into(),
-        scsi_pr: value(summary(&with)?, "µs"),
-        ratio: summary(&ratios(&with, &without))?,
-        against: "without",
-        bound: Some(1.05),
-    }])
+    let [without, sandboxed, metered] = rounds;
+    let row = |with: &[f64], what: &str| -> Result<Row> {
+        Ok(Row {
+            figure: format!("round trip p50, pinned, {what}; without: {}", value(summary(&without)?, "µs")),
+            c: "–".into(),
+            scsi_pr: value(summary(with)?, "µs"),
+            ratio: summary(&ratios(with, &without))?,
+            against: "without",
+            bound: Some(1.05),
+        })
+    };
+    Ok(vec![row(&sandboxed, "in the sandbox")?, row(&metered, "in the sandbox and with metrics")?])
 }
 
 /// Round trips of connections that fell silent before every command: on a CPU that went on working for others, and on

@@ -14,6 +14,8 @@ pub(crate) struct Programs {
     pub(crate) scsi_pr: Program,
     /// scsi-pr's helper without its sandbox.
     pub(crate) without_sandbox: Program,
+    /// scsi-pr's helper with its sandbox and metrics.
+    pub(crate) with_metrics: Program,
     /// `scsi-pr serve`, next to scsi-pr's helper.
     pub(crate) shared: Program,
     pub(crate) floor: Program,
@@ -47,6 +49,14 @@ impl Programs {
             without_sandbox: Program {
                 path: scsi_pr.clone(),
                 arguments: |directory| [vec!["--sandbox=off".into()], option_and_socket("-k", directory)].concat(),
+                on_disk: false,
+            },
+            with_metrics: Program {
+                path: scsi_pr.clone(),
+                arguments: |directory| {
+                    [option_and_socket("-k", directory), vec!["--metrics".into(), directory.join("metrics").into()]]
+                        .concat()
+                },
                 on_disk: false,
             },
             scsi_pr: Program {

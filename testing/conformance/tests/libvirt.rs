@@ -5,7 +5,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use conformance::process::lock_over;
-use conformance::{Answer, Subject, against_each_helper, in_cdb, null};
+use conformance::{Answer, Start, Subject, against_each_helper, in_cdb, null, out_cdb};
 use rustix::process::Signal;
 
 against_each_helper!(
@@ -13,6 +13,7 @@ against_each_helper!(
     inherited_descriptors_and_their_locks_are_kept,
     closed_standard_error_does_not_stop_the_helper,
     lines_after_standard_error_is_closed_reach_the_journal,
+    change_has_a_record_in_the_journal,
     failed_start_prints_one_line,
     stale_socket_is_replaced,
     sigterm_ends_the_helper_with_half_sent_requests,
@@ -61,8 +62,8 @@ fn closed_standard_error_does_not_stop_the_helper(subject: &Subject) {
     assert_eq!(helper.terminate().code(), 0);
 }
 
-fn lines_after_standard_error_is_closed_reach_the_journal(subject: &Subject) {
-    let (reader, writer) = std::io::pipe().unwrap();
+/// A start whose helper finds a journal, and the socket of that journal.
+fn with_journal(subject: &Subject) -> (Start, UnixDatagram) {
     let start = subject.command();
     let journal = start.path("journal");
     fs::create_dir(&journal).unwrap();
@@ -72,15 +73,41 @@ fn lines_after_standard_error_is_closed_reach_the_journal(subject: &Subject) {
         r#"set -- unshare --mount sh -c 'mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind {} /run/systemd/journal && exec "$@"' sh "$@""#,
         journal.display()
     );
-    let helper = start.shell(&own_journal).stderr(writer).serve();
+    (start.shell(&own_journal), receiver)
+}
+
+/// The next record of the journal; empty when there is none.
+fn record(journal: &UnixDatagram) -> String {
+    let mut datagram = [0; 4096];
+    let length = journal.recv(&mut datagram).unwrap_or(0);
+    String::from_utf8_lossy(&datagram[..length]).into_owned()
+}
+
+fn lines_after_standard_error_is_closed_reach_the_journal(subject: &Subject) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (start, journal) = with_journal(subject);
+    let helper = start.stderr(writer).serve();
     drop(reader);
     let client = helper.connect();
     client.send(&in_cdb(0, 8));
     client.assert_closed();
-    let mut datagram = [0; 4096];
-    let length = receiver.recv(&mut datagram).unwrap_or(0);
-    let has_line = String::from_utf8_lossy(&datagram[..length]).contains("MESSAGE=No file descriptor in request");
+    let has_line = record(&journal).contains("MESSAGE=No file descriptor in request");
     assert_eq!(has_line, subject.differs("log-without-reader", false, true));
+}
+
+fn change_has_a_record_in_the_journal(subject: &Subject) {
+    let (start, journal) = with_journal(subject);
+    let helper = start.serve();
+    let client = helper.connect();
+    client.run(&in_cdb(0, 8), &[], null());
+    assert_eq!(client.run(&out_cdb(4, 24), &[0; 24], null()), Answer::io_process_terminated());
+    let record = record(&journal);
+    let pid = format!("\nSCSI_PR_PID={}\n", std::process::id());
+    for part in ["\nSCSI_PR_EVENT=pr_helper_reserve_out\n", "\nSCSI_PR_SERVICE_ACTION=PREEMPT\n", &pid] {
+        assert_eq!(record.contains(part), subject.differs("audit", false, true), "{part}: {record}");
+    }
+    // It is not a line of standard error.
+    assert!(!helper.terminate().stderr.contains("by process"));
 }
 
 fn failed_start_prints_one_line(subject: &Subject) {

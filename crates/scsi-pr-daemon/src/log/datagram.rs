@@ -30,6 +30,11 @@ impl Datagram {
         Ok(Self { socket, identifier: identifier.to_owned(), destinations })
     }
 
+    /// Whether the journal's socket is there.
+    pub(super) fn has_journal(&self) -> bool {
+        self.destinations.journal.exists()
+    }
+
     /// Sends a record to the journal, or to syslog where there is no journal. A record that its receiver has no room for
     /// is lost.
     pub(super) fn send(&self, record: Record<'_>, fields: Fields) {

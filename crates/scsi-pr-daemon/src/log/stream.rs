@@ -99,6 +99,14 @@ impl Stream {
     }
 }
 
+/// Whether `variable` names the file that `descriptor` is: its device and inode numbers, `8:1234`, as JOURNAL_STREAM has them
+/// (systemd.exec(5)).
+pub(super) fn is_stream(descriptor: impl AsFd, variable: &str) -> bool {
+    let number = |text: &str| text.parse::<u64>().ok();
+    let named = variable.split_once(':').map(|(device, inode)| (number(device), number(inode)));
+    fstat(descriptor).is_ok_and(|stat| named == Some((Some(stat.st_dev), Some(stat.st_ino))))
+}
+
 /// Writes a line if poll(2) says that there is room. A pipe with room has room for a page, which is no less than a line;
 /// another process may take that room in between.
 pub(super) fn write_polled(stream: BorrowedFd<'_>, line: &[u8]) -> Written {

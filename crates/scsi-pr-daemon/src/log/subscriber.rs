@@ -11,13 +11,14 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata};
 
 use super::stream::Stream;
-use super::{Fields, Log, Record, escape};
+use super::{Fields, Log, Receiver, Record, escape};
 
 /// Writes the events of `tracing` to a [`Log`].
 ///
 /// * An event of the wanted level or a more severe one is a message: `PREFIX MESSAGE`. Its fields go to the journal.
 /// * An event that is wanted by its name is written as QEMU's log backend does it: `NAME MESSAGE`, and the fields of an
 ///   event below INFO.
+/// * An audit record goes to the journal, whatever the wanted level.
 ///
 /// Spans are ignored.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub struct Subscriber {
     level: LevelFilter,
     names: Vec<&'static str>,
     file: Option<EventFile>,
+    audited: Vec<&'static str>,
 }
 
 /// A file for the events that are wanted by name.
@@ -43,13 +45,24 @@ impl EventFile {
 impl Subscriber {
     /// Writes messages of `level` and more severe ones to `log`; on standard error each begins with `prefix`.
     pub fn new(log: Arc<Log>, prefix: impl Into<String>, level: LevelFilter) -> Self {
-        Self { log, prefix: prefix.into(), level, names: Vec::new(), file: None }
+        Self { log, prefix: prefix.into(), level, names: Vec::new(), file: None, audited: Vec::new() }
     }
 
     /// Writes the events with these names too: to `file`, or else to the log.
     #[must_use]
     pub fn with_events(self, names: Vec<&'static str>, file: Option<EventFile>) -> Self {
         Self { names, file, ..self }
+    }
+
+    /// Sends the events with these names to the journal too, with their fields. Their level must be INFO or a more severe
+    /// one.
+    #[must_use]
+    pub fn with_audit(self, names: Vec<&'static str>) -> Self {
+        Self { audited: names, ..self }
+    }
+
+    fn is_audited(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && self.audited.contains(&metadata.name())
     }
 
     fn is_message(&self, metadata: &Metadata<'_>) -> bool {
@@ -68,27 +81,35 @@ impl tracing::Subscriber for Subscriber {
     }
 
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.is_message(metadata) || self.is_wanted_by_name(metadata)
+        self.is_message(metadata) || self.is_wanted_by_name(metadata) || self.is_audited(metadata)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(if self.names.is_empty() { self.level } else { LevelFilter::TRACE })
+        Some(match (self.names.is_empty(), self.audited.is_empty()) {
+            (false, _) => LevelFilter::TRACE,
+            (true, false) => self.level.max(LevelFilter::INFO),
+            (true, true) => self.level,
+        })
     }
 
     fn event(&self, event: &Event<'_>) {
         let metadata = event.metadata();
         let level = *metadata.level();
         let message = text(event);
+        let mut receiver = None;
         if self.is_message(metadata) {
             let line = format!("{}{message}", self.prefix);
-            self.log.write(Record { level, line: &line, message: &message }, || fields(event));
+            receiver = Some(self.log.write(Record { level, line: &line, message: &message }, || fields(event)));
+        }
+        if self.is_audited(metadata) && receiver != Some(Receiver::Journal) {
+            self.log.write_to_journal(Record { level, line: &message, message: &message }, fields(event));
         }
         if self.is_wanted_by_name(metadata) {
             let line = format!("{} {message}", metadata.name());
             match &self.file {
                 Some(EventFile(Some(stream))) => drop(stream.write_line(&line)),
                 Some(EventFile(None)) => {}
-                None => self.log.write(Record { level, line: &line, message: &line }, || fields(event)),
+                None => drop(self.log.write(Record { level, line: &line, message: &line }, || fields(event))),
             }
         }
     }

@@ -290,3 +290,49 @@ fn fields_of_an_event_reach_the_journal() {
     let second = received(&journal).unwrap();
     assert!(second.starts_with("MESSAGE=no name\nPRIORITY=4\n") && !second.contains("SCSI_PR_"), "{second}");
 }
+
+#[test]
+fn audited_event_reaches_the_journal_whatever_the_level() {
+    let sockets = Sockets::new();
+    let journal = sockets.bind("journal");
+    for (level, lines) in [(LevelFilter::WARN, ""), (LevelFilter::INFO, "helper: PREEMPT: GOOD\nhelper: other\n")] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let log = Arc::new(log_to(file.reopen().unwrap(), &sockets));
+        assert!(log.has_journal());
+        let subscriber = Subscriber::new(log, "helper: ", level).with_audit(vec!["pr_helper_reserve_out"]);
+        tracing::subscriber::with_default(subscriber, || {
+            assert_eq!(LevelFilter::current(), LevelFilter::INFO);
+            tracing::info!(name: "pr_helper_reserve_out", device = "sda", "PREEMPT: GOOD");
+            tracing::info!("other");
+        });
+        assert_eq!(std::fs::read_to_string(file.path()).unwrap(), lines);
+        let record = received(&journal).unwrap();
+        assert!(record.starts_with("MESSAGE=PREEMPT: GOOD\nPRIORITY=6\n"), "{record}");
+        assert!(record.ends_with("SCSI_PR_EVENT=pr_helper_reserve_out\nSCSI_PR_DEVICE=sda\n"), "{record}");
+        assert_eq!(received(&journal), None);
+    }
+}
+
+#[test]
+fn audited_event_is_one_record_where_the_log_is_the_journal() {
+    let sockets = Sockets::new();
+    let journal = sockets.bind("journal");
+    let log = Arc::new(Log::new(None, "helper", sockets.destinations()));
+    let subscriber = Subscriber::new(log, "helper: ", LevelFilter::INFO).with_audit(vec!["pr_helper_reserve_out"]);
+    tracing::subscriber::with_default(subscriber, || tracing::info!(name: "pr_helper_reserve_out", "PREEMPT: GOOD"));
+    assert!(received(&journal).is_some());
+    assert_eq!(received(&journal), None);
+}
+
+#[test]
+fn stream_is_the_journal_if_the_variable_has_its_numbers() {
+    use std::os::unix::fs::MetadataExt;
+    let file = tempfile::tempfile().unwrap();
+    let (device, inode) = (file.metadata().unwrap().dev(), file.metadata().unwrap().ino());
+    assert!(stream::is_stream(&file, &format!("{device}:{inode}")));
+    for other in
+        [format!("{device}:{}", inode + 1), format!("{}:{inode}", device + 1), String::new(), "x:y".into(), ":".into()]
+    {
+        assert!(!stream::is_stream(&file, &other), "{other}");
+    }
+}

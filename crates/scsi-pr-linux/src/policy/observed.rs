@@ -76,6 +76,8 @@ impl<M> Observed<M> {
             key = keys.map(|(key, _)| tracing::field::display(key)),
             service_action_key = keys.map(|(_, key)| tracing::field::display(key)),
             outcome = %Answer(result),
+            microseconds = took.microseconds(),
+            suppressed = suppressed.0,
             "{command}, on {device} by {client}: {result}{took}{suppressed}",
             client = self.client,
             result = Answer(result),
@@ -128,7 +130,7 @@ impl<M: PrManager> PrManager for Observed<M> {
             cmd = call.cmd,
             sa = call.sa,
             status = status(&result),
-            microseconds = took.0.map(|took| took.as_micros() as u64),
+            microseconds = took.microseconds(),
             "{call} on {device}: {result}{took}",
             device = Described(device),
             result = Answer(&result),
@@ -241,6 +243,12 @@ impl fmt::Display for Described<'_> {
 /// The duration, if it was measured.
 #[derive(Clone, Copy)]
 struct Elapsed(Option<Duration>);
+
+impl Elapsed {
+    fn microseconds(self) -> Option<u64> {
+        self.0.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX))
+    }
+}
 
 impl fmt::Display for Elapsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

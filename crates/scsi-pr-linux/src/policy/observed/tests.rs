@@ -170,6 +170,7 @@ fn change_has_its_parts_as_fields() {
         ("key", "0x0000000000000001"),
         ("service_action_key", "0x0000000000000002"),
         ("outcome", "GOOD"),
+        ("suppressed", "0"),
     ] {
         assert_eq!(fields.get(name).map(String::as_str), Some(value), "{name}");
     }
