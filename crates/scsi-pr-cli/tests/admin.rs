@@ -175,3 +175,44 @@ fn change_by_the_store_is_seen_by_machines_and_back() {
     assert_eq!(vm1_way.run("clear --key=9 --yes", &disk).code, 0);
     assert_eq!(vm1.keys().keys, []);
 }
+
+#[test]
+fn completions_have_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = scsi_pr(["completions", shell]).text();
+        for command in ["show", "evict", "preempt", "serve", "disk"] {
+            assert!(script.contains(command), "{shell}: {command}");
+        }
+    }
+}
+
+/// A thousand registrants are more than an allocation length has room for; a store has all of them.
+#[test]
+fn every_one_of_a_thousand_registrants_of_a_store_is_shown() {
+    let place = Place::new();
+    let store = place.sqlite();
+    registrants(&store, 1_000);
+    let ended = Way::store(&store, "vm7").run("show --json", "name.many");
+    let (json, code) = ended.json();
+    let names = registrations(&json["units"][0]);
+    assert_eq!((code, names.len(), &json["units"][0]["complete"]), (0, 1_000, &json!(true)));
+    assert!(names.iter().enumerate().all(|(index, (name, ..))| *name == format!("vm{index}")));
+    let text = Way::store(&store, "vm7").run("show", "many").text();
+    assert_eq!(text.lines().filter(|line| line.contains("vm")).count(), 1_000);
+}
+
+/// Makes a store in which the unit `many` has so many registrants.
+fn registrants(store: &str, count: u64) {
+    let opened = scsi_pr_store::open(store).unwrap();
+    let unit = scsi_pr_store::UnitId::named("many").unwrap();
+    let add = &mut |reservations: &mut scsi_pr::Reservations| {
+        for number in 0..count {
+            let name: scsi_pr_store::InitiatorName = format!("vm{number}").parse().unwrap();
+            let nexus = scsi_pr::Nexus::new(name.transport_id().clone(), 1);
+            let request = register(0, number + 1).encode().unwrap();
+            assert_eq!(reservations.process(&nexus, request.command()).completion, good());
+        }
+        true
+    };
+    opened.update(&unit, add).unwrap();
+}

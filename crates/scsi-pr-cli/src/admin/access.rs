@@ -108,11 +108,16 @@ pub(crate) enum Access {
 
 impl Access {
     pub(crate) fn open(options: &AccessOptions) -> Result<Self, Failure> {
+        if options.initiator.is_some() && options.store.is_none() && options.disk.is_none() {
+            return Err(Failure::usage(
+                "only a store or a disk lets an administrator use --as: give --store or --disk",
+            ));
+        }
         Ok(match options {
             AccessOptions { store: Some(address), .. } => Self::Store(Store::open(address, options)?),
             AccessOptions { disk: Some(socket), .. } => Self::Disk(Disk::new(socket, options)?),
             AccessOptions { via: Some(socket), .. } => Self::Helper(Helper::new(socket)),
-            _ => Self::Direct(Direct::new()),
+            AccessOptions { via: None, .. } => Self::Direct(Direct::new()),
         })
     }
 

@@ -85,7 +85,7 @@ impl AdminTask {
     }
 }
 
-/// The way to a unit.
+/// The way to a unit. The heading holds for all arguments that follow, so this comes last.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Access")]
 pub(crate) struct AccessOptions {
@@ -104,7 +104,7 @@ pub(crate) struct AccessOptions {
     pub(crate) store: Option<String>,
 
     /// Act as the initiator NAME, with --store or --disk
-    #[arg(long = "as", value_name = "NAME", requires = "way", conflicts_with = "via")]
+    #[arg(long = "as", value_name = "NAME")]
     pub(crate) initiator: Option<InitiatorName>,
 
     /// Act at this target port of the disk: the number of its --listen
@@ -156,12 +156,12 @@ pub(crate) struct List {
 /// `watch`.
 #[derive(Args, Debug)]
 pub(crate) struct Watch {
-    #[command(flatten)]
-    pub(crate) read: Read,
-
     /// The time between two readings, in seconds: 0.1 to 3600
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub(crate) interval: Duration,
+
+    #[command(flatten)]
+    pub(crate) read: Read,
 }
 
 /// The target of a change.
@@ -197,9 +197,6 @@ pub(crate) struct OwnKey {
 /// `register`.
 #[derive(Args, Debug)]
 pub(crate) struct Register {
-    #[command(flatten)]
-    pub(crate) target: Target,
-
     /// The key to register, in hexadecimal digits: 0x123abc
     #[arg(long, value_name = "KEY", value_parser = key)]
     pub(crate) key: Key,
@@ -220,66 +217,66 @@ pub(crate) struct Register {
     /// Register at every target port (ALL_TG_PT)
     #[arg(long)]
     pub(crate) all_tg_pt: bool,
+
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 /// `unregister`.
 #[derive(Args, Debug)]
 pub(crate) struct Unregister {
-    #[command(flatten)]
-    pub(crate) target: Target,
-
     /// The key that this initiator has registered [default: any, by REGISTER AND IGNORE EXISTING KEY]
     #[arg(long, value_name = "KEY", value_parser = key)]
     pub(crate) key: Option<Key>,
+
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 /// `reserve`.
 #[derive(Args, Debug)]
 pub(crate) struct Reserve {
     #[command(flatten)]
-    pub(crate) target: Target,
-
-    #[command(flatten)]
     pub(crate) own: OwnKey,
 
     /// The type of the reservation
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) reservation_type: TypeOption,
+
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 /// `release`.
 #[derive(Args, Debug)]
 pub(crate) struct Release {
     #[command(flatten)]
-    pub(crate) target: Target,
-
-    #[command(flatten)]
     pub(crate) own: OwnKey,
 
     /// The type of the reservation [default: the type that the unit reports]
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) reservation_type: Option<TypeOption>,
+
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 /// `clear`.
 #[derive(Args, Debug)]
 pub(crate) struct Clear {
     #[command(flatten)]
-    pub(crate) target: Target,
-
-    #[command(flatten)]
     pub(crate) own: OwnKey,
 
     #[command(flatten)]
     pub(crate) consent: Consent,
+
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 /// `preempt`.
 #[derive(Args, Debug)]
 pub(crate) struct Preempt {
-    #[command(flatten)]
-    pub(crate) target: Target,
-
     #[command(flatten)]
     pub(crate) own: OwnKey,
 
@@ -297,14 +294,14 @@ pub(crate) struct Preempt {
 
     #[command(flatten)]
     pub(crate) consent: Consent,
+
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 /// `move`.
 #[derive(Args, Debug)]
 pub(crate) struct Move {
-    #[command(flatten)]
-    pub(crate) target: Target,
-
     #[command(flatten)]
     pub(crate) own: OwnKey,
 
@@ -330,6 +327,9 @@ pub(crate) struct Move {
 
     #[command(flatten)]
     pub(crate) consent: Consent,
+
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 /// `evict`.
@@ -348,13 +348,13 @@ pub(crate) struct Evict {
     pub(crate) successor: Option<InitiatorName>,
 
     #[command(flatten)]
+    pub(crate) consent: Consent,
+
+    #[command(flatten)]
     pub(crate) access: AccessOptions,
 
     #[command(flatten)]
     pub(crate) output: OutputOptions,
-
-    #[command(flatten)]
-    pub(crate) consent: Consent,
 }
 
 /// A key that is not zero.

@@ -1,5 +1,6 @@
 //! The list of scenarios.
 
+mod administration;
 mod answers;
 mod blocks;
 mod deadlock;
@@ -22,6 +23,7 @@ use crate::scenario::Scenario;
 
 /// Every scenario, in the order in which they run.
 pub(crate) const ALL: &[Scenario] = &[
+    administration::SCSI,
     answers::DIRECT,
     answers::SCSI_PR,
     answers::UNPRIVILEGED,
@@ -29,6 +31,7 @@ pub(crate) const ALL: &[Scenario] = &[
     parts::PARTS,
     parts::MULTIPATH,
     identity::SCSI,
+    administration::MULTIPATH,
     multipath::ACTIONS,
     multipath::FOUR,
     multipath::SHARED_KEY,

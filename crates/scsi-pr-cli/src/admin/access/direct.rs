@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{Mode, OFlags, open};
 use scsi_pr::{Command, Completion, Opcode, PrManager, TransportId};
 use scsi_pr_daemon::{reason, signals};
-use scsi_pr_linux::device::{Device, DeviceClass, FileType, HostPorts};
+use scsi_pr_linux::device::{Device, DeviceClass, FileType, HostPorts, Node};
 use scsi_pr_linux::routing::Workers;
 use scsi_pr_linux::{BlockIoctl, DeviceRouter, Multipath, Nvme};
 use scsi_pr_store::Units;
@@ -36,6 +36,9 @@ impl OpenDevice {
             Effect::Changes => OFlags::RDWR,
         };
         let failed = |error: std::io::Error| Failure::new(Code::Failure, format!("cannot open it: {}", reason(error)));
+        if Node::at(path).is_ok_and(|node| node.file_type == FileType::Socket) {
+            return Err(Failure::usage("it is a socket, not a disk: see --via and --disk"));
+        }
         // O_NONBLOCK: neither a pipe nor a drive without a medium delays it.
         let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let descriptor = open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
