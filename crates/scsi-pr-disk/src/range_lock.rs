@@ -17,6 +17,8 @@ struct State {
     next: u64,
     /// In the order in which they were asked for; those that wait included.
     locks: Vec<Lock>,
+    /// The number of commands that wait: a notification of none would be a system call for each command.
+    waiting: u32,
 }
 
 #[derive(Debug)]
@@ -57,7 +59,9 @@ impl RangeLocks {
         state.next += 1;
         state.locks.push(Lock { id, range, mode });
         while state.must_wait(id) {
+            state.waiting += 1;
             state = self.released.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
         RangeGuard { locks: self, id }
     }
@@ -81,9 +85,9 @@ impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.locks.state();
         state.locks.retain(|lock| lock.id != self.id);
-        let may_be_awaited = !state.locks.is_empty();
+        let is_awaited = state.waiting > 0;
         drop(state);
-        if may_be_awaited {
+        if is_awaited {
             self.locks.released.notify_all();
         }
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use scsi_pr::{Completion, InitiatorPort, Nexus, TransportId};
@@ -17,6 +17,7 @@ use crate::reply::{Bounds, Replies, ScsiResponse, TaskManagementResponse};
 use crate::session::{Action, CommandWindow, Management, ProtocolError, ScsiCommand, Session};
 use crate::shared::{ConnectionEntry, Registration, Shared};
 use crate::text::Keys;
+use crate::writer::{Collected, Writer};
 
 /// The time for a whole login.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,10 +27,6 @@ const LOGIN_STEPS: usize = 64;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time that a peer may take to read an answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// Answers are collected up to this many bytes while more requests are there.
-const COLLECTED: usize = 256 << 10;
-/// The memory for answers that a connection keeps until it is idle, in bytes: that of a usual transfer.
-const KEPT: usize = 2 << 20;
 
 /// The reason why a connection ends.
 #[derive(Debug, Error)]
@@ -61,16 +58,10 @@ pub(crate) enum DisconnectReason {
 /// A connection in the full feature phase, shared by its [`Requests`] and by the threads that run its commands.
 struct Connection {
     socket: TcpStream,
-    writer: Mutex<Writer>,
+    writer: Writer,
     window: CommandWindow,
     session: TargetSession,
     port: Port,
-}
-
-struct Writer {
-    replies: Replies,
-    buffer: Vec<u8>,
-    has_failed: bool,
 }
 
 /// Logs the initiator in. After that the connection is idle: of a thousand initiators that log in at the same time, only
@@ -129,11 +120,10 @@ fn log_in(
         max_segment: negotiated.max_send_segment,
         max_burst: negotiated.max_burst,
     };
-    let writer = Writer { replies: Replies::new(bounds, login.next_stat_sn()), buffer: Vec::new(), has_failed: false };
     let target = negotiated.target.as_ref().map(|(_, target)| Arc::clone(target)).unwrap_or_default();
     let connection = Connection {
         socket: socket.try_clone()?,
-        writer: Mutex::new(writer),
+        writer: Writer::new(Replies::new(bounds, login.next_stat_sn())),
         window: CommandWindow::new(negotiated.command_number),
         session: target.open_session(nexus(&negotiated.initiator, *portal_group)),
         port: port(&negotiated, *portal_group),
@@ -270,7 +260,7 @@ impl FullFeature {
                 self.requests.handle(&pdu)?;
             }
             let connection = &self.requests.connection;
-            connection.writer().flush(&connection.socket)?;
+            connection.send()?;
             if self.is_due() {
                 self.ping()?;
                 return Ok(Idle);
@@ -295,7 +285,7 @@ impl FullFeature {
     fn release_memory(&mut self) {
         self.decoder.shrink();
         self.requests.data_in = DataIn::new();
-        self.requests.connection.writer().buffer.shrink_to(0);
+        self.requests.connection.writer.release_memory();
     }
 
     fn ping(&mut self) -> Result<(), DisconnectReason> {
@@ -304,10 +294,8 @@ impl FullFeature {
         }
         let connection = &self.requests.connection;
         let window = connection.window.now();
-        let mut writer = connection.writer();
-        let Writer { replies, buffer, .. } = &mut *writer;
-        replies.ping(buffer, 0, window);
-        writer.flush(&connection.socket)
+        connection.writer.lock().ping(window);
+        Ok(connection.send()?)
     }
 
     /// Ends the connection.
@@ -338,19 +326,15 @@ impl Requests {
     fn handle(&mut self, pdu: &Pdu<'_>) -> Result<(), DisconnectReason> {
         let action = self.session.receive(pdu, &self.connection.window)?;
         self.act(pdu, action)?;
-        let mut writer = self.connection.writer();
-        if writer.buffer.len() >= COLLECTED {
-            writer.flush(&self.connection.socket)?;
-        }
-        Ok(())
+        Ok(self.connection.writer.send_if_full(&self.connection.socket)?)
     }
 
     fn act(&mut self, pdu: &Pdu<'_>, action: Action) -> Result<(), DisconnectReason> {
         let header = &pdu.header;
         let connection = &self.connection;
         let window = connection.window.now();
-        let mut writer = connection.writer();
-        let Writer { replies, buffer, .. } = &mut *writer;
+        let mut writer = connection.writer.lock();
+        let Collected { replies, buffer, .. } = &mut *writer;
         match action {
             Action::None => {}
             Action::Transfer(lun, transfer) => replies.ready_to_transfer(buffer, lun, &transfer, window),
@@ -363,7 +347,8 @@ impl Requests {
             Action::Reject(reason) => replies.reject(buffer, header, reason, window),
             Action::Logout(response) => {
                 replies.logout(buffer, header.task_tag(), response, window);
-                writer.flush(&connection.socket)?;
+                drop(writer);
+                connection.writer.send_all(&connection.socket)?;
                 if response == 0 {
                     return Err(DisconnectReason::LoggedOut);
                 }
@@ -380,8 +365,8 @@ impl Requests {
                 drop(writer);
                 self.command(command)?;
                 while let Some((lun, transfer)) = self.session.next_transfer() {
-                    let mut writer = self.connection.writer();
-                    let Writer { replies, buffer, .. } = &mut *writer;
+                    let mut writer = self.connection.writer.lock();
+                    let Collected { replies, buffer, .. } = &mut *writer;
                     replies.ready_to_transfer(buffer, lun, &transfer, self.connection.window.now());
                 }
             }
@@ -403,12 +388,12 @@ impl Requests {
             return Ok(());
         }
         // The collected answers must not wait for other commands.
-        connection.writer().flush(&connection.socket)?;
+        connection.send()?;
         let connection = Arc::clone(connection);
         self.shared.pool.run(move |data_in| {
             connection.execute(task, &command, data_in);
             // A failure closes the socket, which the reader notices.
-            let _ = connection.writer().flush(&connection.socket);
+            let _ = connection.send();
         });
         Ok(())
     }
@@ -416,14 +401,15 @@ impl Requests {
     /// Carries out a task management function on a thread of its own: it may have to wait for a device.
     fn manage(&mut self, management: Management) -> Result<(), DisconnectReason> {
         let connection = Arc::clone(&self.connection);
-        connection.writer().flush(&connection.socket)?;
+        connection.send()?;
         let work = move || {
             let response = connection.manage(&management);
             let window = connection.window.now();
-            let mut writer = connection.writer();
-            let Writer { replies, buffer, .. } = &mut *writer;
+            let mut writer = connection.writer.lock();
+            let Collected { replies, buffer, .. } = &mut *writer;
             replies.task_management(buffer, management.task_tag, response, window);
-            let _ = writer.flush(&connection.socket);
+            drop(writer);
+            let _ = connection.send();
         };
         std::thread::Builder::new().name("iscsi-management".into()).stack_size(256 << 10).spawn(work)?;
         Ok(())
@@ -439,8 +425,8 @@ impl Requests {
             text.clear();
             let keys = if header.0[1] & CONTINUE != 0 { None } else { Keys::parse(pdu.data).ok() };
             let Some(keys) = keys else {
-                let mut writer = connection.writer();
-                let Writer { replies, buffer, .. } = &mut *writer;
+                let mut writer = connection.writer.lock();
+                let Collected { replies, buffer, .. } = &mut *writer;
                 replies.reject(buffer, header, crate::reply::RejectReason::Protocol, connection.window.now());
                 return;
             };
@@ -450,7 +436,7 @@ impl Requests {
                     "SendTargets" => self.send_targets(value, &mut text),
                     "MaxRecvDataSegmentLength" => {
                         if let Some(length) = value.parse().ok().filter(|length| (512..=0xff_ffff).contains(length)) {
-                            connection.writer().replies.set_max_segment(length);
+                            connection.writer.lock().replies.set_max_segment(length);
                         }
                     }
                     other => answer.push(other, "NotUnderstood"),
@@ -458,8 +444,8 @@ impl Requests {
             }
             text.extend_from_slice(&answer.encode());
         }
-        let mut writer = connection.writer();
-        let Writer { replies, buffer, .. } = &mut *writer;
+        let mut writer = connection.writer.lock();
+        let Collected { replies, buffer, .. } = &mut *writer;
         let rest = text.split_off(text.len().min(replies.bounds().max_segment));
         // One text negotiation at a time: any tag but the reserved one does.
         let transfer_tag = (!rest.is_empty()).then_some(0);
@@ -488,8 +474,9 @@ impl Requests {
 }
 
 impl Connection {
-    fn writer(&self) -> MutexGuard<'_, Writer> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Sends what is collected.
+    fn send(&self) -> io::Result<()> {
+        self.writer.send(&self.socket)
     }
 
     /// Waits until every command has its answer, or the server waits no longer.
@@ -497,7 +484,7 @@ impl Connection {
         while self.window.in_flight() > 0 && !shared.has_stopped() {
             std::thread::sleep(Duration::from_millis(2));
         }
-        let _ = self.writer().flush(&self.socket);
+        let _ = self.writer.send_all(&self.socket);
     }
 
     /// Runs the command, and puts its answer into the buffer of the writer.
@@ -530,11 +517,11 @@ impl Connection {
             transfer_length,
         };
         let window = self.window.now();
-        let mut writer = self.writer();
+        let mut writer = self.writer.lock();
         // The task leaves the task set before the initiator can use its tag again; and under the lock, so that the answer
         // comes before that of a task management function that waits for the task.
         drop(task);
-        let Writer { replies, buffer, .. } = &mut *writer;
+        let Collected { replies, buffer, .. } = &mut *writer;
         replies.scsi(buffer, &response, window);
     }
 
@@ -554,25 +541,5 @@ impl Connection {
                 }
             }
         }
-    }
-}
-
-impl Writer {
-    /// Sends what is collected.
-    fn flush(&mut self, socket: &TcpStream) -> Result<(), DisconnectReason> {
-        if self.buffer.is_empty() || self.has_failed {
-            self.buffer.clear();
-            return Ok(());
-        }
-        let mut writer = socket;
-        let result = writer.write_all(&self.buffer);
-        self.buffer.clear();
-        self.buffer.shrink_to(KEPT);
-        if result.is_err() {
-            // A part of a PDU may be on the wire, so nothing may follow it.
-            self.has_failed = true;
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-        Ok(result?)
     }
 }

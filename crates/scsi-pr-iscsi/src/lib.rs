@@ -20,5 +20,6 @@ mod connection;
 mod pool;
 mod server;
 mod shared;
+mod writer;
 
 pub use server::{Portal, Server, ServerOptions};

@@ -1,0 +1,144 @@
+//! [`Writer`]: collects the PDUs of a connection, and sends them.
+
+use std::io::{self, Write};
+use std::mem;
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::reply::{Replies, Window};
+
+/// The bytes that may be collected while more requests are there, or while another thread sends.
+const COLLECTED: usize = 256 << 10;
+/// The memory for answers that a connection keeps until it is idle, in bytes: that of a usual transfer.
+const KEPT: usize = 2 << 20;
+
+/// The sending side of a connection, which its threads share.
+///
+/// One thread sends at a time, without the lock. The others leave their PDUs to it, so that no thread waits for a system
+/// call of another, and one call sends the answers of several commands.
+pub(crate) struct Writer {
+    collected: Mutex<Collected>,
+    sent: Condvar,
+}
+
+/// PDUs that wait to be sent.
+pub(crate) struct Collected {
+    pub(crate) replies: Replies,
+    pub(crate) buffer: Vec<u8>,
+    /// Empty, for the next PDUs while these are sent.
+    spare: Vec<u8>,
+    is_sending: bool,
+    /// The threads that wait for the one that sends.
+    waiting: u32,
+    has_failed: bool,
+}
+
+impl Collected {
+    /// Adds a NOP-In that wants an answer.
+    pub(crate) fn ping(&mut self, window: Window) {
+        self.replies.ping(&mut self.buffer, 0, window);
+    }
+}
+
+impl Writer {
+    pub(crate) fn new(replies: Replies) -> Self {
+        let collected = Collected {
+            replies,
+            buffer: Vec::new(),
+            spare: Vec::new(),
+            is_sending: false,
+            waiting: 0,
+            has_failed: false,
+        };
+        Self { collected: Mutex::new(collected), sent: Condvar::new() }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Collected> {
+        self.collected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what is collected, unless another thread sends: then that one sends these PDUs as well. Waits while too much is
+    /// collected.
+    ///
+    /// # Errors
+    ///
+    /// Those of send(2). The socket is shut down then, so that its reader ends, and later PDUs are dropped.
+    pub(crate) fn send(&self, socket: &TcpStream) -> io::Result<()> {
+        let mut collected = self.lock();
+        while collected.is_sending {
+            if collected.buffer.len() < COLLECTED {
+                return Ok(());
+            }
+            collected = self.wait(collected);
+        }
+        self.send_locked(collected, socket)
+    }
+
+    /// Sends if so much is collected that no more may wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub(crate) fn send_if_full(&self, socket: &TcpStream) -> io::Result<()> {
+        let is_full = self.lock().buffer.len() >= COLLECTED;
+        if is_full { self.send(socket) } else { Ok(()) }
+    }
+
+    /// Sends what is collected, and waits until it was sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub(crate) fn send_all(&self, socket: &TcpStream) -> io::Result<()> {
+        let mut collected = self.lock();
+        while collected.is_sending {
+            collected = self.wait(collected);
+        }
+        self.send_locked(collected, socket)
+    }
+
+    /// Frees the memory that a connection without work does not need.
+    pub(crate) fn release_memory(&self) {
+        let mut collected = self.lock();
+        collected.buffer.shrink_to(0);
+        collected.spare = Vec::new();
+    }
+
+    fn wait<'a>(&self, mut collected: MutexGuard<'a, Collected>) -> MutexGuard<'a, Collected> {
+        collected.waiting += 1;
+        let mut collected = self.sent.wait(collected).unwrap_or_else(PoisonError::into_inner);
+        collected.waiting -= 1;
+        collected
+    }
+
+    fn send_locked<'a>(&'a self, mut collected: MutexGuard<'a, Collected>, mut socket: &TcpStream) -> io::Result<()> {
+        let mut result = Ok(());
+        collected.is_sending = true;
+        while !collected.buffer.is_empty() && !collected.has_failed {
+            let spare = mem::take(&mut collected.spare);
+            let mut bytes = mem::replace(&mut collected.buffer, spare);
+            drop(collected);
+            result = socket.write_all(&bytes);
+            bytes.clear();
+            bytes.shrink_to(KEPT);
+            collected = self.lock();
+            collected.spare = bytes;
+            if result.is_err() {
+                // A part of a PDU may be on the wire, so nothing may follow it.
+                collected.has_failed = true;
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+            if collected.waiting > 0 {
+                self.sent.notify_all();
+            }
+        }
+        if collected.has_failed {
+            collected.buffer.clear();
+        }
+        collected.is_sending = false;
+        if collected.waiting > 0 {
+            self.sent.notify_all();
+        }
+        result
+    }
+}
