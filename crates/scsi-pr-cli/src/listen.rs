@@ -9,7 +9,7 @@ use scsi_pr_daemon::socket::{self, Access, SocketFile};
 use scsi_pr_store::InitiatorName;
 
 use crate::activation::PassedSocket;
-use crate::options::Serve;
+use crate::serve::settings::Settings;
 
 /// A listening socket and its initiator.
 pub(crate) struct Listener {
@@ -40,22 +40,22 @@ impl Drop for SocketGuard {
     }
 }
 
-/// Listens on the sockets of `options`, in addition to the `passed` ones. If it fails, it removes the files that it made.
-pub(crate) fn open(options: &Serve, passed: Vec<PassedSocket>) -> Result<Vec<Listener>> {
+/// Listens on the sockets of `settings`, in addition to the `passed` ones. If it fails, it removes the files that it made.
+pub(crate) fn open(settings: &Settings, passed: Vec<PassedSocket>) -> Result<Vec<Listener>> {
     ensure!(
-        !(options.listen.is_empty() && passed.is_empty()),
-        "there is nothing to listen on: give --listen=NAME=SOCKET, or have systemd pass a socket"
+        !(settings.listen.is_empty() && passed.is_empty()),
+        "there is nothing to listen on: give --listen=NAME=SOCKET or an [[initiator]] of --config, or have systemd pass a socket"
     );
     let mut paths = BTreeSet::new();
-    for listen in &options.listen {
-        ensure!(paths.insert(&listen.socket), "{} is given to --listen twice", listen.socket.display());
+    for listen in &settings.listen {
+        ensure!(paths.insert(&listen.socket), "two initiators have the socket {}", listen.socket.display());
     }
-    let access = Access::Exactly { mode: options.socket_mode, group: options.socket_group };
+    let access = Access::Exactly { mode: settings.socket_mode, group: settings.socket_group };
     let mut listeners: Vec<_> = passed
         .into_iter()
         .map(|PassedSocket { initiator, socket }| Listener { initiator, socket, file: None })
         .collect();
-    for listen in &options.listen {
+    for listen in &settings.listen {
         let (socket, file) = socket::listen(&listen.socket, access)?;
         let file = SocketGuard::new(&listen.socket, file);
         listeners.push(Listener { initiator: listen.initiator.clone(), socket, file: Some(file) });

@@ -17,6 +17,7 @@ mod managers;
 mod manual;
 mod options;
 mod serve;
+mod toml_file;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -50,8 +50,8 @@ pub(crate) enum Task {
 pub(crate) struct Serve {
     /// The store of the reservations: sqlite:PATH (one host), dir:PATH (a directory on a cluster file system or NFSv4, for
     /// several hosts), or memory: (until the program ends)
-    #[arg(long, value_name = "STORE")]
-    pub(crate) store: String,
+    #[arg(long, value_name = "STORE", required_unless_present = "config")]
+    pub(crate) store: Option<String>,
 
     /// Serve initiator NAME on the Unix socket SOCKET; may be given any number of times
     ///
@@ -100,8 +100,18 @@ pub(crate) struct Serve {
     ///
     /// A virtual machine may register others (SPEC_I_PT), and each change of a unit writes its whole record. This number
     /// bounds the record, which has some 250 bytes for each registrant.
-    #[arg(long, value_name = "NUMBER", default_value = "1024", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(long, value_name = "NUMBER", default_value = "1024", value_parser = clap::value_parser!(u16).range(1..=MAX_REGISTRANTS))]
     pub(crate) registrants: u16,
+
+    /// Read the store, initiators, units and all other settings from a TOML file
+    ///
+    /// See scsi-pr-serve(1) for its keys.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["store", "listen", "socket_mode", "socket_group", "pass", "keep", "unit", "registrants"]
+    )]
+    pub(crate) config: Option<PathBuf>,
 
     /// Log more; may be repeated
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
@@ -118,6 +128,15 @@ impl Serve {
         log::level(self.verbose, self.quiet)
     }
 }
+
+/// The default of `--registrants`.
+pub(crate) const REGISTRANTS: u16 = 1_024;
+
+/// The greatest value of `--registrants`.
+pub(crate) const MAX_REGISTRANTS: i64 = 10_000;
+
+/// The default of `--socket-mode`.
+pub(crate) const SOCKET_MODE: u32 = 0o600;
 
 /// A socket and its initiator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,7 +158,7 @@ impl FromStr for Listen {
 }
 
 /// A path that means the same wherever the program is started.
-fn absolute(text: &str) -> Result<PathBuf, String> {
+pub(crate) fn absolute(text: &str) -> Result<PathBuf, String> {
     match Path::new(text) {
         path if path.is_absolute() => Ok(path.to_owned()),
         _ => Err("the path must be absolute".to_owned()),
@@ -147,7 +166,7 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
 }
 
 /// Permissions in octal, `0660` or `660`.
-fn mode(text: &str) -> Result<u32, String> {
+pub(crate) fn mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 && !text.starts_with('+') => Ok(mode),
         _ => Err("it must be an octal number up to 777".to_owned()),
@@ -155,7 +174,7 @@ fn mode(text: &str) -> Result<u32, String> {
 }
 
 /// A group by its name, else by its number.
-fn group(text: &str) -> Result<u32, String> {
+pub(crate) fn group(text: &str) -> Result<u32, String> {
     if let Ok(Some(group)) = Group::from_name(text) {
         return Ok(group.gid.as_raw());
     }
@@ -213,6 +232,18 @@ mod tests {
         assert_eq!((serve.socket_mode, serve.socket_group), (0o660, Some(0)));
         assert_eq!(serve.pass, Some("/run/helper".into()));
         assert_eq!((serve.keep.len(), serve.unit.len(), serve.registrants), (2, 2, 10_000));
+    }
+
+    #[test]
+    fn settings_are_in_a_file_or_on_the_command_line() {
+        let parse = |arguments: &[&str]| Options::try_parse_from(["scsi-pr", "serve"].iter().chain(arguments)).is_ok();
+        assert!(parse(&["--config=/etc/serve.toml"]) && parse(&["--config=/etc/serve.toml", "-v"]));
+        assert!(!parse(&[]));
+        for option in
+            ["--store=memory:", "--listen=a=/b", "--socket-mode=600", "--pass=/a", "--keep=/a", "--registrants=1"]
+        {
+            assert!(!parse(&["--config=/etc/serve.toml", option]), "{option}");
+        }
     }
 
     #[test]

@@ -214,7 +214,7 @@ fn a_reload_adds_and_removes_units_and_leaves_the_sessions_of_others() {
 
     let broken = format!("{}\nsize = 3\n", settings(&place, &[]));
     reload(&broken, "nothing is changed");
-    assert!(disks.log().contains("disk.toml:5: unknown field `size`"), "{}", disks.log());
+    assert!(disks.log().contains("disk.toml:5:1: unknown field `size`"), "{}", disks.log());
     assert_eq!(write_block(&mut one, 1, 2).status, GOOD);
 
     let allowed = format!("allow = [\"{}\"]", initiator("vm2"));

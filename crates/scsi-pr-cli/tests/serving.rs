@@ -4,14 +4,17 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{Machine, Place, good, register, reserve};
+use common::{Machine, PROGRAM, Place, good, register, reserve};
 use rustix::process::Signal;
-use scsi_pr::{Completion, ReserveInAction, SenseCode, Status};
+use scsi_pr::{Completion, PrManager, ReserveInAction, SenseCode, Status};
+use scsi_pr_helper::HelperClient;
+use testing_support::Launcher;
 
 /// Where it went wrong, and what to do.
 #[track_caller]
@@ -51,8 +54,47 @@ fn wrong_options_are_refused_with_the_reason() {
     }
     let socket = place.path("s");
     let listen = format!("--listen=a={}", socket.display());
-    refused(&place, &[&listen, &listen], 1, &["is given to --listen twice"]);
+    refused(&place, &[&listen, &listen], 1, &["two initiators have the socket"]);
     assert!(!socket.exists());
+}
+
+/// `scsi-pr serve --config=FILE` with this text in the file.
+fn with_config(place: &Place, text: &str) -> Launcher {
+    let config = place.path("serve.toml");
+    std::fs::write(&config, text).unwrap();
+    let mut launcher = Launcher::new(PROGRAM);
+    launcher.arg("serve").arg(format!("--config={}", config.display()));
+    launcher
+}
+
+#[test]
+fn settings_of_a_file_are_served() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let text = format!(
+        "store = \"{}\"\nsocket-mode = \"0620\"\n[[initiator]]\nname = \"vm1\"\nsocket = \"{}\"\n",
+        place.sqlite(),
+        socket.display()
+    );
+    let program = with_config(&place, &text).serve(&socket);
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o620);
+    let client = HelperClient::new(&socket);
+    assert_eq!(client.execute(place.disk().as_fd(), register(0, 1).encode().unwrap().command()).unwrap(), good());
+    drop(program);
+}
+
+#[test]
+fn invalid_file_of_settings_is_refused_with_line_and_column() {
+    let place = Place::new();
+    for (text, error) in [
+        ("store = \"memory:\"\nlisten = 1\n", "serve.toml:2:1: unknown field `listen`"),
+        ("store = \"memory:\"\n[[initiator]]\nname = \"\"\n", "serve.toml:3:8: "),
+        ("store = \"memory:\"\n", "there is nothing to listen on"),
+    ] {
+        let (code, _, stderr) = with_config(&place, text).outcome();
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.starts_with("scsi-pr: ") && stderr.contains(error) && stderr.lines().count() == 1, "{stderr}");
+    }
 }
 
 #[test]

@@ -11,8 +11,8 @@ use scsi_pr_iscsi::directory::Account;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::config::{cannot_read, parse};
 use super::names::InitiatorIqn;
+use crate::toml_file::{Position, cannot_read, parse};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,9 +66,9 @@ fn accounts(path: &Path, text: &str) -> Result<Vec<Account>> {
     ensure!(!entries.is_empty(), "{} has no [[account]]", path.display());
     let mut accounts: Vec<Account> = Vec::new();
     for spanned in entries {
-        let line = super::config::line(text, spanned.span().start);
+        let position = Position::of(text, spanned.span().start);
         let account = account(spanned.into_inner(), &accounts);
-        accounts.push(account.with_context(|| format!("{}:{line}", path.display()))?);
+        accounts.push(account.with_context(|| format!("{}:{position}", path.display()))?);
     }
     Ok(accounts)
 }
@@ -124,12 +124,12 @@ initiators = ["iqn.2001-04.com.example:vm2"]
     #[test]
     fn malformed_accounts_are_refused_without_a_word_of_their_secrets() {
         for (from, to, expected) in [
-            ("secret of vm two", "short", "f:11: a CHAP secret has at least 12 bytes"),
-            ("secret of target", "secret of vm one", "f:2: the account vm1 has one secret for both directions"),
-            ("mutual-name = \"target\"\n", "", "f:2: the account vm1 needs mutual-name and mutual-secret"),
-            ("[\"iqn.2001-04.com.example:vm2\"]", "[]", "f:9: the account vm2 has no initiators"),
-            ("\"vm2\"", "\"vm1\"", "f:9: each account has a name of its own"),
-            ("\"secret of vm two\"", "\"secret of vm two", "f:11: "),
+            ("secret of vm two", "short", "f:11:10: a CHAP secret has at least 12 bytes"),
+            ("secret of target", "secret of vm one", "f:2:1: the account vm1 has one secret for both directions"),
+            ("mutual-name = \"target\"\n", "", "f:2:1: the account vm1 needs mutual-name and mutual-secret"),
+            ("[\"iqn.2001-04.com.example:vm2\"]", "[]", "f:9:1: the account vm2 has no initiators"),
+            ("\"vm2\"", "\"vm1\"", "f:9:1: each account has a name of its own"),
+            ("\"secret of vm two\"", "\"secret of vm two", "f:11:"),
         ] {
             let error = error(&FILE.replacen(from, to, 1));
             assert!(error.starts_with(expected) && !error.contains("secret of vm"), "{error}, not {expected}");

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use scsi_pr_disk::{Identity, InvalidIdentity};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use toml::Spanned;
 
 use super::names::{InitiatorIqn, TargetName, UnitName};
 use super::options::{Cache, PortalGroup, ServeDisks, Takeover, address};
+use crate::toml_file::{self, Position};
 
 /// The settings of the disks.
 #[derive(Clone, Debug, Deserialize)]
@@ -139,10 +139,13 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or a setting contradicts another one; the text names the line.
+    /// The file cannot be read, or a setting contradicts another one; the text names line and column.
     pub(crate) fn read(options: &ServeDisks) -> Result<Self> {
         let config = match &options.config {
-            Some(path) => Self::parse(path, &std::fs::read_to_string(path).with_context(|| cannot_read(path))?)?,
+            Some(path) => {
+                let (config, text) = toml_file::read(path)?;
+                Self::checked(config, path, &text)?
+            }
             None => Self::of_options(options)?,
         };
         for takeover in &options.takeover {
@@ -188,9 +191,8 @@ impl Config {
         Ok(config)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self> {
-        let config: Self = parse(path, text)?;
-        config.check(|unit| format!("{}:{}", path.display(), line(text, unit.span().start)))?;
+    fn checked(config: Self, path: &Path, text: &str) -> Result<Self> {
+        config.check(|unit| format!("{}:{}", path.display(), Position::of(text, unit.span().start)))?;
         ensure!(
             config.portal_group.iter().all(|group| !group.addresses.is_empty()) && !config.portal_group.is_empty(),
             "{}: there must be a [[portal-group]], each with addresses",
@@ -235,28 +237,6 @@ impl Config {
     }
 }
 
-/// Reads a TOML file. The error names the line, and shows nothing of the file: it may have secrets.
-///
-/// # Errors
-///
-/// The text is no TOML, or has other keys or values.
-pub(crate) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
-    toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| line(text, span.start));
-        anyhow::anyhow!("{}:{line}: {}", path.display(), error.message())
-    })
-}
-
-/// The text of an error about a file.
-pub(crate) fn cannot_read(path: &Path) -> String {
-    format!("cannot read {}", path.display())
-}
-
-/// The number of the line that has the byte at `offset`.
-pub(crate) fn line(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,7 +270,9 @@ uuid = "01234567-89ab-cdef-0123-456789abcdef"
 "#;
 
     fn read(text: &str) -> Result<Config, String> {
-        Config::parse(Path::new("f"), text).map_err(|error| format!("{error:#}"))
+        let path = Path::new("f");
+        let config = toml_file::parse(path, text).and_then(|config| Config::checked(config, path, text));
+        config.map_err(|error| format!("{error:#}"))
     }
 
     #[test]
@@ -307,18 +289,18 @@ uuid = "01234567-89ab-cdef-0123-456789abcdef"
     }
 
     #[test]
-    fn errors_name_the_line() {
+    fn errors_name_line_and_column() {
         for (from, to, error) in [
-            ("lun = 3", "lum = 3", "f:20: unknown field `lum`"),
-            ("lun = 3", "lun = 300", "f:20: invalid value"),
-            ("192.0.2.1:3260", "192.0.2.1", "f:6: '192.0.2.1' must be ADDRESS:PORT"),
-            ("name = \"two\"", "name = \"one\"", "f:16: unit one: another unit has this name"),
-            ("/dev/vg/two", "/srv/one.img", "f:16: unit two: another unit has the medium"),
-            ("/dev/vg/two", "two", "f:16: unit two: the path two must be absolute"),
-            ("5000c50015ea71ac", "5000", "f:25: it must have 16 hexadecimal digits"),
-            ("5000c50015ea71ac", "6000c50015ea71ac", "f:16: unit two: an NAA identifier"),
-            ("block-size = 4096", "block-size = 1024", "f:16: unit two: a block has 512 or 4096 bytes"),
-            ("[[unit]]\nname = \"one\"", "[[unit]]", "f:11: missing field `name`"),
+            ("lun = 3", "lum = 3", "f:20:1: unknown field `lum`"),
+            ("lun = 3", "lun = 300", "f:20:7: invalid value"),
+            ("192.0.2.1:3260", "192.0.2.1", "f:6:13: '192.0.2.1' must be ADDRESS:PORT"),
+            ("name = \"two\"", "name = \"one\"", "f:16:1: unit one: another unit has this name"),
+            ("/dev/vg/two", "/srv/one.img", "f:16:1: unit two: another unit has the medium"),
+            ("/dev/vg/two", "two", "f:16:1: unit two: the path two must be absolute"),
+            ("5000c50015ea71ac", "5000", "f:25:7: it must have 16 hexadecimal digits"),
+            ("5000c50015ea71ac", "6000c50015ea71ac", "f:16:1: unit two: an NAA identifier"),
+            ("block-size = 4096", "block-size = 1024", "f:16:1: unit two: a block has 512 or 4096 bytes"),
+            ("[[unit]]\nname = \"one\"", "[[unit]]", "f:11:1: missing field `name`"),
             ("addresses = [\"198.51.100.1:3260\"]", "addresses = []", "f: there must be a [[portal-group]]"),
         ] {
             assert!(FILE.contains(from), "{from}");
