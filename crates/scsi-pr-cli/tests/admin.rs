@@ -186,9 +186,9 @@ fn completions_have_every_command() {
     }
 }
 
-/// A thousand registrants are more than an allocation length has room for; a store has all of them.
+/// A thousand registrants are more than an allocation length has room for.
 #[test]
-fn every_one_of_a_thousand_registrants_of_a_store_is_shown() {
+fn every_one_of_a_thousand_registrants_is_shown_by_store_and_disk() {
     let place = Place::new();
     let store = place.sqlite();
     registrants(&store, 1_000);
@@ -199,6 +199,11 @@ fn every_one_of_a_thousand_registrants_of_a_store_is_shown() {
     assert!(names.iter().enumerate().all(|(index, (name, ..))| *name == format!("vm{index}")));
     let text = Way::store(&store, "vm7").run("show", "many").text();
     assert_eq!(text.lines().filter(|line| line.contains("vm")).count(), 1_000);
+
+    // A disk that serves the unit tells as much.
+    let _disks = Start::new(&place).store(&store).unit("many", place.path("disk.img")).listen(0).start();
+    let (json, code) = Way::disk(&place.path("control"), "vm7").run("show --json", "many").json();
+    assert_eq!((code, registrations(&json["units"][0]).len(), &json["units"][0]["complete"]), (0, 1_000, &json!(true)));
 }
 
 /// Makes a store in which the unit `many` has so many registrants.

@@ -4,14 +4,16 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use common::admin::{Way, scsi_pr};
 use common::disk::{CONFLICT, Disks, GOOD, Start, initiator, keys, write_block};
 use common::{Machine, PROGRAM, Place, good, register};
 use scsi_pr::{Key, ReserveOut, Type};
 use serde_json::{Value, json};
-use testing_support::eventually;
+use testing_support::{Launcher, eventually};
 
 const WERO: u8 = 5;
 const REGISTER: u8 = 0;
@@ -129,4 +131,33 @@ fn watch_prints_each_change_and_ends_with_its_reader() {
     assert_eq!(next()["units"][0]["reservation"]["type"], "write-exclusive");
     drop(lines);
     assert!(watch.wait().unwrap().success());
+}
+
+#[test]
+fn eviction_has_a_record_in_the_journal() {
+    testing_support::require_root!("a mount namespace");
+    let place = Place::new();
+    let store = place.sqlite();
+    drop(place.serve(&store).listen("vm1", place.path("vm1.sock")).start());
+    assert_eq!(Way::store(&store, "vm1").run("register --key=7", place.path("disk.img")).code, 0);
+    std::fs::create_dir(place.path("journal")).unwrap();
+    let journal = UnixDatagram::bind(place.path("journal/socket")).unwrap();
+    journal.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let script = format!(
+        "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind {} /run/systemd/journal && exec \"$@\"",
+        place.path("journal").display()
+    );
+    let evict = [PROGRAM, "evict", "vm1", "--store", &store, "--yes"];
+    let mut launcher = Launcher::new("unshare");
+    launcher.args(["--mount", "--propagation=private", "sh", "-c", &script, "sh"]).args(evict);
+    let (code, _, stderr) = launcher.stdin(testing_support::null()).outcome();
+    assert_eq!(code, Some(0), "{stderr}");
+    let mut record = [0; 8192];
+    let length = journal.recv(&mut record).unwrap();
+    let record = String::from_utf8_lossy(&record[..length]);
+    for part in
+        ["MESSAGE=evict vm1 from", "SCSI_PR_INITIATOR=vm1", "SCSI_PR_KEY=0x0000000000000007", "SCSI_PR_USER=user 0"]
+    {
+        assert!(record.contains(part), "{part}: {record}");
+    }
 }

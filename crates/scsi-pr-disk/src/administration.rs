@@ -1,10 +1,10 @@
 //! The functions of [`Disk`] for the program that serves it, and for the administrator.
 
-use scsi_pr::{Access, Command, Completion, Nexus, Status};
+use scsi_pr::{Access, Command, Completion, Nexus, ReserveInAction, Status};
 
 use crate::commands::UnitAttention;
 use crate::disk::Disk;
-use crate::gate::Refusal;
+use crate::gate::{Refusal, Task};
 use crate::{Identity, MediumError};
 
 impl Disk {
@@ -12,18 +12,32 @@ impl Disk {
     /// the same way as a command of an initiator: GOOD comes after every command in flight that it forbids has ended. Unit
     /// attentions of the nexus stay for its sessions.
     pub fn administer(&self, nexus: Nexus, command: Command<'_>) -> Completion {
+        let access = Access::of_cdb(command.cdb().bytes());
+        self.run_without_session(nexus, access, |task| match access {
+            Access::ReserveIn => self.gate.reserve_in(task, command),
+            _ => self.gate.reserve_out(task, command),
+        })
+    }
+
+    /// GOOD with all data of PERSISTENT RESERVE IN, also beyond the 65,535 bytes that an allocation length can ask for.
+    pub fn read_reservations(&self, nexus: Nexus, action: ReserveInAction) -> Completion {
+        self.run_without_session(nexus, Access::ReserveIn, |task| self.gate.reserve_in_data(task, action))
+    }
+
+    fn run_without_session(
+        &self,
+        nexus: Nexus,
+        access: Access,
+        run: impl FnOnce(&Task) -> Option<Completion>,
+    ) -> Completion {
         let session = self.open_session(nexus);
         let completion = match self.add_task(session, 0) {
-            Some(task) => {
-                let access = Access::of_cdb(command.cdb().bytes());
-                match self.gate.enter(&task, access, UnitAttention::Preserved) {
-                    Ok(()) if access == Access::ReserveIn => self.gate.reserve_in(&task, command),
-                    Ok(()) => self.gate.reserve_out(&task, command),
-                    Err(Refusal::Check(code)) => Some(Completion::check(code)),
-                    Err(Refusal::ReservationConflict) => Some(Completion::Status(Status::RESERVATION_CONFLICT)),
-                    Err(Refusal::Aborted) => None,
-                }
-            }
+            Some(task) => match self.gate.enter(&task, access, UnitAttention::Preserved) {
+                Ok(()) => run(&task),
+                Err(Refusal::Check(code)) => Some(Completion::check(code)),
+                Err(Refusal::ReservationConflict) => Some(Completion::Status(Status::RESERVATION_CONFLICT)),
+                Err(Refusal::Aborted) => None,
+            },
             None => None,
         };
         self.close_session(session);

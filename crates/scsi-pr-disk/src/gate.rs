@@ -15,7 +15,7 @@ mod state;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use scsi_pr::{Access, Command, Completion, Nexus, Reservations, SenseCode};
+use scsi_pr::{Access, Command, Completion, Nexus, Reservations, ReserveInAction, SenseCode};
 
 use crate::commands::UnitAttention;
 use crate::store::{ReservationStore, StoreError};
@@ -147,6 +147,11 @@ impl Gate {
     /// PERSISTENT RESERVE IN, of a task that has entered; `None` when it was aborted meanwhile.
     pub(crate) fn reserve_in(&self, task: &Task, command: Command<'_>) -> Option<Completion> {
         self.wait_for(task, |state| state.reserve_in(&task.nexus, command))
+    }
+
+    /// GOOD with all data of PERSISTENT RESERVE IN, of a task that has entered; `None` when it was aborted meanwhile.
+    pub(crate) fn reserve_in_data(&self, task: &Task, action: ReserveInAction) -> Option<Completion> {
+        self.wait_for(task, |state| state.reserve_in_data(action))
     }
 
     /// RESERVE and RELEASE of SPC-2, of a task that has entered; `None` when it was aborted meanwhile.

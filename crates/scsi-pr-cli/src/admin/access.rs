@@ -47,7 +47,7 @@ pub(crate) trait AccessPath: Send + Sync {
         usize::from(u16::MAX)
     }
 
-    /// All data of PERSISTENT RESERVE IN, where no command is needed to read them.
+    /// All data of PERSISTENT RESERVE IN, where the record can be read without a command. `None`: a command must read them.
     fn read_record(&self, _: ReserveInAction) -> Option<Result<Vec<u8>, Failure>> {
         None
     }

@@ -13,9 +13,11 @@
 
 mod plan;
 
+use std::io::Write;
+
 use rustix::process::getuid;
 use scsi_pr::Nexus;
-use scsi_pr_daemon::log::{Destinations, Log, Record, escape};
+use scsi_pr_daemon::log::{Destinations, Fields, Log, Record, escape};
 use scsi_pr_store::InitiatorName;
 use serde_json::{Value, json};
 
@@ -132,13 +134,12 @@ fn carry_out(
         let request = step.request();
         let hint = "the registrations have changed meanwhile: look with \"scsi-pr show\", and try again";
         let result = change::send(unit, Sender::Nexus(step.sender()), &request, hint);
-        log.write(&format!(
-            "evict {name} from {}, key {}, by {}: {}",
-            unit.identifier.as_deref().unwrap_or(&unit.name),
-            step.key(),
-            administrator(),
-            result.as_ref().map_or_else(ToString::to_string, |()| request.action().to_string() + " is done"),
-        ));
+        let outcome = result.as_ref().map_or_else(ToString::to_string, |()| format!("{} is done", request.action()));
+        let unit_name = unit.identifier.as_deref().unwrap_or(&unit.name);
+        let (key, user) = (step.key().to_string(), administrator());
+        let message = format!("evict {name} from {unit_name}, key {key}, by {user}: {outcome}");
+        let fields = [("initiator", name.to_string()), ("unit", unit_name.to_owned()), ("key", key), ("user", user)];
+        log.write(&message, fields.into());
         result?;
         removed.push(json!({ "key": KeyReport::from(step.key()).key, "preempted-by": step.preempted_by() }));
     }
@@ -161,21 +162,18 @@ fn administrator() -> String {
     }
 }
 
-/// Writes to standard error, and to the journal or syslog.
+/// Writes to standard error for the administrator, and to the journal or syslog as a record.
 struct AuditLog(Log);
 
 impl AuditLog {
     fn open() -> Self {
-        let log = Log::to_stderr("scsi-pr", Destinations::default());
-        // The administrator sees the lines as well, but a terminal keeps no record.
-        log.leave_stderr();
-        Self(log)
+        Self(Log::to_stderr("scsi-pr", Destinations::default()))
     }
 
-    fn write(&self, message: &str) {
+    fn write(&self, message: &str, fields: Fields) {
         let message = escape(message);
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("scsi-pr: {message}\n").as_bytes());
-        self.0.write(Record { level: tracing::Level::WARN, line: &message, message: &message }, Vec::new);
+        let _ = writeln!(std::io::stderr(), "scsi-pr: {message}");
+        self.0.write_to_journal(Record { level: tracing::Level::WARN, line: &message, message: &message }, fields);
     }
 }
 

@@ -133,6 +133,9 @@ fn explain<'a>(completion: &Completion, effect: Effect, hint: &'a str) -> (Code,
         SenseCode::MANUAL_INTERVENTION_REQUIRED => {
             (Code::Failure, "an administrator must act: see the log of the program that serves the unit")
         }
+        SenseCode { key: SenseKey::NOT_READY, asc: 0x08, .. } if effect == Effect::Changes => {
+            (Code::Unavailable, "LIO answers so to an initiator that is not registered: see \"scsi-pr show\"")
+        }
         SenseCode { key: SenseKey::NOT_READY, .. } => (Code::Unavailable, "look at the disk and its paths; try again"),
         SenseCode { key: SenseKey::UNIT_ATTENTION, .. } => (Code::Unavailable, AGAIN),
         SenseCode { key: SenseKey::ABORTED_COMMAND, .. } => lost,

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use scsi_pr::{Cdb, Command, Completion, InitiatorPort, Nexus, Opcode, TransportId};
+use scsi_pr::{Cdb, Command, Completion, InitiatorPort, Nexus, Opcode, ReserveInAction, TransportId};
 use scsi_pr_daemon::socket::{self, Access};
 
 use super::hex;
@@ -23,6 +23,8 @@ use crate::listen::SocketGuard;
 
 /// The most connections. A change may have to wait for commands of initiators, and holds its connection until then.
 const MAX_CONNECTIONS: usize = 8;
+/// The initiator that reads for an administrator. It has no session and no registration.
+const READER: &str = "iqn.2026-11.scsi-pr:administrator";
 /// The time for a request to arrive, and for an answer to be read.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -116,8 +118,7 @@ fn answer(line: &[u8], served: &Served) -> Result<Answer> {
             let data = hex::decode(&data).context("the data are not hexadecimal")?;
             let command = Command::new(Cdb::from_slice(&cdb)?, &data)?;
             ensure!(target_port > 0, "a target port has a number of at least 1");
-            let port = InitiatorPort::Iscsi { name: initiator.as_ref(), isid: Some([0; 6]) };
-            let nexus = Nexus::new(TransportId::new(port)?, target_port);
+            let nexus = nexus(initiator.as_ref(), target_port)?;
             let completion = unit.disk.administer(nexus, command);
             let name = &unit.config.name;
             match command.opcode() {
@@ -129,7 +130,17 @@ fn answer(line: &[u8], served: &Served) -> Result<Answer> {
             }
             Ok(done(completion))
         }
+        Request::Read { unit, action } => {
+            let unit = served.unit(&unit).ok_or_else(|| anyhow!("no unit {unit} is served"))?;
+            let action = ReserveInAction::from_code(action).ok_or_else(|| anyhow!("no service action {action}"))?;
+            Ok(done(unit.disk.read_reservations(nexus(READER, 1)?, action)))
+        }
     }
+}
+
+fn nexus(initiator: &str, target_port: u16) -> Result<Nexus> {
+    let port = InitiatorPort::Iscsi { name: initiator, isid: Some([0; 6]) };
+    Ok(Nexus::new(TransportId::new(port)?, target_port))
 }
 
 fn done(completion: Completion) -> Answer {

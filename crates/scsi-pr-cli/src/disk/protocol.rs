@@ -8,11 +8,16 @@
 //!              "bytes":1073741824,"epoch":1,"sessions":[{"initiator":"iqn…","target-port":1}]}]}
 //! {"request":"execute","unit":"shared","initiator":"iqn…","target-port":1,"cdb":"5e00…","data":""}
 //!   {"status":0,"sense":"","data":"…"}
+//! {"request":"read","unit":"shared","action":3}
+//!   {"status":0,"sense":"","data":"…"}
 //! ```
 //!
 //! `execute` runs PERSISTENT RESERVE IN (5Eh) or OUT (5Fh) as the initiator and target port (1 if it is missing), through
-//! the disk's gate. `cdb`, `data` and `sense` are hexadecimal, `status` is the SCSI status. A request that cannot be
-//! understood has the answer `{"error":"…"}`.
+//! the disk's gate. `cdb`, `data` and `sense` are hexadecimal, `status` is the SCSI status.
+//!
+//! `read` returns all data of a service action of PERSISTENT RESERVE IN, also those beyond the longest allocation length.
+//!
+//! A request that cannot be understood has the answer `{"error":"…"}`.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +39,11 @@ pub(crate) enum Request {
         cdb: String,
         #[serde(default)]
         data: String,
+    },
+    Read {
+        unit: String,
+        /// The code of the service action.
+        action: u8,
     },
 }
 

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use scsi_pr::{Access, Command, Completion, Nexus, Reservations, SenseCode, SenseKey, Status};
+use scsi_pr::{Access, Command, Completion, Nexus, Reservations, ReserveInAction, SenseCode, SenseKey, Status};
 
 use super::{AbortScope, AbortedStatus, Refusal, SessionId};
 use crate::commands::UnitAttention;
@@ -210,6 +210,11 @@ impl State {
         }
         let answer = self.reservations.answer(nexus, command);
         Some(answer.unwrap_or(Completion::check(SenseCode::INVALID_OPCODE)))
+    }
+
+    /// All data of PERSISTENT RESERVE IN; `None` as above.
+    pub(super) fn reserve_in_data(&self, action: ReserveInAction) -> Option<Completion> {
+        (self.change == Change::None).then(|| Completion::Good(self.reservations.reserve_in_data(action, usize::MAX)))
     }
 
     /// RESERVE and RELEASE of SPC-2; `None` while a change is not over: the rules have decided it without this command.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use scsi_pr::{Command, Completion, InitiatorPort, Nexus, Opcode, Sense, Status, TransportId};
+use scsi_pr::{Command, Completion, InitiatorPort, Nexus, Opcode, ReserveInAction, Sense, Status, TransportId};
 use scsi_pr_store::InitiatorName;
 
 use super::{AccessPath, ListedUnit, Sender, Unit, text_of};
@@ -136,6 +136,22 @@ impl AccessPath for OfDisk {
             Answer::Error { error } => Err(refused(&self.socket, &error)),
             Answer::Units { .. } => Err(failed(nonsense("another answer than was asked for"))),
         }
+    }
+
+    fn read_record(&self, action: ReserveInAction) -> Option<Result<Vec<u8>, Failure>> {
+        let failed = |lost: Lost| lost.failure(&self.socket, Effect::Reads);
+        let request = Request::Read { unit: self.unit.clone(), action: action.code() };
+        Some(match ask(&self.socket, &request) {
+            // An earlier version does not know the request: PERSISTENT RESERVE IN tells as much as it has room for.
+            Ok(Answer::Error { .. }) => return None,
+            Ok(Answer::Done { status: 0, data, .. }) => {
+                hex::decode(&data).ok_or_else(|| failed(nonsense("a completion that cannot be")))
+            }
+            // A command has the same answer, which is reported.
+            Ok(Answer::Done { .. }) => return None,
+            Ok(Answer::Units { .. }) => Err(failed(nonsense("another answer than was asked for"))),
+            Err(lost) => Err(failed(lost)),
+        })
     }
 
     fn is_own(&self, port: &TransportId) -> bool {
