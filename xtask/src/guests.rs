@@ -6,6 +6,7 @@
 pub(crate) mod checks;
 pub(crate) mod demo;
 mod migration;
+mod outcomes;
 
 use std::fs::{self, File};
 

@@ -16,7 +16,7 @@ mod causes;
 mod change;
 mod consent;
 mod evict;
-mod failure;
+pub(crate) mod failure;
 mod list;
 pub(crate) mod options;
 mod output;
@@ -30,7 +30,6 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-pub(crate) use failure::EXIT_CODES;
 use failure::{Code, Failure};
 use options::AdminTask;
 

@@ -8,7 +8,7 @@ use nix::unistd::Group;
 use scsi_pr_store::{InitiatorName, Naming};
 use tracing::level_filters::LevelFilter;
 
-use crate::admin::EXIT_CODES;
+use crate::admin::failure::EXIT_CODES;
 use crate::admin::options::AdminTask;
 use crate::disk::options::ServeDisks;
 use crate::log;

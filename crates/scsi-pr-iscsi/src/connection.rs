@@ -7,53 +7,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use scsi_pr::{Completion, InitiatorPort, Nexus, TransportId};
+use scsi_pr_daemon::IdleConnections;
 use scsi_pr_disk::{DataIn, Lun, Port, TargetSession, TargetTask, TaskManagement};
-use thiserror::Error;
 
 use crate::directory::Directory;
+use crate::disconnect::{DisconnectReason, LOGIN_TIMEOUT};
 use crate::login::{Login, LoginStep, Negotiated, Refusal};
-use crate::pdu::{Decoder, Digests, Header, MAX_RECV_DATA_SEGMENT, NO_TAG, Pdu, PduError, encode};
+use crate::pdu::{Decoder, Digests, Header, MAX_RECV_DATA_SEGMENT, NO_TAG, Pdu, encode};
 use crate::reply::{Bounds, Replies, ScsiResponse, TaskManagementResponse};
 use crate::session::{Action, CommandWindow, Management, ProtocolError, ScsiCommand, Session};
 use crate::shared::{ConnectionEntry, Registration, Shared};
 use crate::text::Keys;
 use crate::writer::{Collected, Writer};
 
-/// The time for a whole login.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most requests of a login.
 const LOGIN_STEPS: usize = 64;
 /// The silence after which a connection gives up its thread.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time that a peer may take to read an answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The reason why a connection ends.
-#[derive(Debug, Error)]
-pub(crate) enum DisconnectReason {
-    #[error("the peer has closed the connection")]
-    Closed,
-    #[error("the initiator has logged out")]
-    LoggedOut,
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Pdu(#[from] PduError),
-    #[error("{0}")]
-    Protocol(#[from] ProtocolError),
-    #[error("login refused: {0}")]
-    Login(#[from] Refusal),
-    #[error("the login took longer than {} s", LOGIN_TIMEOUT.as_secs())]
-    LoginTimeout,
-    #[error("the peer has not answered a ping")]
-    Silent,
-    #[error("a former session of this initiator has not ended in time")]
-    FormerSession,
-    #[error("the server stops")]
-    Stopping,
-    #[error("no thread can be started: {0}")]
-    NoThread(#[source] io::Error),
-}
 
 /// A connection in the full feature phase, shared by its [`Requests`] and by the threads that run its commands.
 struct Connection {
@@ -66,8 +38,8 @@ struct Connection {
 
 /// Logs the initiator in. After that the connection is idle: of a thousand initiators that log in at the same time, only
 /// those get a thread that send commands.
-pub(crate) fn begin(socket: TcpStream, entry: ConnectionEntry) {
-    match FullFeature::log_in(&socket, entry) {
+pub(crate) fn begin(socket: TcpStream, entry: ConnectionEntry, idle: Arc<IdleSessions>) {
+    match FullFeature::log_in(&socket, entry, idle) {
         Ok(connection) => {
             if let Some(connection) = Box::new(connection).become_idle() {
                 connection.run();
@@ -205,7 +177,12 @@ pub(crate) struct FullFeature {
     is_pinged: bool,
     registration: Registration,
     entry: ConnectionEntry,
+    /// Where the connection goes when it is idle.
+    idle: Arc<IdleSessions>,
 }
+
+/// The connections that have no thread.
+pub(crate) type IdleSessions = IdleConnections<Box<FullFeature>>;
 
 /// The connection has been silent, and needs no thread.
 struct Idle;
@@ -217,11 +194,15 @@ impl AsFd for FullFeature {
 }
 
 impl FullFeature {
-    fn log_in(socket: &TcpStream, entry: ConnectionEntry) -> Result<Self, (DisconnectReason, ConnectionEntry)> {
+    fn log_in(
+        socket: &TcpStream,
+        entry: ConnectionEntry,
+        idle: Arc<IdleSessions>,
+    ) -> Result<Self, (DisconnectReason, ConnectionEntry)> {
         let mut decoder = Decoder::default();
         match log_in(&entry, socket, &mut decoder) {
             Ok((requests, registration)) => {
-                Ok(Self { requests, decoder, last_heard: Instant::now(), is_pinged: false, registration, entry })
+                Ok(Self { requests, decoder, last_heard: Instant::now(), is_pinged: false, registration, entry, idle })
             }
             Err(reason) => Err((reason, entry)),
         }
@@ -250,8 +231,8 @@ impl FullFeature {
     /// has no room.
     fn become_idle(mut self: Box<Self>) -> Option<Box<Self>> {
         self.release_memory();
-        let shared = Arc::clone(&self.entry.shared);
-        shared.idle.insert(self.entry.id, self)
+        let idle = Arc::clone(&self.idle);
+        idle.insert(self.entry.id, self)
     }
 
     fn serve(&mut self) -> Result<Idle, DisconnectReason> {

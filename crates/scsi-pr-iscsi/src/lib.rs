@@ -17,9 +17,12 @@ pub mod session;
 pub mod text;
 
 mod connection;
+mod disconnect;
 mod pool;
 mod server;
+mod server_options;
 mod shared;
 mod writer;
 
-pub use server::{Portal, Server, ServerOptions};
+pub use server::{Portal, Server};
+pub use server_options::ServerOptions;

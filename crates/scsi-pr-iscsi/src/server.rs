@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use scsi_pr_daemon::IdleConnections;
 
-use crate::connection::{self, DisconnectReason, FullFeature};
+use crate::connection::{self, FullFeature, IdleSessions};
 use crate::directory::Directory;
+use crate::disconnect::DisconnectReason;
+use crate::server_options::ServerOptions;
 use crate::shared::Shared;
 
 /// A command may go through several layers. Under 2 MiB, so that the kernel uses no huge page for it.
@@ -33,36 +36,10 @@ pub struct Portal {
     pub group: u16,
 }
 
-/// The bounds of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ServerOptions {
-    /// Connections at a time; more are closed at once.
-    pub connections: usize,
-    /// Threads for commands that may block.
-    pub threads: usize,
-    /// The silence after which the target sends a NOP-In; after as much again the connection is closed. It is checked once
-    /// a second.
-    pub ping_interval: Duration,
-}
-
-impl ServerOptions {
-    /// The same with another time between a request and a NOP-In.
-    #[must_use]
-    pub fn with_ping_interval(self, ping_interval: Duration) -> Self {
-        Self { ping_interval, ..self }
-    }
-}
-
-impl Default for ServerOptions {
-    fn default() -> Self {
-        Self { connections: 2048, threads: 4096, ping_interval: Duration::from_secs(30) }
-    }
-}
-
 /// An iSCSI target server.
 pub struct Server {
     shared: Arc<Shared>,
+    idle: Arc<IdleSessions>,
     portals: Vec<Portal>,
     options: ServerOptions,
 }
@@ -75,8 +52,9 @@ impl Server {
     /// A portal has no address, or those of epoll_create1(2).
     pub fn new(portals: Vec<Portal>, directory: Directory, options: ServerOptions) -> io::Result<Self> {
         let addresses = portals.iter().map(|portal| Ok((portal.listener.local_addr()?, portal.group)));
-        let shared = Shared::new(directory, addresses.collect::<io::Result<_>>()?, options)?;
-        Ok(Self { shared: Arc::new(shared), portals, options })
+        let shared = Shared::new(directory, addresses.collect::<io::Result<_>>()?, options);
+        let idle = Arc::new(IdleConnections::new()?);
+        Ok(Self { shared: Arc::new(shared), idle, portals, options })
     }
 
     /// Replaces the directory. Sessions go on, unless the initiator may no longer use the target.
@@ -96,7 +74,7 @@ impl Server {
         }
         let result = self.accept_until(stop);
         self.shared.begin_stop();
-        for connection in self.shared.idle.stop() {
+        for connection in self.idle.stop() {
             self.resume(connection);
         }
         self.shared.close_connections(STOP_TIMEOUT);
@@ -104,7 +82,7 @@ impl Server {
     }
 
     fn accept_until(&self, stop: BorrowedFd<'_>) -> io::Result<()> {
-        let idle = &self.shared.idle;
+        let idle = &*self.idle;
         let mut next_look = Instant::now() + LOOK_INTERVAL;
         loop {
             let mut events = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN), PollFd::new(idle, PollFlags::IN)];
@@ -156,7 +134,8 @@ impl Server {
             self.shared.log_disconnect(peer, &"the limit of connections is reached");
             return;
         };
-        if let Err(((_, entry), error)) = spawn((socket, entry), |(socket, entry)| connection::begin(socket, entry)) {
+        let work = |(socket, entry, idle)| connection::begin(socket, entry, idle);
+        if let Err(((_, entry, _), error)) = spawn((socket, entry, Arc::clone(&self.idle)), work) {
             entry.end(&DisconnectReason::NoThread(error));
         }
     }

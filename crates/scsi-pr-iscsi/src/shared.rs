@@ -1,19 +1,18 @@
 //! [`Shared`]: the state that connections share: the directory, and the table of sessions.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use scsi_pr_daemon::{IdleConnections, RateLimiter};
+use scsi_pr_daemon::RateLimiter;
 
-use crate::connection::{DisconnectReason, FullFeature};
 use crate::directory::Directory;
+use crate::disconnect::DisconnectReason;
 use crate::login::Negotiated;
 use crate::pool::Pool;
-use crate::server::ServerOptions;
+use crate::server_options::ServerOptions;
 
 /// The time that a login waits for a former session of the same initiator to end.
 const REINSTATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,7 +28,6 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) ping_interval: Duration,
     connections: Mutex<HashMap<u64, TcpStream>>,
-    pub(crate) idle: IdleConnections<Box<FullFeature>>,
     connection_ended: Condvar,
     is_stopping: AtomicBool,
     has_stopped: AtomicBool,
@@ -88,16 +86,8 @@ pub(crate) struct Registration {
 
 impl Shared {
     /// The state before the first connection, for portals at these addresses.
-    ///
-    /// # Errors
-    ///
-    /// Those of epoll_create1(2).
-    pub(crate) fn new(
-        directory: Directory,
-        addresses: Vec<(SocketAddr, u16)>,
-        options: ServerOptions,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    pub(crate) fn new(directory: Directory, addresses: Vec<(SocketAddr, u16)>, options: ServerOptions) -> Self {
+        Self {
             directory: RwLock::new(Arc::new(directory)),
             sessions: Mutex::default(),
             ended: Condvar::new(),
@@ -107,12 +97,11 @@ impl Shared {
             pool: Pool::new(options.threads),
             ping_interval: options.ping_interval,
             connections: Mutex::default(),
-            idle: IdleConnections::new()?,
             connection_ended: Condvar::new(),
             is_stopping: AtomicBool::new(false),
             has_stopped: AtomicBool::new(false),
             disconnects: RateLimiter::new(10, 100, Duration::from_secs(10)),
-        })
+        }
     }
 
     /// Replaces the directory, and ends the sessions of initiators that may no longer use their target.

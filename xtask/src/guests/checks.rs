@@ -1,6 +1,5 @@
 //! "Two guests on one disk", a step of `cargo xtask test`: what real guests see of `scsi-pr disk`.
 
-use std::fmt::Display;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
@@ -10,6 +9,7 @@ use anyhow::{Result, bail};
 
 use super::Guests;
 use super::migration::migration;
+use super::outcomes::{Checks, TIMEOUT};
 use crate::lab::Tally;
 use crate::shell::Ending;
 use crate::workspace::Workspace;
@@ -17,40 +17,9 @@ use crate::workspace::Workspace;
 /// The errno of a write that a reservation refuses: EBADE.
 const CONFLICT: &str = "Invalid exchange";
 
-/// The longest wait for I/O of a guest. Emulation on a busy machine is slow.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(180);
-
 /// The part of the disk that each guest writes to, in MiB, and its length.
 const PARTS: [u64; 2] = [32, 64];
 const PART: u64 = 4;
-
-/// The checks, and a line for each.
-pub(super) struct Checks<'a> {
-    tally: Tally,
-    line: &'a mut dyn FnMut(&str),
-}
-
-impl Checks<'_> {
-    pub(super) fn check(&mut self, what: impl Display, outcome: Result<(), String>) {
-        match outcome {
-            Ok(()) => {
-                self.tally.passed += 1;
-                (self.line)(&format!("  ok      {what}"));
-            }
-            Err(reason) => {
-                self.tally.failed += 1;
-                (self.line)(&format!("  FAILED  {what}: {}", reason.replace('\n', "\n          ")));
-            }
-        }
-    }
-
-    /// The command ended with this status and printed this text.
-    pub(super) fn ended(&mut self, what: impl Display, ending: &Ending, status: i32, containing: &str) {
-        let is_expected = ending.status == status && ending.output.contains(containing);
-        let expected = format!("expected exit status {status} and {containing:?}, got\n{ending}");
-        self.check(what, if is_expected { Ok(()) } else { Err(expected) });
-    }
-}
 
 type Section = fn(&mut Guests, &mut Checks<'_>) -> Result<()>;
 
@@ -69,13 +38,13 @@ const SECTIONS: [(&str, Section); 8] = [
 /// Runs every check. Each line of the report goes to `line`.
 pub(crate) fn run(workspace: &Workspace, mut line: impl FnMut(&str)) -> Result<Tally> {
     let mut guests = Guests::start(workspace)?;
-    let mut checks = Checks { tally: Tally::default(), line: &mut line };
+    let mut checks = Checks::new(&mut line);
     for (name, section) in SECTIONS {
         let start = Instant::now();
         section(&mut guests, &mut checks)?;
-        (checks.line)(&format!("  time    {name}: {:.0} s", start.elapsed().as_secs_f64()));
+        checks.print(&format!("  time    {name}: {:.0} s", start.elapsed().as_secs_f64()));
     }
-    Ok(checks.tally)
+    Ok(checks.tally())
 }
 
 /// Both guests see the same disk.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::checks::{Checks, TIMEOUT};
+use super::outcomes::{Checks, TIMEOUT};
 use super::{Guests, SCSI_BLOCK, disk_options};
 use crate::demo;
 use crate::demo::requests::write;
