@@ -14,6 +14,7 @@ mod class;
 mod identity;
 mod node;
 mod ports;
+mod slaves;
 mod sysfs;
 
 pub use class::{Device, DeviceClass};
@@ -22,6 +23,7 @@ pub(crate) use node::{Access, BlockDevice, is_block_device};
 pub use node::{FileType, Node, Number};
 pub use ports::HostPorts;
 pub(crate) use ports::PortName;
+pub(crate) use slaves::Slave;
 pub use sysfs::{Sysfs, SysfsError};
 
 #[cfg(test)]

@@ -1,24 +1,21 @@
 //! [`PathHealth`].
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, fstat, major, minor};
 
-use super::map::is_usable;
-use crate::device::{Number, Sysfs};
+use crate::device::{Number, Slave, Sysfs};
 
 /// Tells which maps have no usable path. It reads first the state of the path that was usable the last time, so that it
 /// opens as few files as possible.
 #[derive(Debug)]
 pub(super) struct PathHealth {
     sysfs: Sysfs,
-    /// For each map, that path's link in the map's own directory. The link remains for as long as the map has the path.
-    usable: Mutex<BTreeMap<Number, PathBuf>>,
+    /// For each map, that path.
+    usable: Mutex<BTreeMap<Number, Slave>>,
 }
 
 impl PathHealth {
@@ -44,19 +41,15 @@ impl PathHealth {
 
     fn none_is_usable(&self, number: Number) -> io::Result<bool> {
         let usable = self.usable().get(&number).cloned();
-        if usable.is_some_and(|slave| matches!(is_usable(&slave), Ok(true))) {
+        if usable.is_some_and(|slave| matches!(slave.is_usable(), Ok(true))) {
             return Ok(false);
         }
-        let directory = self.sysfs.block_directory(number);
-        let slaves = match fs::read_dir(directory.join("slaves")) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            slaves => slaves?,
-        };
+        let Some(slaves) = self.sysfs.slaves(number)? else { return Ok(false) };
         let mut has_slaves = false;
         for slave in slaves {
             has_slaves = true;
-            let slave = slave?.path();
-            if is_usable(&slave)? {
+            let slave = slave?;
+            if slave.is_usable()? {
                 let mut usable = self.usable();
                 if usable.len() < Self::MAX_REMEMBERED || usable.contains_key(&number) {
                     usable.insert(number, slave);
@@ -65,10 +58,10 @@ impl PathHealth {
             }
         }
         // A disk has no slaves, and needs none.
-        Ok(has_slaves || directory.join("dm").exists())
+        Ok(has_slaves || self.sysfs.is_device_mapper(number))
     }
 
-    fn usable(&self) -> MutexGuard<'_, BTreeMap<Number, PathBuf>> {
+    fn usable(&self) -> MutexGuard<'_, BTreeMap<Number, Slave>> {
         self.usable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -159,7 +152,7 @@ mod tests {
         let tree = tree("252:3", &["running"]);
         let health = PathHealth::new(tree.sysfs());
         *health.usable() = (0..PathHealth::MAX_REMEMBERED)
-            .map(|minor| (Number { major: 8, minor: minor as u32 }, PathBuf::new()))
+            .map(|minor| (Number { major: 8, minor: minor as u32 }, Slave::default()))
             .collect();
         assert!(!health.none_is_usable(Number { major: 252, minor: 3 }).unwrap());
         assert_eq!(health.usable().len(), PathHealth::MAX_REMEMBERED);

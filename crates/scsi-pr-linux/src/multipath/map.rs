@@ -4,12 +4,8 @@
 //! each path. Which paths device mapper has failed, only its own ioctl tells, which needs root.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
-use std::path::Path;
-
-use rustix::io::Errno;
 
 use crate::device::{Device, DeviceClass, Number, Sysfs};
 
@@ -56,18 +52,12 @@ impl Map {
         else {
             return Ok(Err(device));
         };
-        let slaves = sysfs.block_directory(number).join("slaves");
         let mut paths = Vec::new();
-        for slave in fs::read_dir(slaves)? {
+        for slave in sysfs.slaves(number)?.ok_or(ErrorKind::NotFound)? {
             let slave = slave?;
-            let number = match number_of(&slave.path()) {
-                // The path is being removed.
-                Err(error) if error.kind() == ErrorKind::NotFound || is_gone(&error) => continue,
-                number => number?,
-            };
-            // The kernel writes '!' where a device name has '/'.
-            let name = slave.file_name().to_string_lossy().replace('!', "/");
-            paths.push(MapPath { name, number, usable: is_usable(&slave.path())? });
+            if let Some(number) = slave.number()? {
+                paths.push(MapPath { name: slave.name(), number, usable: slave.is_usable()? });
+            }
         }
         Ok(Ok(Self {
             number,
@@ -80,8 +70,7 @@ impl Map {
 
     /// Whether `path` is beneath the map now.
     pub(super) fn has(&self, sysfs: &Sysfs, path: &MapPath) -> bool {
-        let slave = sysfs.block_directory(self.number).join("slaves").join(path.name.replace('/', "!"));
-        number_of(&slave).is_ok_and(|number| number == path.number)
+        sysfs.has_slave(self.number, &path.name, path.number)
     }
 
     /// The DM UUID.
@@ -102,42 +91,11 @@ impl fmt::Display for Map {
     }
 }
 
-/// Whether the device of this directory may carry a command. A SCSI device must be `running` (Linux
-/// `Documentation/ABI/testing/sysfs-block`, `drivers/scsi/scsi_sysfs.c`): in its other states a command fails at once or
-/// waits for a transport that is away. A device without a state counts as usable.
-pub(super) fn is_usable(slave: &Path) -> io::Result<bool> {
-    match read_attribute(&slave.join("device/state")) {
-        // The second is an NVMe controller's.
-        Ok(state) => Ok(matches!(state.trim_ascii_end(), b"running" | b"live")),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(slave.exists()),
-        Err(error) if is_gone(&error) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// An attribute of one word, which sysfs returns whole to a reader with more room.
-fn read_attribute(path: &Path) -> io::Result<Vec<u8>> {
-    let mut room = [0; 64];
-    let length = File::open(path)?.read(&mut room)?;
-    Ok(room[..length].to_vec())
-}
-
-/// `ENODEV` or `ENXIO`: the device is being removed while its file is read.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NODEV | Errno::NXIO))
-}
-
-fn number_of(slave: &Path) -> io::Result<Number> {
-    let path = slave.join("dev");
-    let text = fs::read_to_string(&path)?;
-    let number = text.trim_end().parse();
-    number.map_err(|()| io::Error::new(ErrorKind::InvalidData, format!("{}: {text:?}", path.display())))
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::device::tests::Tree;
+    use std::fs::File;
     use std::os::fd::AsFd;
 
     /// A tree with the map `mpatha` of this number, over paths in these states.
