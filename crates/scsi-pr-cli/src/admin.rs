@@ -38,7 +38,8 @@ pub(crate) const USAGE: u8 = Code::Usage as u8;
 
 /// Runs one command.
 pub(crate) fn run(task: &AdminTask) -> ExitCode {
-    causes::start(task.verbose());
+    let output = task.output();
+    causes::start(output.map_or(0, |output| output.verbose));
     let result = match task {
         AdminTask::Show(options) => show::run(options, &show::STATE),
         AdminTask::Keys(options) => show::run(options, &show::KEYS),
@@ -61,6 +62,9 @@ pub(crate) fn run(task: &AdminTask) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let failure = causes::explain(failure);
+            if output.is_some_and(|output| output.json) {
+                output::print_json_of(&failure);
+            }
             output::report_failure(&failure);
             ExitCode::from(failure.code() as u8)
         }

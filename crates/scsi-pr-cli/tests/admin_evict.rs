@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -159,5 +159,32 @@ fn eviction_has_a_record_in_the_journal() {
         ["MESSAGE=evict vm1 from", "SCSI_PR_INITIATOR=vm1", "SCSI_PR_KEY=0x0000000000000007", "SCSI_PR_USER=user 0"]
     {
         assert!(record.contains(part), "{part}: {record}");
+    }
+}
+
+/// script(1) gives the command a terminal.
+#[test]
+fn question_on_a_terminal_is_answered_before_the_change() {
+    let place = Place::new();
+    let store = place.sqlite();
+    drop(place.serve(&store).listen("vm1", place.path("vm1.sock")).start());
+    let vm1 = Way::store(&store, "vm1");
+    assert_eq!(vm1.run("register --key=7", place.path("disk.img")).code, 0);
+    let disk = place.path("disk.img").display().to_string();
+    let clear = format!("{PROGRAM} clear {disk} --key=7 --store={store} --as=vm1");
+    for (answer, code, keys_left) in [("n\n", 1, 1), ("\n", 1, 1), ("y\n", 0, 0)] {
+        let mut script = Command::new("script")
+            .args(["--quiet", "--return", "--command", &clear, "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        script.stdin.as_mut().unwrap().write_all(answer.as_bytes()).unwrap();
+        let output = script.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{answer:?}: {text}");
+        assert!(text.contains("Continue?") && text.contains("vm1 (key 0x0000000000000007"), "{text}");
+        let (json, _) = vm1.run("keys --json", place.path("disk.img")).json();
+        assert_eq!(json["units"][0]["keys"].as_array().unwrap().len(), keys_left, "{answer:?}");
     }
 }

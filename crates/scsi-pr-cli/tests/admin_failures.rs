@@ -92,6 +92,11 @@ fn failed_unit_is_in_the_json_beside_the_others() {
     assert_eq!((&read["registrations"], read.get("error")), (&serde_json::json!([]), None));
     let (json, code) = Way::store(&store, "vm1").run("reserve --json --key=1 --type=we", &good).json();
     assert_eq!((code, &json["exit-code"]), (3, &3.into()));
+    for command in [&["list"][..], &["watch", "disk.img"], &["evict", "vm1", "--yes"]] {
+        let ended = scsi_pr(command.iter().chain(&["--json", "--store=memory:"]));
+        let (json, code) = ended.json();
+        assert_eq!((code, &json["exit-code"]), (1, &1.into()), "{ended:?}");
+    }
 }
 
 #[test]
@@ -113,6 +118,11 @@ fn output_without_a_reader_is_no_failure_and_a_full_disk_is_one() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (code, stderr) = run(full.into(), &["show"]);
     assert!(code == Some(1) && stderr.contains("standard output") && stderr.lines().count() == 1, "{stderr}");
+    // A change that cannot be printed is not taken for one that failed.
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let (code, stderr) = run(full.into(), &["register", "--key=7", "--as=vm1"]);
+    assert!(code == Some(1) && stderr.contains("the change is made (registered key"), "{stderr}");
+    assert!(Way::store(&store, "vm1").run("keys", place.path("disk.img")).text().contains("0x0000000000000007"));
 }
 
 /// A peer of the wrong kind: a control socket as a helper, and a helper as a control socket.

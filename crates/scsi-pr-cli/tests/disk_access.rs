@@ -185,6 +185,8 @@ fn malformed_requests_have_an_error_and_the_control_socket_is_bounded() {
         r#"{"request":"execute","unit":"shared","initiator":"iqn.a.b:c","cdb":"28000000000000000100"}"#,
         r#"{"request":"execute","unit":"shared","initiator":"iqn.a.b:c","cdb":"5f000000000000001800","data":"00"}"#,
         r#"{"request":"execute","unit":"shared","initiator":"iqn.a.b:c","cdb":"5e0"}"#,
+        r#"{"request":"read","unit":"none","action":3}"#,
+        r#"{"request":"read","unit":"shared","action":4}"#,
     ] {
         let answer = control.ask(request);
         assert!(answer["error"].is_string(), "{request}: {answer}");

@@ -198,20 +198,22 @@ fn run(target: &Target, prepare: impl FnOnce(&Unit) -> Result<Change, Failure>) 
     };
     // The change is made, whether or not this reading succeeds.
     let after = read::reservation(&unit).map(|reservation| reservation.held.map(ReservationReport::from)).ok();
-    match format {
+    let printed = match format {
         Format::Json => {
             let mut value = json!({ "device": name, "unit": unit.identifier, "done": done, "exit-code": 0 });
             if let Some(after) = after {
                 value["reservation"] = json!(after);
             }
-            output::print_json(&value)?
+            output::print_json(&value)
         }
         Format::Text => {
             let after = after.map(|after| format!("; reservation: {}", text::reservation(after.as_ref())));
-            output::print(&format!("{}: {done}{}\n", escape(&name), after.unwrap_or_default()))?
+            output::print(&format!("{}: {done}{}\n", escape(&name), after.unwrap_or_default()))
         }
     };
-    Ok(())
+    let unprinted =
+        |failure: Failure| Failure::new(failure.code(), format!("the change is made ({done}), but {failure}"));
+    printed.map(drop).map_err(unprinted)
 }
 
 /// Sends PERSISTENT RESERVE OUT. `hint` says what to do about a RESERVATION CONFLICT.

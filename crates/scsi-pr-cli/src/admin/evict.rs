@@ -87,6 +87,13 @@ pub(crate) fn run(options: &Evict) -> Result<(), Failure> {
                 }
             }
             Err(failure) => {
+                let failure = match removed.len() {
+                    0 => failure,
+                    count => {
+                        let text = format!("{failure}; before that, {count} registrations were removed");
+                        Failure::new(failure.code(), text)
+                    }
+                };
                 let failure = failure.of(&unit.name);
                 value["error"] = json!(failure.to_string());
                 value["exit-code"] = json!(failure.code() as u8);

@@ -27,7 +27,7 @@ pub(crate) enum Code {
 /// The part of the help and of the manual about exit codes.
 pub(crate) const EXIT_CODES: &str = "Exit codes:
   0  done
-  1  failed for another reason; nothing was changed
+  1  failed for another reason; nothing was changed, unless the message says so
   2  wrong command line, or DEVICE is not a disk
   3  RESERVATION CONFLICT: the unit refused the command because of a key or a reservation
   4  the unit does not support the command
@@ -139,7 +139,14 @@ fn explain<'a>(completion: &Completion, effect: Effect, hint: &'a str) -> (Code,
         SenseCode { key: SenseKey::NOT_READY, .. } => (Code::Unavailable, "look at the disk and its paths; try again"),
         SenseCode { key: SenseKey::UNIT_ATTENTION, .. } => (Code::Unavailable, AGAIN),
         SenseCode { key: SenseKey::ABORTED_COMMAND, .. } => lost,
-        _ => (Code::Failure, "see the kernel's log, and the log of the target"),
+        SenseCode { key: SenseKey::ILLEGAL_REQUEST | SenseKey::DATA_PROTECT, .. } => {
+            (Code::Failure, "the unit refused the command: see the log of the target")
+        }
+        // The target failed in the middle, perhaps after the change.
+        _ => match effect {
+            Effect::Reads => (Code::Failure, "see the kernel's log, and the log of the target"),
+            Effect::Changes => lost,
+        },
     }
 }
 
@@ -163,7 +170,8 @@ mod tests {
             (check(SenseCode::RESET), Code::Unavailable, Code::Unavailable),
             (check(SenseCode::IO_PROCESS_TERMINATED), Code::Failure, Code::Failure),
             (check(SenseCode::LUN_COMMUNICATION_FAILURE), Code::Unavailable, Code::OutcomeUnknown),
-            (check(SenseCode::TARGET_FAILURE), Code::Failure, Code::Failure),
+            (check(SenseCode::TARGET_FAILURE), Code::Failure, Code::OutcomeUnknown),
+            (check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST), Code::Failure, Code::Failure),
         ] {
             assert_eq!(Failure::of_completion(&completion, Effect::Reads, "").code(), reads, "{completion}");
             assert_eq!(Failure::of_completion(&completion, Effect::Changes, "").code(), changes, "{completion}");

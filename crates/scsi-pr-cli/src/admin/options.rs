@@ -62,26 +62,26 @@ pub(crate) enum AdminTask {
 }
 
 impl AdminTask {
-    /// The number of -v.
-    pub(crate) fn verbose(&self) -> u8 {
-        match self {
+    /// The form of the output, where it can be chosen.
+    pub(crate) fn output(&self) -> Option<OutputOptions> {
+        Some(match self {
             Self::Show(options)
             | Self::Keys(options)
             | Self::Reservation(options)
             | Self::Capabilities(options)
-            | Self::Status(options) => options.output.verbose,
-            Self::List(options) => options.output.verbose,
-            Self::Watch(options) => options.read.output.verbose,
-            Self::Register(options) => options.target.output.verbose,
-            Self::Unregister(options) => options.target.output.verbose,
-            Self::Reserve(options) => options.target.output.verbose,
-            Self::Release(options) => options.target.output.verbose,
-            Self::Clear(options) => options.target.output.verbose,
-            Self::Preempt(options) => options.target.output.verbose,
-            Self::Move(options) => options.target.output.verbose,
-            Self::Evict(options) => options.output.verbose,
-            Self::Completions { .. } => 0,
-        }
+            | Self::Status(options) => options.output,
+            Self::List(options) => options.output,
+            Self::Watch(options) => options.read.output,
+            Self::Register(options) => options.target.output,
+            Self::Unregister(options) => options.target.output,
+            Self::Reserve(options) => options.target.output,
+            Self::Release(options) => options.target.output,
+            Self::Clear(options) => options.target.output,
+            Self::Preempt(options) => options.target.output,
+            Self::Move(options) => options.target.output,
+            Self::Evict(options) => options.output,
+            Self::Completions { .. } => return None,
+        })
     }
 }
 

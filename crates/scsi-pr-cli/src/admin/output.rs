@@ -1,8 +1,10 @@
 //! Standard output, as text or JSON.
 
 use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::failure::{Code, Failure};
 
@@ -37,11 +39,23 @@ pub(crate) fn print(text: &str) -> Result<Reader, Failure> {
     }
 }
 
+/// Whether a JSON document was printed.
+static HAS_PRINTED_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Writes a failure as JSON, unless a document has reported it.
+pub(crate) fn print_json_of(failure: &Failure) {
+    if !HAS_PRINTED_JSON.load(Ordering::Relaxed) {
+        // Standard error has it in any case.
+        let _ = print_json(&json!({ "error": failure.to_string(), "exit-code": failure.code() as u8 }));
+    }
+}
+
 /// Writes a value as one JSON document on one line.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<Reader, Failure> {
     let mut text = serde_json::to_string(value)
         .map_err(|error| Failure::new(Code::Failure, format!("cannot write JSON: {error}")))?;
     text.push('\n');
+    HAS_PRINTED_JSON.store(true, Ordering::Relaxed);
     print(&text)
 }
 

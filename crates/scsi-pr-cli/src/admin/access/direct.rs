@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -35,7 +36,10 @@ impl OpenDevice {
             Effect::Reads => OFlags::RDONLY,
             Effect::Changes => OFlags::RDWR,
         };
-        let failed = |error: std::io::Error| Failure::new(Code::Failure, format!("cannot open it: {}", reason(error)));
+        let failed = |error: std::io::Error| {
+            let remedy = if error.kind() == ErrorKind::PermissionDenied { "; run as root" } else { "" };
+            Failure::new(Code::Failure, format!("cannot open it: {}{remedy}", reason(error)))
+        };
         if Node::at(path).is_ok_and(|node| node.file_type == FileType::Socket) {
             return Err(Failure::usage("it is a socket, not a disk: see --via and --disk"));
         }
