@@ -8,12 +8,14 @@
 //! | `report`, `text` | readings as values for JSON, and as text |
 //! | `show`, `list`, `watch` | the commands that read |
 //! | `change`, `evict`, `consent` | the commands that change something |
+//! | `check` | whether clusters would work on a unit |
 //! | `failure` | the exit codes, and the lines that explain them |
 //! | `causes`, `output` | log lines that explain failures, and standard output |
 
 mod access;
 mod causes;
 mod change;
+mod check;
 mod consent;
 mod evict;
 pub(crate) mod failure;
@@ -57,6 +59,7 @@ pub(crate) fn run(task: &AdminTask) -> ExitCode {
         AdminTask::Preempt(options) => change::preempt(options),
         AdminTask::Move(options) => change::hand_over(options),
         AdminTask::Evict(options) => evict::run(options),
+        AdminTask::Check(target) => check::run(target),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,6 +15,7 @@ use scsi_pr_daemon::log::escape;
 use scsi_pr_store::InitiatorName;
 use tracing::info;
 
+use super::check::identifiers::Identifiers;
 use super::failure::{Effect, Failure};
 use super::options::AccessOptions;
 use direct::Direct;
@@ -59,6 +60,11 @@ pub(crate) trait AccessPath: Send + Sync {
     fn own_remark(&self) -> &'static str {
         "this host"
     }
+
+    /// The Device Identification VPD pages of the unit.
+    fn identifiers(&self) -> Identifiers {
+        Identifiers::NotExamined("this way has no VPD pages".to_owned())
+    }
 }
 
 /// A unit by one way.
@@ -85,7 +91,8 @@ impl Unit {
     }
 }
 
-fn is_unit_attention(completion: &Completion) -> bool {
+/// Whether a completion is a unit attention.
+pub(super) fn is_unit_attention(completion: &Completion) -> bool {
     matches!(completion, Completion::CheckCondition(sense)
         if !sense.is_deferred() && sense.code().is_some_and(|code| code.key == SenseKey::UNIT_ATTENTION))
 }

@@ -22,6 +22,12 @@ pub(crate) enum Code {
     Unavailable = 5,
     /// The command may have been run.
     OutcomeUnknown = 6,
+    /// SIGHUP ended the check, which removed its registration.
+    HungUp = 129,
+    /// The same of SIGINT.
+    Interrupted = 130,
+    /// The same of SIGTERM.
+    Terminated = 143,
 }
 
 /// The part of the help and of the manual about exit codes.
@@ -32,7 +38,8 @@ pub(crate) const EXIT_CODES: &str = "Exit codes:
   3  RESERVATION CONFLICT: the unit refused the command because of a key or a reservation
   4  the unit does not support the command
   5  the unit, helper, disk or store is busy or cannot be reached; nothing was changed
-  6  the answer was lost: the change may have been made. Look with \"scsi-pr show\"";
+  6  the answer was lost: the change may have been made. Look with \"scsi-pr show\"
+  129, 130, 143  SIGHUP, SIGINT or SIGTERM ended a check, which removed its registration";
 
 /// A failed command.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -54,6 +54,14 @@ pub(crate) enum AdminTask {
     /// Fence the machine first: one that still runs may write until the command ends. The command refuses an initiator with a
     /// session at the disk.
     Evict(Evict),
+    /// Test whether a Windows, Pacemaker or Oracle RAC cluster would work on an unreserved unit
+    ///
+    /// Registers a random key, reserves the unit by each type for less than a second, and removes the registration. After each
+    /// step, the readings of the unit must agree. Prints first the command that removes the key after SIGKILL.
+    ///
+    /// Refuses a unit with a registration or a reservation. One initiator cannot test everything: the report says what was not
+    /// examined.
+    Check(Target),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -80,6 +88,7 @@ impl AdminTask {
             Self::Preempt(options) => options.target.output,
             Self::Move(options) => options.target.output,
             Self::Evict(options) => options.output,
+            Self::Check(target) => target.output,
             Self::Completions { .. } => return None,
         })
     }

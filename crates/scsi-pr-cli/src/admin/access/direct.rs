@@ -16,6 +16,7 @@ use scsi_pr_linux::{BlockIoctl, DeviceRouter, Multipath, Nvme};
 use scsi_pr_store::Units;
 
 use super::{AccessPath, ListedUnit, Sender, Unit};
+use crate::admin::check::identifiers::Identifiers;
 use crate::admin::failure::{Code, Effect, Failure};
 
 /// The devices of this host.
@@ -127,6 +128,10 @@ impl AccessPath for OfDevice {
 
     fn is_own(&self, port: &TransportId) -> bool {
         self.ports.contains(port)
+    }
+
+    fn identifiers(&self) -> Identifiers {
+        Identifiers::of(self.descriptor.as_fd())
     }
 }
 

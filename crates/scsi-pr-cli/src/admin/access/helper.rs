@@ -11,6 +11,7 @@ use scsi_pr_linux::device::{DeviceClass, FileType, HostPorts};
 
 use super::direct::{OpenDevice, own_sender};
 use super::{AccessPath, Sender, Unit};
+use crate::admin::check::identifiers::Identifiers;
 use crate::admin::failure::{Effect, Failure};
 
 /// The helper that listens at a socket.
@@ -55,5 +56,9 @@ impl AccessPath for OfHelper {
 
     fn is_own(&self, port: &TransportId) -> bool {
         self.ports.contains(port)
+    }
+
+    fn identifiers(&self) -> Identifiers {
+        Identifiers::of(self.descriptor.as_fd())
     }
 }
