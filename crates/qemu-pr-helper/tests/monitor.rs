@@ -41,14 +41,12 @@ impl Monitor {
     fn start(directory: Option<&Path>) -> Self {
         let (link, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        match directory {
-            None => assert_eq!(rustix::net::send(&link, b"N", SendFlags::empty()), Ok(1)),
-            Some(path) => {
-                let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-                descriptor::send(&link, b"D", open(path).as_fd(), SendFlags::empty()).unwrap();
-                descriptor::send(&link, b"Ss", open(&path.join("s")).as_fd(), SendFlags::empty()).unwrap();
-            }
+        if let Some(path) = directory {
+            let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            descriptor::send(&link, b"D", open(path).as_fd(), SendFlags::empty()).unwrap();
+            descriptor::send(&link, b"Ss", open(&path.join("s")).as_fd(), SendFlags::empty()).unwrap();
         }
+        assert_eq!(rustix::net::send(&link, b"N", SendFlags::empty()), Ok(1));
         let process = Command::new(HELPER)
             .arg0("qemu-pr-helper-monitor")
             .env_clear()
@@ -267,7 +265,7 @@ fn monitor_ends_after_messages_of_no_helper() {
 }
 
 #[test]
-fn second_name_of_a_socket_is_refused() {
+fn name_of_a_socket_after_the_last_one_is_refused() {
     require_root!();
     let directory = common::directory();
     for name in ["s", "t"] {
