@@ -207,7 +207,7 @@ impl Proxy {
     ) -> std::io::Result<()> {
         let mut request = String::new();
         BufReader::new(client).read_line(&mut request)?;
-        let act = if request.contains("\"execute\"") {
+        let act = if !request.contains("\"units\"") {
             let number = {
                 let mut count = count.lock().unwrap();
                 *count += 1;
@@ -416,7 +416,8 @@ fn reading_that_hangs_does_not_keep_the_reservation_for_a_second() {
             times.push((is("5f01"), Instant::now()));
         }
         let is_reserved = times.last().is_some_and(|(is_reserve, _)| *is_reserve);
-        if is("5e") && is_reserved { Act::Delay(Duration::from_millis(1500)) } else { Act::Forward }
+        let reads = !is("5f");
+        if reads && is_reserved { Act::Delay(Duration::from_millis(1500)) } else { Act::Forward }
     });
     let ended = setup.way().run("check --json", "shared");
     let (report, code) = ended.json();

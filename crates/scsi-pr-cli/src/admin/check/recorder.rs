@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use scsi_pr::{Command, Completion, ReserveInAction, TransportId};
+use scsi_pr::{Command, Completion, TransportId};
 
 use super::identifiers::Identifiers;
 use crate::admin::access::{AccessPath, Sender, Unit, is_unit_attention};
 use crate::admin::failure::Failure;
 
-/// Records the unit attentions that the commands of a unit get.
+/// Records the unit attentions that the commands of a unit get. All readings are commands, never records of a store.
 pub(super) struct Recorder {
     path: Box<dyn AccessPath>,
     unit_attentions: UnitAttentions,
@@ -46,10 +46,6 @@ impl AccessPath for Recorder {
 
     fn max_allocation_length(&self) -> usize {
         self.path.max_allocation_length()
-    }
-
-    fn read_record(&self, action: ReserveInAction) -> Option<Result<Vec<u8>, Failure>> {
-        self.path.read_record(action)
     }
 
     fn is_own(&self, port: &TransportId) -> bool {
