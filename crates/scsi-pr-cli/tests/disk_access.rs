@@ -88,7 +88,7 @@ fn a_chap_file_that_others_may_read_or_with_a_short_secret_is_refused() {
     let refusal = start(CHAP, 0o640);
     assert!(refusal.contains("chmod 600"), "{refusal}");
     let refusal = start(&CHAP.replace("secret of vm two", "eleven byte"), 0o600);
-    assert!(refusal.contains("chap.toml:9: a CHAP secret has at least 12 bytes"), "{refusal}");
+    assert!(refusal.contains("chap.toml:9:10: a CHAP secret has at least 12 bytes"), "{refusal}");
     assert!(!refusal.contains("eleven byte"), "{refusal}");
 }
 

@@ -33,7 +33,11 @@ impl PortName {
 
 /// The initiator ports by which this host may reach a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HostPorts(Vec<PortName>);
+pub struct HostPorts {
+    names: Vec<PortName>,
+    /// The HOSTIDs of an NVMe namespace's controllers. [`Nvme`](crate::Nvme) gives them as SRP ports.
+    nvme_hosts: Vec<u128>,
+}
 
 impl HostPorts {
     /// The ports for the device behind `descriptor`, or the devices beneath it. None are known where the transport does not
@@ -47,7 +51,7 @@ impl HostPorts {
     }
 
     fn with_sysfs(sysfs: &Sysfs, node: &Node) -> io::Result<Self> {
-        let mut ports = match node.file_type {
+        let mut names = match node.file_type {
             FileType::BlockDevice => sysfs.ports_beneath(&sysfs.block_directory(node.number), super::sysfs::MAX_DEPTH),
             FileType::CharacterDevice => {
                 let device = fs::canonicalize(sysfs.character_directory(node.number));
@@ -55,13 +59,20 @@ impl HostPorts {
             }
             _ => return Ok(Self::default()),
         };
-        ports.extend(sysfs.fibre_channel_ports());
-        Ok(Self(ports))
+        names.extend(sysfs.fibre_channel_ports());
+        let nvme_hosts = match node.file_type {
+            FileType::BlockDevice => sysfs.nvme_hosts(node.number),
+            _ => Vec::new(),
+        };
+        Ok(Self { names, nvme_hosts })
     }
 
     /// Whether the port is known to be one of this host.
     pub fn contains(&self, port: &TransportId) -> bool {
-        PortName::of(&port.port()).is_some_and(|name| self.0.contains(&name))
+        match port.port() {
+            InitiatorPort::Srp { port_identifier } => self.nvme_hosts.contains(&port_identifier),
+            port => PortName::of(&port).is_some_and(|name| self.names.contains(&name)),
+        }
     }
 }
 
@@ -74,6 +85,16 @@ impl Sysfs {
     /// Every Fibre Channel port of this host.
     pub(crate) fn fibre_channel_ports(&self) -> Vec<PortName> {
         fibre_channel(&self.root().join("class/fc_host"))
+    }
+
+    /// HOSTID of each controller of an NVMe namespace (Linux `drivers/nvme/host/sysfs.c`): of its own one, or of those of its
+    /// subsystem where it has several paths.
+    fn nvme_hosts(&self, number: Number) -> Vec<u128> {
+        let Ok(device) = fs::canonicalize(self.block_directory(number)) else { return Vec::new() };
+        let Some(parent) = device.parent() else { return Vec::new() };
+        let controllers = entries(parent).into_iter().chain([parent.to_owned()]);
+        let hosts = controllers.filter_map(|controller| attribute(&controller.join("hostid")));
+        hosts.filter_map(|host| u128::from_str_radix(&host.replace('-', ""), 16).ok()).collect()
     }
 
     /// The ports of a block device, and of those beneath it.
@@ -157,6 +178,23 @@ mod tests {
         let mut node = Node::at(Path::new("/dev/null")).unwrap();
         (node.file_type, node.number) = (FileType::BlockDevice, number);
         node
+    }
+
+    #[test]
+    fn nvme_namespace_has_the_host_of_its_controllers() {
+        let tree = Tree::new();
+        let host = |number: u8| format!("00000000-0000-0000-0000-0000000000{number:02x}\n");
+        tree.write("devices/nvme/nvme0/hostid", host(1));
+        tree.block("devices/nvme/nvme0/nvme0n1", "259:0", &[]);
+        tree.write("devices/subsystem/nvme1/hostid", host(2));
+        tree.block("devices/subsystem/nvme1n1", "259:1", &[]);
+        for (minor, own) in [(0, 1), (1, 2)] {
+            let ports = HostPorts::with_sysfs(&tree.sysfs(), &node(Number { major: 259, minor })).unwrap();
+            for number in 1..=2 {
+                let port = TransportId::new(InitiatorPort::Srp { port_identifier: number }).unwrap();
+                assert_eq!(ports.contains(&port), number == own, "{minor} {number}");
+            }
+        }
     }
 
     #[test]

@@ -38,6 +38,17 @@ pub(super) const MULTIPATH: Scenario = Scenario {
     run: on_a_map,
 };
 
+/// Two hosts of an NVMe namespace.
+pub(super) const NVME: Scenario = Scenario {
+    name: "administration-nvme",
+    boot: "nvme",
+    purpose: "the commands of scsi-pr on an NVMe namespace with two hosts",
+    run: |lab, report| {
+        let disks = lab.nvmet()?.namespace()?.disks;
+        Checks { program: lab.scsi_pr(), report }.on_nvme(&disks)
+    },
+};
+
 struct Checks<'a> {
     program: PathBuf,
     report: &'a mut Report,
@@ -192,6 +203,44 @@ impl Checks<'_> {
         let stderr = String::from_utf8_lossy(&unprivileged.stderr).into_owned();
         self.report.equal("without privileges: exit code", &1, &unprivileged.status.code().unwrap_or(-1));
         self.contains("the message names the capability", &stderr, &["CAP_SYS_RAWIO", "root"]);
+        Ok(())
+    }
+
+    fn on_nvme(&mut self, disks: &[PathBuf; 2]) -> Result<()> {
+        let [a, b] = disks;
+        self.registered("nothing is registered", a, &[])?;
+        self.expect("register --key=0xaaa", a, &[], 0)?;
+        self.expect("register --key=0xbbb", b, &[], 0)?;
+        self.expect("reserve --key=aaa --type=wero", a, &[], 0)?;
+        let two = [("0x0000000000000aaa", true), ("0x0000000000000bbb", false)];
+        for disk in [a, b] {
+            self.registered("both hosts are registered, and the first holds", disk, &two)?;
+        }
+        for (disk, key) in [(a, "0x0000000000000aaa"), (b, "0x0000000000000bbb")] {
+            let unit = self.show(disk, &[])?;
+            let mut own = unit["registrations"].as_array().into_iter().flatten().filter(|one| one["own"] == true);
+            let is_own = own.next().is_some_and(|one| one["key"] == key) && own.next().is_none();
+            let outcome = if is_own { Ok(()) } else { Err(unit.to_string()) };
+            self.report.check(format!("{} marks the registration of its host alone", disk.display()), outcome);
+        }
+        self.expect("reserve --key=bbb --type=we", b, &[], 3)?;
+        self.expect("preempt --key=bbb --victim=aaa --yes", b, &[], 0)?;
+        self.registered("the second host preempted the first", a, &[("0x0000000000000bbb", true)])?;
+        self.expect("release --key=bbb", b, &[], 0)?;
+        self.expect("clear --key=bbb --yes", b, &[], 0)?;
+        self.registered("everything is cleared", a, &[])
+    }
+
+    /// The keys and the holder are these, in any order.
+    fn registered(&mut self, what: &str, disk: &Path, expected: &[(&str, bool)]) -> Result<()> {
+        let unit = self.show(disk, &[])?;
+        let all = unit["registrations"].as_array().into_iter().flatten();
+        let mut actual: Vec<_> = all
+            .map(|one| (one["key"].as_str().unwrap_or_default(), one["holder"] == true && !one["initiator"].is_null()))
+            .collect();
+        actual.sort_unstable();
+        let outcome = if actual == expected && unit["complete"] == true { Ok(()) } else { Err(unit.to_string()) };
+        self.report.check(format!("{}: {what}", disk.display()), outcome);
         Ok(())
     }
 

@@ -54,6 +54,7 @@ pub(crate) const ALL: &[Scenario] = &[
     stamps::STAMPS,
     blocks::SCSI,
     blocks::SCSI_BY_HELPER,
+    administration::NVME,
     blocks::NVME,
     blocks::NVME_BY_HELPER,
     blocks::NVME_BY_IOCTL,
