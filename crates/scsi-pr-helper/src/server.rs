@@ -130,7 +130,7 @@ impl Limits {
     }
 }
 
-/// The commands that still run after [`serve`] has returned.
+/// The requests that are not answered when [`serve`] has returned.
 #[must_use = "commands may still be running"]
 pub struct Draining {
     registry: Arc<Registry>,
@@ -142,8 +142,8 @@ impl Draining {
         self.registry.unanswered()
     }
 
-    /// Waits until the last running command was answered, for at most `limit`. Returns the number of commands that still
-    /// run.
+    /// Waits until the last request that was sent was answered, for at most `limit`. Returns the number of commands that
+    /// still run.
     pub fn wait(self, limit: Duration) -> usize {
         self.registry.wait_until_drained(limit)
     }
@@ -155,8 +155,8 @@ impl fmt::Debug for Draining {
     }
 }
 
-/// Serves until `stop` is readable. Then it closes the listener and every connection that runs no command; a command that
-/// was read and not begun is not run. [`Draining`] knows the commands that still run.
+/// Serves until `stop` is readable. Then it closes the listener and every connection without a request. The server still
+/// runs a request that was sent before, and closes its connection after the answer. [`Draining`] knows those requests.
 ///
 /// The server asks `manager_for` once for each connection, on the calling thread: it must be quick.
 ///

@@ -62,12 +62,15 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         Ok(Self { registry, sockets, admission, idle, accepted: 0, refused, closing, failures })
     }
 
-    /// Accepts until `stop` is readable. Then it closes the listeners, and every connection without a running command.
+    /// Accepts until `stop` is readable. Then it closes the listeners, and every connection without a request.
     pub(super) fn run(mut self, stop: BorrowedFd<'_>) -> io::Result<()> {
         let result = self.accept_until(stop);
-        close(self.sockets.into_iter().map(|(listener, _)| listener).collect());
+        close(std::mem::take(&mut self.sockets).into_iter().map(|(listener, _)| listener).collect());
         self.registry.stop();
-        let idle = self.idle.stop();
+        let (waiting, idle): (Vec<_>, Vec<_>) = self.idle.stop().into_iter().partition(Connection::has_input);
+        for connection in waiting {
+            self.start_thread(connection, Connection::run);
+        }
         for connection in &idle {
             let _ = shutdown(&connection.socket, Shutdown::Both);
         }
@@ -156,7 +159,11 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         };
         let manager = (self.sockets[index].1)(&peer);
         let (requests, idle) = (RequestStream::default(), Arc::clone(&self.idle));
-        self.start_thread(Connection { socket, peer, number, manager, slot, idle, requests }, Connection::greet);
+        let serving = slot.begin_serving();
+        self.start_thread(
+            Connection { socket, peer, number, manager, slot, idle, requests, serving },
+            Connection::greet,
+        );
     }
 
     fn start_thread(&mut self, connection: Connection, work: fn(Connection)) {

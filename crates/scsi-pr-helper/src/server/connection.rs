@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
+use rustix::io::ioctl_fionread;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{SendFlags, Shutdown, shutdown};
 use scsi_pr::{CommandBuf, Completion, PrManager, SenseCode, Status};
@@ -15,7 +16,7 @@ use tracing::Level;
 
 use super::Peer;
 use super::disconnect::DisconnectReason;
-use super::registry::{NotBegun, Registry, Slot};
+use super::registry::{Registry, Serving, Slot, TooManyCommands};
 use super::request_stream::{self, Read, RequestStream, SLOW_READER_TIMEOUT};
 use crate::wire::feature_word;
 
@@ -47,6 +48,8 @@ pub(super) struct Connection {
     /// Where the connection goes when it is idle.
     pub(super) idle: Arc<IdleConnections<Connection>>,
     pub(super) requests: RequestStream,
+    /// From the acceptance on, until the server reads no more from it.
+    pub(super) serving: Serving,
 }
 
 impl AsFd for Connection {
@@ -95,7 +98,8 @@ impl Connection {
 
     /// Closes the connection, which may take long: the client may have sent any descriptors.
     pub(super) fn close(self) {
-        let Self { socket, peer: Peer { pid, .. }, number, slot, requests, .. } = self;
+        let Self { socket, peer: Peer { pid, .. }, number, slot, requests, serving, .. } = self;
+        drop(serving);
         // The client learns it at once.
         let _ = shutdown(&socket, Shutdown::Both);
         // This is the last reference to the socket, so the close is on this thread, and no lock is held meanwhile. The
@@ -105,6 +109,11 @@ impl Connection {
         drop(socket);
         drop(slot);
         tracing::event!(name: "pr_helper_close", Level::DEBUG, connection = number, pid, "closed");
+    }
+
+    /// Whether the client has sent something that was not read.
+    pub(super) fn has_input(&self) -> bool {
+        ioctl_fionread(&self.socket).is_ok_and(|bytes| bytes > 0)
     }
 
     fn registry(&self) -> &Registry {
@@ -143,8 +152,7 @@ impl Connection {
         );
         let mut command = match self.slot.begin_command() {
             Ok(command) => command,
-            Err(NotBegun::Stopping) => return Err(Ended::Closed),
-            Err(NotBegun::Busy) => {
+            Err(TooManyCommands) => {
                 drop(device);
                 self.registry().counters.busy.fetch_add(1, Ordering::Relaxed);
                 tracing::event!(name: "pr_helper_busy", Level::DEBUG, connection = self.number, "answered BUSY");

@@ -36,8 +36,10 @@ pub(super) struct Registry {
     state: Mutex<State>,
     /// Commands that a manager runs: the bound is for these.
     running: AtomicUsize,
-    /// Commands that were begun and not answered: the drain waits for these.
+    /// Commands that were begun and not answered.
     unanswered: AtomicUsize,
+    /// Connections that may have sent a request: the drain waits for these.
+    serving: AtomicUsize,
     is_stopping: AtomicBool,
     drained: Condvar,
     disconnects: RateLimiter<ProcessKey>,
@@ -61,20 +63,18 @@ pub(super) struct Slot {
     usage: Arc<ProcessUse>,
 }
 
+/// A connection that may have sent a request; dropping it says that the server reads no more from it.
+pub(super) struct Serving(Arc<Registry>);
+
 /// A command that was begun; dropping it says that it was answered.
 pub(super) struct BegunCommand<'a> {
     slot: &'a Slot,
     is_running: bool,
 }
 
-/// The reason why a command is not begun.
+/// As many commands run as may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NotBegun {
-    /// As many commands run as may.
-    Busy,
-    /// The server stops.
-    Stopping,
-}
+pub(super) struct TooManyCommands;
 
 /// A client can cause these lines at will.
 const LINES_PER_PROCESS: u32 = 10;
@@ -89,6 +89,7 @@ impl Registry {
             state: Mutex::default(),
             running: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
+            serving: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
             drained: Condvar::new(),
             disconnects: RateLimiter::new(LINES_PER_PROCESS, LINES, LINE_PERIOD),
@@ -125,11 +126,11 @@ impl Registry {
         Ok(Slot { registry: Arc::clone(self), number, process, usage })
     }
 
-    /// Ends every connection that waits for a request. From now on no command begins.
+    /// Ends the input of every connection. A client that sends a request from now on learns that it was not sent. Requests
+    /// that were sent before can still be read, and answered.
     pub(super) fn stop(&self) {
         self.is_stopping.store(true, Ordering::SeqCst);
         for socket in self.state().sockets.values() {
-            // A thread that waits for a request finds the end of the stream. An answer can still be sent.
             let _ = shutdown(socket, Shutdown::Read);
         }
     }
@@ -148,11 +149,12 @@ impl Registry {
         self.unanswered.load(Ordering::SeqCst)
     }
 
-    /// Waits until every command was answered, for at most `limit`. Returns the number of those that were not.
+    /// Waits until every request that was sent was answered, for at most `limit`. Returns the number of commands that were
+    /// not.
     pub(super) fn wait_until_drained(&self, limit: Duration) -> usize {
         let deadline = Instant::now().checked_add(limit);
         let mut state = self.state();
-        while self.unanswered() > 0 {
+        while self.serving.load(Ordering::SeqCst) > 0 {
             // An `Instant` cannot hold every `Duration`: a limit that is longer is none.
             let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
@@ -198,18 +200,21 @@ impl Slot {
         drop(socket);
     }
 
+    /// The connection has a thread, or gets one.
+    pub(super) fn begin_serving(&self) -> Serving {
+        self.registry.serving.fetch_add(1, Ordering::SeqCst);
+        Serving(Arc::clone(&self.registry))
+    }
+
     /// Begins a command, if it may run.
-    pub(super) fn begin_command(&self) -> Result<BegunCommand<'_>, NotBegun> {
+    pub(super) fn begin_command(&self) -> Result<BegunCommand<'_>, TooManyCommands> {
         let Registry { limits, running, unanswered, .. } = &*self.registry;
-        // It counts from here on, so that either the drain sees it or it sees that the server stops.
         unanswered.fetch_add(1, Ordering::SeqCst);
         let of_all = running.fetch_add(1, Ordering::Relaxed);
         let of_process = self.usage.running.fetch_add(1, Ordering::Relaxed);
         let command = BegunCommand { slot: self, is_running: true };
-        if self.registry.is_stopping() {
-            Err(NotBegun::Stopping)
-        } else if of_all >= limits.running || of_process >= limits.share(limits.running) {
-            Err(NotBegun::Busy)
+        if of_all >= limits.running || of_process >= limits.share(limits.running) {
+            Err(TooManyCommands)
         } else {
             Ok(command)
         }
@@ -229,8 +234,14 @@ impl BegunCommand<'_> {
 impl Drop for BegunCommand<'_> {
     fn drop(&mut self) {
         self.end_running();
-        let registry = &self.slot.registry;
-        let was_last = registry.unanswered.fetch_sub(1, Ordering::SeqCst) == 1;
+        self.slot.registry.unanswered.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let Self(registry) = self;
+        let was_last = registry.serving.fetch_sub(1, Ordering::SeqCst) == 1;
         if was_last && registry.is_stopping() {
             drop(registry.state());
             registry.drained.notify_all();
