@@ -16,6 +16,15 @@ use crate::command::quoted;
 use crate::initramfs::Initramfs;
 use crate::kernel::Kernel;
 
+/// The first process of the guest's own root directory.
+#[derive(Clone, Copy)]
+pub(crate) enum Init {
+    /// The program itself, from a script.
+    Script,
+    /// systemd, with the program as a service. No unit that is enabled on this machine runs.
+    Systemd,
+}
+
 /// One boot of the guest: `program` runs in it as root, and the guest ends with the program.
 pub(crate) struct Boot<'a> {
     /// The directory of this boot's files.
@@ -26,6 +35,7 @@ pub(crate) struct Boot<'a> {
     pub(crate) devices: &'a [String],
     /// The longest time for the boot and the program.
     pub(crate) deadline: Duration,
+    pub(crate) init: Init,
 }
 
 /// The memory of a guest that runs the lab's scenarios.
@@ -79,6 +89,10 @@ impl Boot<'_> {
     fn script(&self, kernel: &Kernel) -> String {
         let program = self.program.iter().map(|argument| quoted(argument)).collect::<Vec<_>>().join(" ");
         let modules = quoted(&kernel.root.join("lib/modules").to_string_lossy());
+        let start = match self.init {
+            Init::Script => START_PROGRAM.replace("PROGRAM", &program),
+            Init::Systemd => START_SYSTEMD.replace("PROGRAM", &program),
+        };
         format!(
             "\
 mkdir -p /machine /layer /new /var/target/pr # the last is where the target keeps reservations for APTPL
@@ -94,6 +108,13 @@ mount -t tmpfs tmpfs /new/dev/shm
 mount -t devpts devpts /new/dev/pts
 mount -t tmpfs tmpfs /new/run
 mount --bind /new{modules} /new/lib/modules
+{start}"
+        )
+    }
+}
+
+/// Runs the program, then powers off.
+const START_PROGRAM: &str = "\
 printf '#!/bin/sh\\nexec chroot /new /sbin/modprobe \"$@\"\\n' >/bin/load # when the kernel itself wants a module
 chmod +x /bin/load
 echo /bin/load >/proc/sys/kernel/modprobe
@@ -101,13 +122,32 @@ echo /bin/load >/proc/sys/kernel/modprobe
 mount -t configfs configfs /new/sys/kernel/config
 ifconfig lo up
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=1
-chroot /new {program} >/dev/ttyS1
+chroot /new PROGRAM >/dev/ttyS1
 echo o >/proc/sysrq-trigger
 sleep 60
-"
-        )
-    }
-}
+";
+
+/// Becomes systemd, which powers off after the program.
+const START_SYSTEMD: &str = "\
+rm -rf /new/etc/systemd/system/*.wants /new/etc/fstab
+rm -f /new/usr/sbin/policy-rc.d # it may forbid packages to start services on this machine
+mount -t tmpfs tmpfs /new/tmp # systemd empties it
+mount -t tmpfs tmpfs /new/var/tmp
+cat >/new/run/program <<'END'
+#!/bin/sh
+export HOME=/root RUST_BACKTRACE=1
+PROGRAM >/dev/ttyS1 2>/dev/ttyS0
+echo o >/proc/sysrq-trigger
+END
+mkdir -p /new/run/systemd/system
+cat >/new/run/systemd/system/program.service <<'END'
+[Service]
+Type=exec
+ExecStart=/bin/sh /run/program
+END
+mkdir -p /new/var/target/pr # the kernel's threads get the new root directory too
+exec switch_root /new /lib/systemd/systemd --unit=program.service
+";
 
 fn start(kernel: &Kernel, initramfs: &Path, console: &Path, devices: &[String], input: Stdio) -> Result<Child> {
     let mut console_option = std::ffi::OsString::from("file:");

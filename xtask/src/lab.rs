@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::command;
-use crate::guest::{Boot, LAB_MEMORY, end_of};
+use crate::guest::{Boot, Init, LAB_MEMORY, end_of};
 use crate::kernel::Kernel;
 use crate::workspace::Workspace;
-use crate::{cargo, machine, packages, testing_kernel};
+use crate::{cargo, machine, package, packages, testing_kernel};
 
 /// The longest time for a boot and its scenarios. It is long because the machine may be slow and busy.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
@@ -27,6 +27,9 @@ const MACHINE: &str = "machine";
 
 /// The boot in which libvirt starts virtual machines, which boot there.
 const LIBVIRT: &str = "libvirt";
+
+/// The boot under systemd, in which Debian packages of this project are installed.
+const PACKAGES: &str = "packages";
 
 /// How many checks passed and failed.
 #[derive(Clone, Copy, Default)]
@@ -152,6 +155,9 @@ impl<'a> Lab<'a> {
         if let Some(machine) = machine {
             program.extend(["--machine".to_owned(), utf8(machine)?]);
         }
+        if name == PACKAGES {
+            program.extend(["--packages".to_owned(), utf8(package::for_test(self.workspace)?)?]);
+        }
         if let Ok(seed) = std::env::var(SEED) {
             program.extend(["--seed".to_owned(), seed]);
         }
@@ -161,7 +167,8 @@ impl<'a> Lab<'a> {
         let testing = if TESTING.contains(&name) { Some(testing_kernel::fetch(&self.workspace.lab)?) } else { None };
         let kernel = testing.as_ref().unwrap_or(&self.kernel);
         let devices = LAB_MEMORY.map(str::to_owned);
-        Boot { name, program: &program, devices: &devices, deadline: DEADLINE }.run(
+        let init = if name == PACKAGES { Init::Systemd } else { Init::Script };
+        Boot { name, program: &program, devices: &devices, deadline: DEADLINE, init }.run(
             kernel,
             &self.workspace.lab,
             |text| {

@@ -38,6 +38,23 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The revision of the packages of a release. `packaging/debian` and the manifests have it too.
 const REVISION: &str = "1";
 
+/// The revision that a test upgrades to.
+const NEXT_REVISION: &str = "2";
+
+/// AppArmor, and the package that has libvirtd's profile.
+const DEBIAN: [&str; 2] = ["apparmor", "libvirt-daemon-system"];
+
+/// Shells, and the file that each one looks for.
+const COMPLETIONS: [(&str, &str); 3] = [("bash", "scsi-pr"), ("zsh", "_scsi-pr"), ("fish", "scsi-pr.fish")];
+
+/// How well packages are compressed.
+#[derive(Clone, Copy)]
+enum Compression {
+    Best,
+    /// For tests.
+    Fast,
+}
+
 /// The path of the helper in the RPM. An RPM cannot divert the file of another package.
 const RPM_HELPER: &str = "/usr/libexec/scsi-pr/qemu-pr-helper";
 
@@ -53,8 +70,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     }
     println!("Building: {}", command::line(&build));
     command::show(&mut build)?;
-    let staging = Staging::new(workspace, &workspace.target.join("release"))?;
-    let mut made = staging.debs(workspace, REVISION)?;
+    let staging = Staging::new(workspace, &workspace.target.join("release"), "release")?;
+    let mut made = staging.debs(workspace, REVISION, Compression::Best)?;
     lintian(&made)?;
     let rpms = staging.rpms(workspace)?;
     check_rpms(&rpms)?;
@@ -63,6 +80,41 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
         println!("{} ({} KiB)", file.display(), fs::metadata(&file)?.len().div_ceil(1024));
     }
     Ok(true)
+}
+
+/// Makes the Debian packages of the programs that are built already, for a test, and fetches those of Debian that it
+/// unpacks. Returns their directory. The packages have two revisions, so that one can be upgraded.
+pub(crate) fn for_test(workspace: &Workspace) -> Result<PathBuf> {
+    packages::ensure_package()?;
+    install(workspace, CARGO_DEB)?;
+    let staging = Staging::new(workspace, &workspace.programs, "lab")?;
+    lintian(&staging.debs(workspace, REVISION, Compression::Fast)?)?;
+    staging.debs(workspace, NEXT_REVISION, Compression::Fast)?;
+    let debian = workspace.lab.join("debian");
+    if !debian.exists() {
+        let aside = workspace.lab.join("debian.new");
+        fs::create_dir_all(&aside)?;
+        let mut download = Command::new("apt-get");
+        download.args(["download", "-qq", "-o", "APT::Sandbox::User=root"]).args(DEBIAN).current_dir(&aside);
+        println!("Fetching packages of Debian, which are not installed: {}", command::line(&download));
+        command::output(&mut download)?;
+        fs::rename(&aside, &debian)?;
+    }
+    for entry in fs::read_dir(&debian)? {
+        let file = entry?.path();
+        let name = file.file_name().context("a file has a name")?;
+        fs::copy(&file, staging.output.join(name))?;
+    }
+    Ok(staging.output)
+}
+
+/// The Debian package of the helper, of the program that is built already.
+pub(crate) fn helper_deb(workspace: &Workspace) -> Result<PathBuf> {
+    packages::ensure_package()?;
+    install(workspace, CARGO_DEB)?;
+    let staging = Staging::new(workspace, &workspace.programs, "container")?;
+    let debs = staging.debs(workspace, REVISION, Compression::Fast)?;
+    debs.into_iter().next().context("there is no package")
 }
 
 /// Installs a tool of crates.io below the target directory, unless it is there in this version.
@@ -91,9 +143,10 @@ struct Staging {
 
 impl Staging {
     /// Copies the programs in `programs`, without symbols, and makes the files that have no source in `packaging`.
-    fn new(workspace: &Workspace, programs: &Path) -> Result<Self> {
-        let profile = programs.file_name().context("a directory of programs has no name")?;
-        let output = workspace.target.join("package").join(profile);
+    ///
+    /// The packages are in the directory `name` of `target/package`, which is emptied first.
+    fn new(workspace: &Workspace, programs: &Path, name: &str) -> Result<Self> {
+        let output = workspace.target.join("package").join(name);
         let target = output.join("staging");
         let release = target.join("release");
         if output.exists() {
@@ -115,19 +168,28 @@ impl Staging {
                 .replace("man:qemu-pr-helper(8)\n", "man:scsi-pr-helper(8)\nConflicts=qemu-pr-helper.socket\n");
             fs::write(release.join("rpm").join(format!("scsi-pr-helper.{kind}")), text)?;
         }
+        let completions = release.join("completions");
+        fs::create_dir_all(&completions)?;
+        for (shell, file) in COMPLETIONS {
+            let text = command::output(Command::new(programs.join("scsi-pr")).args(["completions", shell]))?;
+            fs::write(completions.join(file), text)?;
+        }
         let tools = workspace.tools.join("bin");
         let tools = tools.to_str().context("the path of the target directory is not UTF-8")?;
         Ok(Self { target, path: format!("{tools}:{}", env::var("PATH").unwrap_or_default()), output })
     }
 
     /// One package for each product.
-    fn debs(&self, workspace: &Workspace, revision: &str) -> Result<Vec<PathBuf>> {
+    fn debs(&self, workspace: &Workspace, revision: &str, compression: Compression) -> Result<Vec<PathBuf>> {
         let architecture = command::output(Command::new("dpkg").arg("--print-architecture"))?;
         let mut debs = Vec::new();
         for Product { crate_name, package, .. } in PRODUCTS {
             let file = self.output.join(format!("{package}_{VERSION}-{revision}_{}.deb", architecture.trim()));
             let mut deb = self.tool(workspace, "deb");
             deb.args(["--quiet", "--no-build", "--no-strip", "--package", crate_name, "--deb-revision", revision]);
+            if let Compression::Fast = compression {
+                deb.arg("--fast");
+            }
             command::output(deb.arg("--output").arg(&file))?;
             debs.push(file);
         }

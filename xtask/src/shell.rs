@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::guest::{Boot, Guest, end_of};
+use crate::guest::{Boot, Guest, Init, end_of};
 use crate::kernel::Kernel;
 
 /// The longest wait for a command. Emulation on a busy machine is slow.
@@ -51,7 +51,7 @@ impl Shell {
     /// Starts a guest with these arguments of QEMU for memory and devices. It may still be booting.
     pub(crate) fn start(kernel: &Kernel, lab: &Path, name: &str, devices: &[String]) -> Result<Self> {
         let program = ["/bin/sh", "-c", SCRIPT].map(str::to_owned);
-        let boot = Boot { name, program: &program, devices, deadline: TIMEOUT };
+        let boot = Boot { name, program: &program, devices, deadline: TIMEOUT, init: Init::Script };
         Self::of(boot.start(kernel, lab, Stdio::piped())?)
     }
 

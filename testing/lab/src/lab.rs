@@ -22,6 +22,8 @@ pub(crate) struct Lab {
     pub(crate) seed: u64,
     /// The directory with the files of a virtual machine.
     machine: Option<PathBuf>,
+    /// The directory with the Debian packages of this project.
+    packages: Option<PathBuf>,
     target: Option<Rc<Target>>,
     multipath: Option<Multipath>,
     nvmet: Option<Nvmet>,
@@ -32,11 +34,12 @@ pub(crate) struct Lab {
 
 impl Lab {
     /// Sets up nothing yet.
-    pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>, seed: u64) -> Self {
+    pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>, packages: Option<PathBuf>, seed: u64) -> Self {
         Self {
             programs,
             seed,
             machine,
+            packages,
             target: None,
             multipath: None,
             nvmet: None,
@@ -105,6 +108,11 @@ impl Lab {
             self.reference = Some(scripts::run(&SgRaw, &*self.target()?)?);
         }
         Ok(self.reference.clone().expect("the scripts were run above"))
+    }
+
+    /// The directory with the Debian packages of this project.
+    pub(crate) fn packages(&self) -> Result<&Path> {
+        self.packages.as_deref().context("--packages is missing")
     }
 
     fn machine(&self) -> Result<&Path> {

@@ -12,7 +12,7 @@ use rustix::net::sockopt::socket_peercred;
 use crate::console::Console;
 use crate::system::{make, run, wait_for, write};
 
-/// Where the guide says to install the helper.
+/// Not QEMU's path, so that the setting `pr_helper` is tried too.
 const HELPER: &str = "/usr/local/bin/qemu-pr-helper";
 
 /// Where virtual machines find their kernel. QEMU's user may not look into the directory of the sources.

@@ -3,6 +3,7 @@
 //! ```text
 //! lab-guest --list                              prints boot, name and purpose of each scenario
 //! lab-guest --programs DIRECTORY SCENARIO...    runs scenarios; only in the guest, as root
+//!     --packages DIRECTORY                      Debian packages of this project
 //!     --machine DIRECTORY                       the files of a virtual machine
 //!     --seed NUMBER                             the seed of the random histories (default: 1)
 //! lab-guest --programs DIRECTORY --demo         runs the steps of `cargo xtask demo --helper`
@@ -13,6 +14,7 @@
 mod cluster;
 mod commands;
 mod console;
+mod debian;
 mod demo;
 mod disk;
 mod figures;
@@ -23,6 +25,7 @@ mod layer;
 mod library;
 mod libvirt;
 mod lio;
+mod load;
 mod machine;
 mod map;
 mod nvmet;
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let mut programs: Option<PathBuf> = None;
     let mut machine: Option<PathBuf> = None;
+    let mut packages: Option<PathBuf> = None;
     let mut seed = DEFAULT_SEED;
     let (mut demo, mut figures) = (false, false);
     let mut chosen: Vec<&Scenario> = Vec::new();
@@ -77,6 +81,7 @@ fn run() -> Result<()> {
             Arg::Long("demo") => demo = true,
             Arg::Long("figures") => figures = true,
             Arg::Long("machine") => machine = Some(arguments.value()?.into()),
+            Arg::Long("packages") => packages = Some(arguments.value()?.into()),
             Arg::Long("seed") => seed = arguments.value()?.parse()?,
             Arg::Long("programs") => programs = Some(arguments.value()?.into()),
             Arg::Value(name) => {
@@ -95,7 +100,7 @@ fn run() -> Result<()> {
     if figures && let Err(error) = figures::run(&programs.join("qemu-pr-helper")) {
         report.check("the figures of multipath", Err(format!("{error:#}")));
     }
-    let mut lab = Lab::new(programs, machine, seed);
+    let mut lab = Lab::new(programs, machine, packages, seed);
     for scenario in chosen {
         report.scenario(scenario.name, scenario.purpose);
         let start = std::time::Instant::now();

@@ -13,6 +13,7 @@ mod lost;
 mod machine;
 mod multipath;
 mod neighbours;
+mod packages;
 mod parts;
 mod routing;
 mod stamps;
@@ -49,6 +50,9 @@ pub(crate) const ALL: &[Scenario] = &[
     machine::MAP,
     libvirt::MANAGED,
     libvirt::UNMANAGED,
+    packages::APP_ARMOR,
+    packages::HELPER,
+    packages::SCSI_PR,
     deadlock::DEADLOCK,
     disk::MULTIPATH,
     stamps::STAMPS,
