@@ -3,6 +3,7 @@
 
 mod cargo;
 mod command;
+mod container;
 mod demo;
 mod dependencies;
 mod disk_server;
@@ -45,6 +46,7 @@ The tasks of the project. Each one installs missing packages of Debian, and name
   cargo xtask soak [FACTOR]        random histories and changed inputs, FACTOR times as many as in a test (default: 100)
   cargo xtask prose [PATH...]      names, sentences and links that break the rules of CONTRIBUTING.md
   cargo xtask package              Debian packages and RPMs, checked, in target/package/release; ten minutes at first
+  cargo xtask container            the image of KubeVirt's pr-helper container, built and started without a registry
   cargo xtask manual               writes the manuals of scsi-pr from the options of the program
   cargo xtask bench [FIGURE...]    speed and size side by side with QEMU's helper
   cargo xtask bench disk [FIGURE...]  speed and size of `scsi-pr disk` side by side with tgt
@@ -94,6 +96,10 @@ fn run() -> Result<bool> {
         "package" => {
             none(arguments)?;
             package::run(&workspace)
+        }
+        "container" => {
+            none(arguments)?;
+            container::run(&workspace)
         }
         "lab" => lab(&workspace, arguments),
         "bench" => bench(&workspace, arguments),

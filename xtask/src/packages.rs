@@ -80,6 +80,13 @@ const PACKAGE: &[Need] = &[
     need("rpm", "rpm", "checks the RPMs"),
 ];
 
+/// For the image of a container.
+const CONTAINER: &[Need] = &[
+    need("debootstrap", "debootstrap", "makes a minimal Debian"),
+    need("podman", "podman", "builds the image"),
+    need("unshare", "util-linux", "starts the image"),
+];
+
 /// For the benchmarks.
 const BENCH: &[Need] = &[need("qemu-pr-helper", "qemu-system-common", "QEMU's helper, for comparison")];
 
@@ -94,6 +101,11 @@ pub(crate) fn ensure_tests() -> Result<()> {
 /// Installs the packages that build and check packages.
 pub(crate) fn ensure_package() -> Result<()> {
     ensure(PACKAGE)
+}
+
+/// Installs the packages that build the image of a container.
+pub(crate) fn ensure_container() -> Result<()> {
+    ensure(CONTAINER)
 }
 
 /// Installs the packages of the benchmarks.
