@@ -207,7 +207,7 @@ fn scsi_pr(lab: &mut Lab, report: &mut Report) -> Result<()> {
     report.check("a purge removes the settings", absent(settings));
     report.check("a purge keeps disks", present(disk));
     for unit in ["multi-user.target.wants/scsi-pr-disk.service", "sockets.target.wants/scsi-pr@vm1.socket"] {
-        report.check(format!("a purge removes {unit}"), absent(&format!("/etc/systemd/system/{unit}")));
+        report.check(format!("a purge removes {unit}"), absent(format!("/etc/systemd/system/{unit}")));
     }
     fs::remove_dir_all("/var/lib/scsi-pr")?;
     package.install("2")?;
