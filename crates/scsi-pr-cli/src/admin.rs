@@ -9,6 +9,7 @@
 //! | `show`, `list`, `watch` | the commands that read |
 //! | `change`, `evict`, `consent` | the commands that change something |
 //! | `check` | whether clusters would work on a unit |
+//! | `doctor` | faults of this host |
 //! | `failure` | the exit codes, and the lines that explain them |
 //! | `causes`, `output` | log lines that explain failures, and standard output |
 
@@ -17,6 +18,7 @@ mod causes;
 mod change;
 mod check;
 mod consent;
+mod doctor;
 mod evict;
 pub(crate) mod failure;
 mod list;
@@ -60,6 +62,7 @@ pub(crate) fn run(task: &AdminTask) -> ExitCode {
         AdminTask::Move(options) => change::hand_over(options),
         AdminTask::Evict(options) => evict::run(options),
         AdminTask::Check(target) => check::run(target),
+        AdminTask::Doctor(options) => doctor::run(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

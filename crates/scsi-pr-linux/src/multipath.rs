@@ -21,6 +21,7 @@
 //! | `translate`, `sys`, `version` | commands and return values in the library's terms; its calls; its version |
 //! | `daemon`, `keys` | questions to multipathd; the keys that its configuration allows |
 //! | `diagnosis` | the causes that the log names |
+//! | `tools` | the state of multipath-tools, for an administrator |
 
 mod daemon;
 mod dead_paths;
@@ -37,6 +38,7 @@ mod reader;
 mod recover;
 mod reserve_out;
 mod sys;
+mod tools;
 mod translate;
 mod version;
 
@@ -58,6 +60,7 @@ use path::Path;
 pub use reader::MultipathReader;
 pub use recover::{is_suspended, recover};
 use sys::Unavailable;
+pub use tools::{DaemonState, ReservationKey, Tools};
 use translate::Request;
 
 /// Runs commands on multipath maps, as root.

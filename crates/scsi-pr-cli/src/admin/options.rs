@@ -62,6 +62,10 @@ pub(crate) enum AdminTask {
     /// Refuses a unit with a registration or a reservation. One initiator cannot test everything: the report says what was not
     /// examined.
     Check(Target),
+    /// Find faults of this host: the helper and its socket, AppArmor or SELinux, multipath, libvirt
+    ///
+    /// Names the line to change for each fault. Changes nothing. Run it as root, on the host of the virtual machines.
+    Doctor(Doctor),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -89,6 +93,7 @@ impl AdminTask {
             Self::Move(options) => options.target.output,
             Self::Evict(options) => options.output,
             Self::Check(target) => target.output,
+            Self::Doctor(options) => options.output,
             Self::Completions { .. } => return None,
         })
     }
@@ -361,6 +366,21 @@ pub(crate) struct Evict {
 
     #[command(flatten)]
     pub(crate) access: AccessOptions,
+
+    #[command(flatten)]
+    pub(crate) output: OutputOptions,
+}
+
+/// `doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    /// The socket of the helper [default: /run/qemu-pr-helper.sock]
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Read the files of the host below this directory. For tests
+    #[arg(long, value_name = "DIRECTORY", default_value = "/", hide = true)]
+    pub(crate) root: PathBuf,
 
     #[command(flatten)]
     pub(crate) output: OutputOptions,

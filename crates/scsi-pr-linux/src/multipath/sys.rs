@@ -129,6 +129,18 @@ impl Library {
         }
     }
 
+    /// Opens the library without starting it, and returns the interface of libmultipath that it uses.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be used.
+    pub(super) fn interface() -> Result<Option<u32>, Unavailable> {
+        let (_, library) = Self::load()?;
+        // A library that was not started must not be ended.
+        mem::forget(library);
+        Ok(version::interface_of_loaded(NAME))
+    }
+
     /// Opens the library without starting it; its start function, and the rest.
     fn load() -> Result<(Bracket, Self), Unavailable> {
         // SAFETY: opening a library runs its initialisers, and those of the libraries that it needs: code that the

@@ -25,6 +25,7 @@ pub(super) const SCSI: Scenario = Scenario {
         let mut checks = Checks { program: lab.scsi_pr(), report };
         checks.readings_and_changes(&disks)?;
         checks.refusals(&disks)?;
+        checks.test_of_the_unit(&disks)?;
         let helper = Helper::start(&lab.helper(), "administration", &["-u", "nobody"])?;
         checks.through_a_helper(&helper, &disks)
     },
@@ -244,6 +245,55 @@ impl Checks<'_> {
         Ok(())
     }
 
+    /// `scsi-pr check` before a cluster uses the unit.
+    fn test_of_the_unit(&mut self, disks: &[PathBuf; 2]) -> Result<()> {
+        let [a, b] = disks;
+        let works =
+            ["read-full-status", "register-with-aptpl", "reserve-write-exclusive-registrants-only", "identifiers"];
+        let report = self.check_report(a, &[])?;
+        self.works(&report, &works);
+        let clusters = [
+            ("Windows failover cluster", "no-obstacle-found"),
+            ("Pacemaker, fence_scsi", "no-obstacle-found"),
+            ("Pacemaker, fence_mpath", "not-examined"),
+        ];
+        self.verdicts(&report, &clusters);
+        let milliseconds = report["longest-reservation-ms"].as_u64().unwrap_or(u64::MAX);
+        let outcome = if milliseconds < 1000 { Ok(()) } else { Err(format!("{milliseconds} ms")) };
+        self.report.check(format!("no reservation of the check lasts a second ({milliseconds} ms)"), outcome);
+        self.agrees_with_sg_persist("after a check", b, &[])?;
+        self.report.equal("no key is left", "[]", &*format!("{:x?}", sg_persist_keys(b)?));
+        self.expect("register --key=5", b, &[], 0)?;
+        let stderr = self.expect("check", a, &[], 3)?;
+        self.contains("a registered unit is refused", &stderr, &["1 registrations", "changed nothing"]);
+        self.report.equal("its key stays", "[5]", &*format!("{:x?}", sg_persist_keys(b)?));
+        self.expect("unregister --key=5", b, &[], 0).map(drop)
+    }
+
+    /// The JSON of a check.
+    fn check_report(&self, device: &Path, options: &[&str]) -> Result<Value> {
+        let ended = self.run("check --json", device, options)?;
+        serde_json::from_str(&ended.stdout).with_context(|| ended.stderr.clone())
+    }
+
+    /// These tests of a check have the outcome "works".
+    fn works(&mut self, report: &Value, tests: &[&str]) {
+        for name in tests {
+            let test = report["tests"].as_array().into_iter().flatten().find(|test| test["test"] == *name);
+            let works = test.is_some_and(|test| test["outcome"] == "works");
+            self.report.check(format!("check: {name} works"), if works { Ok(()) } else { Err(format!("{test:?}")) });
+        }
+    }
+
+    fn verdicts(&mut self, report: &Value, clusters: &[(&str, &str)]) {
+        for (name, verdict) in clusters {
+            let cluster = report["clusters"].as_array().into_iter().flatten().find(|one| one["cluster"] == *name);
+            let same = cluster.is_some_and(|cluster| cluster["verdict"] == *verdict);
+            let outcome = if same { Ok(()) } else { Err(format!("{cluster:?}")) };
+            self.report.check(format!("check: {name}: {verdict}"), outcome);
+        }
+    }
+
     fn through_a_helper(&mut self, helper: &Helper, disks: &[PathBuf; 2]) -> Result<()> {
         let [a, _] = disks;
         let via = format!("--via={}", helper.socket().display());
@@ -251,7 +301,18 @@ impl Checks<'_> {
         self.agrees_with_sg_persist("registered through the helper", a, &[&via])?;
         self.marks(a, "a")?;
         self.expect("unregister --key=7", a, &[&via], 0)?;
-        self.agrees_with_sg_persist("unregistered through the helper", a, &[&via])
+        self.agrees_with_sg_persist("unregistered through the helper", a, &[&via])?;
+        let report = self.check_report(a, &[&via])?;
+        self.works(&report, &["register-with-aptpl", "reserve-exclusive-access", "identifiers", "unregister"]);
+        self.report.equal(
+            "no key is left by a check through the helper",
+            "[]",
+            &*format!("{:x?}", sg_persist_keys(a)?),
+        );
+        let socket = format!("--socket={}", helper.socket().display());
+        let ended = self.run("doctor", Path::new(&socket), &[])?;
+        self.contains("doctor finds the helper", &ended.stdout, &["good   helper: ", "scsi-pr's helper, answers"]);
+        Ok(())
     }
 
     /// The registration of `initiator`, and no other, is marked as this host's.
@@ -294,6 +355,12 @@ fn on_a_map(lab: &mut Lab, report: &mut Report) -> Result<()> {
     checks.expect("unregister --key=aaa", &device, &[], 0)?;
     let keys = sg_persist_keys(&paths[0])?;
     checks.report.equal("no path is registered", "[]", &*format!("{keys:x?}"));
+    let report = checks.check_report(&device, &[])?;
+    let works = ["register", "reserve-write-exclusive-registrants-only", "same-identifiers-by-all-paths", "unregister"];
+    checks.works(&report, &works);
+    checks.verdicts(&report, &[("Pacemaker, fence_mpath", "no-obstacle-found")]);
+    let keys = sg_persist_keys(&paths[0])?;
+    checks.report.equal("a check leaves no path registered", "[]", &*format!("{keys:x?}"));
     Ok(())
 }
 

@@ -5,7 +5,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use scsi_pr::{Completion, FullStatus, Generation, Held, Key, Reservation, ReserveOut, ScopeType, Status, Type};
+use scsi_pr::{
+    Completion, FullStatus, Generation, Held, Key, Reservation, ReserveOut, ScopeType, SenseKey, Status, Type,
+};
 use scsi_pr_daemon::signals::SignalFd;
 
 use super::verdict::{Outcome, Requirement, Test};
@@ -186,6 +188,10 @@ impl<'a> Examination<'a> {
         let command = request.encode().map_err(|error| Failure::new(Code::Failure, error))?;
         match unit.execute(Sender::Own, command.command())? {
             Completion::Good(_) => Ok(Ok(())),
+            // LIO returns NOT READY if it cannot save a registration (APTPL), and to an initiator that is not registered.
+            Completion::CheckCondition(sense) if sense.code().is_some_and(|code| code.key == SenseKey::NOT_READY) => {
+                Ok(Err(format!("{}: {}", request.action(), Completion::CheckCondition(sense))))
+            }
             other => {
                 let hint = "no other initiator is registered";
                 tested(Err(Failure::of_completion(&other, Effect::Changes, hint).of(request.action())))
