@@ -5,6 +5,7 @@
 
 pub(crate) mod checks;
 pub(crate) mod demo;
+pub(crate) mod figures;
 mod migration;
 mod outcomes;
 

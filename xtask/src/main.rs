@@ -50,6 +50,7 @@ The tasks of the project. Each one installs missing packages of Debian, and name
   cargo xtask manual               writes the manuals of scsi-pr from the options of the program
   cargo xtask bench [FIGURE...]    speed and size side by side with QEMU's helper
   cargo xtask bench disk [FIGURE...]  speed and size of `scsi-pr disk` side by side with tgt
+  cargo xtask bench guest          a guest's disk of `scsi-pr disk`, beside a disk that QEMU makes of a file
   cargo xtask help                 this text
 ";
 
@@ -176,6 +177,9 @@ const RULES: &str = "rules";
 /// The benchmarks of `scsi-pr disk`.
 const DISK: &str = "disk";
 
+/// The benchmark in a QEMU guest.
+const GUEST: &str = "guest";
+
 fn bench(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
     let mut names: Vec<_> = arguments.raw_args()?.collect();
     if names.first().is_some_and(|name| name == DISK) {
@@ -186,6 +190,9 @@ fn bench(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
         run.args(["run", "--release", "--quiet", "--package", "bench", "--"]).args(names);
         command::show(&mut run)?;
         return Ok(true);
+    }
+    if names == [GUEST] {
+        return guests::figures::run(workspace);
     }
     let all = names.is_empty();
     let rules = all || names.iter().any(|name| name == RULES);

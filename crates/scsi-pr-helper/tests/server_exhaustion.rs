@@ -61,7 +61,7 @@ fn a_descriptor_that_had_no_room_is_busy_although_there_is_room_later() {
     let server = Server::start(Limits::default(), Gate::default());
     let mut client = server.client();
     let (mut reader, writer) = std::io::pipe().unwrap();
-    limit(0);
+    limit(3);
     client.send(&reserve_in(0, 8)[..1], &[writer.as_fd()]);
     drop(writer);
     // Its last copy is gone: the server has read that byte.
