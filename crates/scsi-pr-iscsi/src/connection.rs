@@ -1,14 +1,16 @@
 //! One connection: drives the state machines over a socket.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use scsi_pr::{Completion, InitiatorPort, Nexus, TransportId};
 use scsi_pr_daemon::IdleConnections;
-use scsi_pr_disk::{DataIn, Lun, Port, TargetSession, TargetTask, TaskManagement};
+use scsi_pr_disk::{DataIn, Lun, MAX_TRANSFER, Port, TargetSession, TargetTask, TaskManagement};
 
 use crate::directory::Directory;
 use crate::disconnect::{DisconnectReason, LOGIN_TIMEOUT};
@@ -41,7 +43,10 @@ struct Connection {
 pub(crate) fn begin(socket: TcpStream, entry: ConnectionEntry, idle: Arc<IdleSessions>) {
     match FullFeature::log_in(&socket, entry, idle) {
         Ok(connection) => {
-            if let Some(connection) = Box::new(connection).become_idle() {
+            let connection = Box::new(connection);
+            // A command may have come with the last login request.
+            let connection = if connection.decoder.is_empty() { connection.become_idle() } else { Some(connection) };
+            if let Some(connection) = connection {
                 connection.run();
             }
         }
@@ -84,6 +89,7 @@ fn log_in(
         return Err(Refusal::Authorization.into());
     }
     send_response(socket, &response.0, &response.1)?;
+    shared.end_login(entry.id);
     tracing::info!("{} has logged in to {}", negotiated.initiator, target.unwrap_or("discovery"));
 
     socket.set_read_timeout(Some(IDLE_TIMEOUT))?;
@@ -129,7 +135,7 @@ fn negotiate(
                 return Err(DisconnectReason::LoginTimeout);
             }
             socket.set_read_timeout(Some(left))?;
-            receive(socket, decoder)?;
+            receive(socket, decoder, Wait::UntilIdle)?;
         };
         let (header, data) = match step {
             LoginStep::Continue(header, data) => (header, data),
@@ -151,21 +157,29 @@ fn send_response(mut socket: &TcpStream, header: &Header, data: &[u8]) -> io::Re
     socket.write_all(&pdu)
 }
 
-/// Waits for bytes of the peer.
-fn receive(socket: &TcpStream, decoder: &mut Decoder) -> Result<(), DisconnectReason> {
-    let mut socket = socket;
-    loop {
-        match socket.read(decoder.room()) {
-            Ok(0) => return Err(DisconnectReason::Closed),
-            Ok(length) => {
-                decoder.filled(length);
-                return Ok(());
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // open-iscsi ends each discovery so.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(DisconnectReason::Closed),
-            Err(error) => return Err(error.into()),
+/// Whether to wait for bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// For the socket's SO_RCVTIMEO.
+    UntilIdle,
+    No,
+}
+
+/// Receives bytes of the peer.
+fn receive(socket: &TcpStream, decoder: &mut Decoder, wait: Wait) -> Result<(), DisconnectReason> {
+    let flags = match wait {
+        Wait::UntilIdle => RecvFlags::empty(),
+        Wait::No => RecvFlags::DONTWAIT,
+    };
+    match rustix::io::retry_on_intr(|| recv(socket, decoder.room(), flags)) {
+        Ok((_, 0)) => Err(DisconnectReason::Closed),
+        Ok((_, length)) => {
+            decoder.filled(length);
+            Ok(())
         }
+        // open-iscsi ends each discovery so.
+        Err(Errno::CONNRESET) => Err(DisconnectReason::Closed),
+        Err(errno) => Err(io::Error::from(errno).into()),
     }
 }
 
@@ -174,7 +188,8 @@ pub(crate) struct FullFeature {
     requests: Requests,
     decoder: Decoder,
     last_heard: Instant,
-    is_pinged: bool,
+    /// The time of the NOP-In that the peer has not answered.
+    pinged: Option<Instant>,
     registration: Registration,
     entry: ConnectionEntry,
     /// Where the connection goes when it is idle.
@@ -202,7 +217,7 @@ impl FullFeature {
         let mut decoder = Decoder::default();
         match log_in(&entry, socket, &mut decoder) {
             Ok((requests, registration)) => {
-                Ok(Self { requests, decoder, last_heard: Instant::now(), is_pinged: false, registration, entry, idle })
+                Ok(Self { requests, decoder, last_heard: Instant::now(), pinged: None, registration, entry, idle })
             }
             Err(reason) => Err((reason, entry)),
         }
@@ -210,8 +225,7 @@ impl FullFeature {
 
     /// Whether it is time for a NOP-In, or for the end of a connection that has not answered the last one.
     pub(crate) fn is_due(&self) -> bool {
-        let intervals = if self.is_pinged { 2 } else { 1 };
-        self.last_heard.elapsed() >= self.entry.shared.ping_interval * intervals
+        self.pinged.unwrap_or(self.last_heard).elapsed() >= self.entry.shared.ping_interval
     }
 
     /// Serves the connection until it ends or is idle.
@@ -242,20 +256,20 @@ impl FullFeature {
             }
             let connection = &self.requests.connection;
             connection.send()?;
-            if self.is_due() {
-                self.ping()?;
-                return Ok(Idle);
-            }
-            let received = receive(&connection.socket, &mut self.decoder);
+            let is_due = self.is_due();
+            // A connection that is due for a NOP-In had its time to send.
+            let wait = if is_due { Wait::No } else { Wait::UntilIdle };
+            let received = receive(&connection.socket, &mut self.decoder, wait);
             if self.entry.shared.is_stopping() {
                 self.requests.session.abandon(&connection.window);
                 return Err(DisconnectReason::Stopping);
             }
             match received {
-                Ok(()) => (self.last_heard, self.is_pinged) = (Instant::now(), false),
-                Err(DisconnectReason::Io(error))
-                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
-                {
+                Ok(()) => (self.last_heard, self.pinged) = (Instant::now(), None),
+                Err(DisconnectReason::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if is_due {
+                        self.ping()?;
+                    }
                     return Ok(Idle);
                 }
                 Err(reason) => return Err(reason),
@@ -270,10 +284,15 @@ impl FullFeature {
     }
 
     fn ping(&mut self) -> Result<(), DisconnectReason> {
-        if std::mem::replace(&mut self.is_pinged, true) {
+        let connection = &self.requests.connection;
+        if connection.writer.is_sending() {
+            // The peer is busy reading, and finds the NOP-In only after the rest.
+            self.last_heard = Instant::now();
+            return Ok(());
+        }
+        if self.pinged.replace(Instant::now()).is_some() {
             return Err(DisconnectReason::Silent);
         }
-        let connection = &self.requests.connection;
         let window = connection.window.now();
         connection.writer.lock().ping(window);
         Ok(connection.send()?)
@@ -282,7 +301,7 @@ impl FullFeature {
     /// Ends the connection.
     pub(crate) fn close(self: Box<Self>, reason: &DisconnectReason) {
         let Self { requests: Requests { connection, .. }, registration, entry, .. } = *self;
-        if matches!(reason, DisconnectReason::Stopping) {
+        if entry.shared.is_stopping() {
             connection.wait_for_commands(&entry.shared);
         }
         connection.session.close();
@@ -364,6 +383,7 @@ impl Requests {
         let Some(task) = task else {
             return Err(ProtocolError::Data("a command with the task tag of another one that runs").into());
         };
+        let promise = Promise::new(connection, command.expected_in)?;
         if task.is_quick(&command.cdb) {
             connection.execute(task, &command, &mut self.data_in);
             return Ok(());
@@ -373,6 +393,7 @@ impl Requests {
         let connection = Arc::clone(connection);
         self.shared.pool.run(move |data_in| {
             connection.execute(task, &command, data_in);
+            drop(promise);
             // A failure closes the socket, which the reader notices.
             let _ = connection.send();
         });
@@ -454,6 +475,27 @@ impl Requests {
     }
 }
 
+/// Room for the answer of a command, until this is dropped.
+struct Promise {
+    connection: Arc<Connection>,
+    length: usize,
+}
+
+impl Promise {
+    /// Waits until there is room for an answer of so many bytes.
+    fn new(connection: &Arc<Connection>, expected_in: Option<u32>) -> io::Result<Self> {
+        let length = expected_in.unwrap_or(0).min(MAX_TRANSFER) as usize;
+        connection.writer.promise(length, &connection.socket)?;
+        Ok(Self { connection: Arc::clone(connection), length })
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.connection.writer.end_promise(self.length);
+    }
+}
+
 impl Connection {
     /// Sends what is collected.
     fn send(&self) -> io::Result<()> {
@@ -488,7 +530,6 @@ impl Connection {
         transfer_length: u64,
         task: Option<TargetTask>,
     ) {
-        self.window.end(command.delivery);
         let response = ScsiResponse {
             task_tag: command.task_tag,
             completion,
@@ -497,8 +538,10 @@ impl Connection {
             expected_out: command.expected_out,
             transfer_length,
         };
-        let window = self.window.now();
         let mut writer = self.writer.lock();
+        // Under the lock, so that no command counts as ended while its answer is missing.
+        self.window.end(command.delivery);
+        let window = self.window.now();
         // The task leaves the task set before the initiator can use its tag again; and under the lock, so that the answer
         // comes before that of a task management function that waits for the task.
         drop(task);

@@ -1,6 +1,6 @@
 //! [`Shared`]: the state that connections share: the directory, and the table of sessions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
@@ -17,6 +17,9 @@ use crate::server_options::ServerOptions;
 /// The time that a login waits for a former session of the same initiator to end.
 const REINSTATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The most connections over the limit: those that are being closed for others.
+const CLOSING: usize = 64;
+
 /// The state that connections share.
 pub(crate) struct Shared {
     directory: RwLock<Arc<Directory>>,
@@ -27,11 +30,19 @@ pub(crate) struct Shared {
     addresses: Vec<(SocketAddr, u16)>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) ping_interval: Duration,
-    connections: Mutex<HashMap<u64, TcpStream>>,
+    /// By their number, which grows.
+    connections: Mutex<BTreeMap<u64, OpenConnection>>,
     connection_ended: Condvar,
     is_stopping: AtomicBool,
     has_stopped: AtomicBool,
     disconnects: RateLimiter<std::net::IpAddr>,
+}
+
+/// A connection in the table of connections.
+struct OpenConnection {
+    socket: TcpStream,
+    /// It has not logged in, and is not being closed for another one.
+    is_expendable: bool,
 }
 
 /// The identity of a session: a login with the same one reinstates it (RFC 7143 6.3.5).
@@ -135,8 +146,8 @@ impl Shared {
     pub(crate) fn close_connections(&self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut connections = self.lock(&self.connections);
-        let shut_down = |connections: &HashMap<u64, TcpStream>, how| {
-            connections.values().for_each(|connection| _ = connection.shutdown(how));
+        let shut_down = |connections: &BTreeMap<u64, OpenConnection>, how| {
+            connections.values().for_each(|connection| _ = connection.socket.shutdown(how));
         };
         shut_down(&connections, Shutdown::Read);
         while !connections.is_empty() {
@@ -177,7 +188,8 @@ impl Shared {
         !self.lock(&self.connections).is_empty()
     }
 
-    /// Adds a connection, if there are fewer than `limit`.
+    /// Adds a connection. At the limit, the oldest one that has not logged in is closed for it: anyone can make such
+    /// connections. `None` if there is none.
     pub(crate) fn add_connection(
         self: &Arc<Self>,
         socket: &TcpStream,
@@ -189,10 +201,23 @@ impl Shared {
         let id = self.new_id();
         let mut connections = self.lock(&self.connections);
         if connections.len() >= limit {
-            return None;
+            // Those that are being closed still count.
+            if connections.len() >= limit + CLOSING {
+                return None;
+            }
+            let oldest = connections.values_mut().find(|connection| connection.is_expendable)?;
+            let _ = oldest.socket.shutdown(Shutdown::Both);
+            oldest.is_expendable = false;
         }
-        connections.insert(id, clone);
+        connections.insert(id, OpenConnection { socket: clone, is_expendable: true });
         Some(ConnectionEntry { shared: Arc::clone(self), id, peer, portal_group })
+    }
+
+    /// The connection has logged in.
+    pub(crate) fn end_login(&self, id: u64) {
+        if let Some(connection) = self.lock(&self.connections).get_mut(&id) {
+            connection.is_expendable = false;
+        }
     }
 
     /// Adds a session, and ends the one that it reinstates. `None` when that one does not end in time.

@@ -9,6 +9,8 @@ use crate::reply::{Replies, Window};
 
 /// The bytes that may be collected while more requests are there, or while another thread sends.
 const COLLECTED: usize = 256 << 10;
+/// The most bytes of answers, those of running commands included; over it, further commands wait.
+const DATA_IN: usize = 32 << 20;
 /// The memory for answers that a connection keeps until it is idle, in bytes: that of a usual transfer.
 const KEPT: usize = 2 << 20;
 
@@ -28,6 +30,10 @@ pub(crate) struct Collected {
     /// Empty, for the next PDUs while these are sent.
     spare: Vec<u8>,
     is_sending: bool,
+    /// The bytes that are being sent.
+    sending: usize,
+    /// The bytes that running commands may add.
+    promised: usize,
     /// The threads that wait for the one that sends.
     waiting: u32,
     has_failed: bool,
@@ -47,6 +53,8 @@ impl Writer {
             buffer: Vec::new(),
             spare: Vec::new(),
             is_sending: false,
+            sending: 0,
+            promised: 0,
             waiting: 0,
             has_failed: false,
         };
@@ -97,6 +105,42 @@ impl Writer {
         self.send_locked(collected, socket)
     }
 
+    /// Waits until there is room for `length` bytes of a command's answer, and promises it that room.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub(crate) fn promise(&self, length: usize, socket: &TcpStream) -> io::Result<()> {
+        let mut collected = self.lock();
+        loop {
+            let used = collected.buffer.len() + collected.sending + collected.promised;
+            if used == 0 || used + length <= DATA_IN || collected.has_failed {
+                collected.promised += length;
+                return Ok(());
+            }
+            if collected.is_sending || collected.buffer.is_empty() {
+                collected = self.wait(collected);
+            } else {
+                self.send_locked(collected, socket)?;
+                collected = self.lock();
+            }
+        }
+    }
+
+    /// The command has added its answer, or has none.
+    pub(crate) fn end_promise(&self, length: usize) {
+        let mut collected = self.lock();
+        collected.promised -= length;
+        if collected.waiting > 0 {
+            self.sent.notify_all();
+        }
+    }
+
+    /// Whether a thread sends: the peer may take as long to read as [`send`](Self::send) allows.
+    pub(crate) fn is_sending(&self) -> bool {
+        self.lock().is_sending
+    }
+
     /// Frees the memory that a connection without work does not need.
     pub(crate) fn release_memory(&self) {
         let mut collected = self.lock();
@@ -117,12 +161,14 @@ impl Writer {
         while !collected.buffer.is_empty() && !collected.has_failed {
             let spare = mem::take(&mut collected.spare);
             let mut bytes = mem::replace(&mut collected.buffer, spare);
+            collected.sending = bytes.len();
             drop(collected);
             result = socket.write_all(&bytes);
             bytes.clear();
             bytes.shrink_to(KEPT);
             collected = self.lock();
             collected.spare = bytes;
+            collected.sending = 0;
             if result.is_err() {
                 // A part of a PDU may be on the wire, so nothing may follow it.
                 collected.has_failed = true;
@@ -140,5 +186,77 @@ impl Writer {
             self.sent.notify_all();
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::Digests;
+    use crate::reply::Bounds;
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    fn writer() -> (Arc<Writer>, TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        let bounds = Bounds { digests: Digests::default(), max_segment: 8192, max_burst: 65536 };
+        (Arc::new(Writer::new(Replies::new(bounds, 1))), own, peer)
+    }
+
+    #[test]
+    fn commands_over_the_bound_wait_for_those_before() {
+        let (writer, own, _peer) = writer();
+        writer.promise(DATA_IN, &own).unwrap();
+        let (done, has_room) = mpsc::channel();
+        let waiting = {
+            let (writer, own) = (Arc::clone(&writer), own.try_clone().unwrap());
+            thread::spawn(move || {
+                writer.promise(1, &own).unwrap();
+                done.send(()).unwrap();
+            })
+        };
+        assert!(has_room.recv_timeout(Duration::from_millis(100)).is_err());
+        writer.end_promise(DATA_IN);
+        has_room.recv_timeout(Duration::from_secs(60)).unwrap();
+        waiting.join().unwrap();
+    }
+
+    #[test]
+    fn answers_of_a_peer_that_does_not_read_stop_further_commands() {
+        let (writer, own, mut peer) = writer();
+        writer.promise(DATA_IN, &own).unwrap();
+        writer.lock().buffer.resize(DATA_IN, 7);
+        writer.end_promise(DATA_IN);
+        let (done, has_room) = mpsc::channel();
+        let waiting = {
+            let (writer, own) = (Arc::clone(&writer), own.try_clone().unwrap());
+            thread::spawn(move || {
+                writer.promise(1 << 20, &own).unwrap();
+                done.send(()).unwrap();
+            })
+        };
+        assert!(has_room.recv_timeout(Duration::from_millis(100)).is_err());
+        let mut read = vec![0; DATA_IN];
+        peer.read_exact(&mut read).unwrap();
+        assert!(read.iter().all(|byte| *byte == 7));
+        has_room.recv_timeout(Duration::from_secs(60)).unwrap();
+        waiting.join().unwrap();
+    }
+
+    #[test]
+    fn failed_connection_holds_up_no_command() {
+        let (writer, own, peer) = writer();
+        drop(peer);
+        writer.lock().buffer.resize(DATA_IN, 7);
+        assert!(writer.send_all(&own).is_err());
+        writer.promise(DATA_IN, &own).unwrap();
+        writer.promise(DATA_IN, &own).unwrap();
+        writer.send(&own).unwrap();
     }
 }

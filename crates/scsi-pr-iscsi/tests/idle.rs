@@ -61,3 +61,16 @@ fn silent_session_is_pinged_and_ends_without_an_answer() {
     assert_eq!(session.receive().opcode(), NOP_IN);
     assert!(session.try_receive().is_none());
 }
+
+#[test]
+fn connections_that_do_not_log_in_keep_no_initiator_out() {
+    let mut options = ServerOptions::default();
+    options.connections = 4;
+    let fixture = Fixture::with_options(options);
+    let mut first = ready(&fixture, "iqn.2026-11.test:first");
+    let silent: Vec<_> = (0..100).map(|_| std::net::TcpStream::connect(fixture.address).unwrap()).collect();
+    let mut last = eventually("a login", || fixture.connect().try_log_in("iqn.2026-11.test:last").ok());
+    assert_eq!(last.read(&[0; 6], 0).sense.map(|sense| sense[0]), Some(6));
+    assert!(is_alive(&mut last) && is_alive(&mut first));
+    drop(silent);
+}
