@@ -177,12 +177,13 @@ fn scsi_pr(lab: &mut Lab, report: &mut Report) -> Result<()> {
     let disk = "/var/lib/scsi-pr/shared.img";
     fs::File::create(disk)?.set_len(1 << 20)?;
     run("chown", &["scsi-pr:", disk])?;
-    run("systemctl", &["enable", "--now", "scsi-pr-disk"])?;
-    report.equal("scsi-pr-disk runs with the example of its settings", "active", &state("is-active", "scsi-pr-disk"));
-    exposure(report, "scsi-pr-disk.service", 20)?;
     let settings = "/etc/scsi-pr/disk.toml";
-    let changed = format!("{}\n# changed\n", fs::read_to_string(settings)?);
+    // The kernel's target has the port of the example.
+    let changed = fs::read_to_string(settings)?.replace(":3260", ":3261");
     write(settings, &changed)?;
+    run("systemctl", &["enable", "--now", "scsi-pr-disk"])?;
+    report.equal("scsi-pr-disk runs with its settings", "active", &state("is-active", "scsi-pr-disk"));
+    exposure(report, "scsi-pr-disk.service", 20)?;
 
     let (before, disks_before) = (main_process("scsi-pr@vm1.service")?, main_process("scsi-pr-disk")?);
     let load = Load::start(socket, &image)?;
