@@ -1,11 +1,13 @@
-//! [`execute`]: commands of an administrator, who may act as any initiator.
+//! [`execute`] and [`execute_if`]: commands of an administrator, who may act as any initiator.
 
-use scsi_pr::{Command, Completion, Nexus};
+use scsi_pr::{Command, Completion, Nexus, Reservation, Reservations, ReserveInAction};
 
 use crate::{Store, StoreError, UnitId};
 
 /// Runs one command of `nexus` on `unit`, as [`SharedReservations`](crate::SharedReservations) does for an initiator: no unit
-/// attention is reported, and a change drops those in the record.
+/// attention is reported.
+///
+/// A change drops the unit attentions in the record, unless the unit has been served by a disk: the disk reports those.
 ///
 /// # Errors
 ///
@@ -16,21 +18,57 @@ pub fn execute(
     nexus: &Nexus,
     command: Command<'_>,
 ) -> Result<Completion, StoreError> {
+    let completion = run(store, unit, nexus, command, &|_| true)?;
+    completion.ok_or_else(|| {
+        StoreError::unavailable(format!("run {command} on {unit}")).because("the store did not ask for the change")
+    })
+}
+
+/// The same if the unit has this reservation and generation. The check and the change are one compare-and-swap. `None`: the
+/// unit has another reservation or generation, and nothing was changed.
+///
+/// # Errors
+///
+/// Those of [`execute`].
+pub fn execute_if(
+    store: &dyn Store,
+    unit: &UnitId,
+    nexus: &Nexus,
+    command: Command<'_>,
+    expected: &Reservation,
+) -> Result<Option<Completion>, StoreError> {
+    let expected = expected.encode();
+    run(store, unit, nexus, command, &|reservations| {
+        reservations.reserve_in_data(ReserveInAction::ReadReservation, usize::MAX) == expected
+    })
+}
+
+/// `None`: the reservations are not `expected`.
+fn run(
+    store: &dyn Store,
+    unit: &UnitId,
+    nexus: &Nexus,
+    command: Command<'_>,
+    is_expected: &dyn Fn(&Reservations) -> bool,
+) -> Result<Option<Completion>, StoreError> {
     let loaded = store.load(unit)?;
     loaded.check_not_owned(unit)?;
     if let Some(completion) = loaded.reservations.answer(nexus, command) {
-        return Ok(completion);
+        return Ok(is_expected(&loaded.reservations).then_some(completion));
     }
     let mut completion = None;
     store.update(unit, &mut |reservations| {
+        completion = None;
+        if !is_expected(reservations) {
+            return false;
+        }
         let outcome = reservations.process(nexus, command);
-        if outcome.changed {
+        // "scsi-pr serve" reports no unit attentions, but a disk does when it serves the unit again.
+        if outcome.changed && loaded.disk.is_none() {
             reservations.clear_unit_attentions();
         }
         completion = Some(outcome.completion);
         outcome.changed
     })?;
-    completion.ok_or_else(|| {
-        StoreError::unavailable(format!("run {command} on {unit}")).because("the store did not ask for the change")
-    })
+    Ok(completion)
 }

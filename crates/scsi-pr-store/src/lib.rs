@@ -35,7 +35,7 @@ mod unique;
 mod unit;
 
 pub use address::{directory_of, open, open_existing};
-pub use administration::execute;
+pub use administration::{execute, execute_if};
 pub use disk_record::{DiskRecord, Host, Owner};
 pub use error::{Fault, StoreError};
 pub use file_system::is_on_local_file_system;

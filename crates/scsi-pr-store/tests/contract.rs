@@ -4,8 +4,11 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::thread;
 
-use scsi_pr::{Completion, Key, Keys, Reservations, ReserveIn, ReserveInAction, ReserveOut, Status, Type};
-use scsi_pr_store::{MemoryStore, Store, Swap, Version, execute, open, open_existing};
+use scsi_pr::{
+    Completion, Generation, Held, Key, Keys, Reservation, Reservations, ReserveIn, ReserveInAction, ReserveOut, Status,
+    Type,
+};
+use scsi_pr_store::{MemoryStore, Store, Swap, Version, execute, execute_if, open, open_existing};
 
 mod support;
 use support::{change, changes, nexus, register, unit};
@@ -97,6 +100,29 @@ fn command_of_an_administrator_runs_as_any_nexus() {
             ReserveOut::Release { key: Key(7), reservation_type: Type::WriteExclusive }.encode().expect("one");
         let completion = execute(&*store, &unit("a"), &nexus(1), release.command()).expect("an answer");
         assert_eq!(completion, Completion::Status(Status::RESERVATION_CONFLICT));
+    });
+}
+
+#[test]
+fn command_under_a_condition_runs_only_if_the_reservation_and_the_generation_are_those() {
+    on_each(|store| {
+        let register =
+            ReserveOut::RegisterAndIgnoreExistingKey { service_action_key: Key(1), all_tg_pt: false, aptpl: false };
+        let command = register.encode().expect("a command");
+        let run = |generation, held| {
+            let expected = Reservation { generation: Generation(generation), held };
+            execute_if(&*store, &unit("a"), &nexus(1), command.command(), &expected).expect("an answer")
+        };
+        let held = Held { key: Key(1), reservation_type: Type::WriteExclusive };
+        assert_eq!((run(1, None), run(0, Some(held))), (None, None));
+        assert_eq!(store.load(&unit("a")).expect("a record").reservations.generation(), Generation(0));
+        assert_eq!(run(0, None), Some(Completion::Good(Vec::new())));
+        assert_eq!(run(0, None), None);
+        let reserve =
+            ReserveOut::Reserve { key: Key(1), reservation_type: Type::WriteExclusive }.encode().expect("a command");
+        execute(&*store, &unit("a"), &nexus(1), reserve.command()).expect("an answer");
+        // RESERVE does not change the generation.
+        assert_eq!((run(1, None), run(1, Some(held))), (None, Some(Completion::Good(Vec::new()))));
     });
 }
 
