@@ -1,11 +1,29 @@
 //! The functions of [`Disk`] for the program that serves it, and for the administrator.
 
-use scsi_pr::{Access, Command, Completion, Nexus, ReserveInAction, Status};
+use scsi_pr::{Access, Command, Completion, Nexus, Reservation, ReserveInAction, Status};
 
 use crate::commands::UnitAttention;
 use crate::disk::Disk;
 use crate::gate::{Refusal, Task};
 use crate::{Identity, MediumError};
+
+/// The state in which an administrator's change may be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChangeCondition {
+    /// The reservation and the generation (SPC-4 6.15.3); `None`: any.
+    pub reservation: Option<Reservation>,
+    /// The iSCSI name of an initiator that must have no session; `None`: any may have one.
+    pub without_session: Option<String>,
+}
+
+/// The part of a [`ChangeCondition`] that does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnmetCondition {
+    /// The reservation or the generation is another one.
+    Reservation,
+    /// The initiator has a session.
+    Session,
+}
 
 impl Disk {
     /// Runs PERSISTENT RESERVE IN or OUT as `nexus`, without a session of it: what an administrator has to say. It takes
@@ -17,6 +35,30 @@ impl Disk {
             Access::ReserveIn => self.gate.reserve_in(task, command),
             _ => self.gate.reserve_out(task, command),
         })
+    }
+
+    /// The same of PERSISTENT RESERVE OUT, if `condition` holds at the moment of the change.
+    ///
+    /// # Errors
+    ///
+    /// The condition does not hold, and nothing was changed.
+    pub fn administer_if(
+        &self,
+        nexus: Nexus,
+        command: Command<'_>,
+        condition: &ChangeCondition,
+    ) -> Result<Completion, UnmetCondition> {
+        let mut unmet = None;
+        let completion = self.run_without_session(nexus, Access::of_cdb(command.cdb().bytes()), |task| {
+            match self.gate.reserve_out_if(task, command, condition)? {
+                Ok(completion) => Some(completion),
+                Err(part) => {
+                    unmet = Some(part);
+                    None
+                }
+            }
+        });
+        unmet.map_or(Ok(completion), Err)
     }
 
     /// GOOD with all data of PERSISTENT RESERVE IN, also beyond the 65,535 bytes that an allocation length can ask for.

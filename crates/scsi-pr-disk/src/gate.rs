@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use scsi_pr::{Access, Command, Completion, Nexus, Reservations, ReserveInAction, SenseCode};
 
+use crate::administration::{ChangeCondition, UnmetCondition};
 use crate::commands::UnitAttention;
 use crate::store::{ReservationStore, StoreError};
 use state::{Aborted, Begin, Entry, State, TaskKey};
@@ -162,10 +163,32 @@ impl Gate {
     /// PERSISTENT RESERVE OUT, of a task that has entered. GOOD is the answer once the new state is durable and every
     /// command that it forbids has ended; `None` when the command was aborted meanwhile.
     pub(crate) fn reserve_out(&self, task: &Task, command: Command<'_>) -> Option<Completion> {
-        let begin = self.wait_for(task, |state| match state.begin_change(&task.nexus, command) {
-            Begin::Wait => None,
-            begin => Some(begin),
+        let any = ChangeCondition::default();
+        // The empty condition always holds.
+        self.reserve_out_if(task, command, &any)?.ok()
+    }
+
+    /// The same, if `condition` holds when the rules decide the command.
+    pub(crate) fn reserve_out_if(
+        &self,
+        task: &Task,
+        command: Command<'_>,
+        condition: &ChangeCondition,
+    ) -> Option<Result<Completion, UnmetCondition>> {
+        let begin = self.wait_for(task, |state| match state.check(task.session, condition)? {
+            Ok(()) => match state.begin_change(&task.nexus, command) {
+                Begin::Wait => None,
+                begin => Some(Ok(begin)),
+            },
+            Err(unmet) => Some(Err(unmet)),
         })?;
+        match begin {
+            Ok(begin) => self.finish_change(task, command, begin).map(Ok),
+            Err(unmet) => Some(Err(unmet)),
+        }
+    }
+
+    fn finish_change(&self, task: &Task, command: Command<'_>, begin: Begin) -> Option<Completion> {
         let (expected, new) = match begin {
             Begin::Store { expected, new } => (expected, new),
             Begin::Answer(completion) => return Some(completion),

@@ -25,6 +25,7 @@ pub mod sense_code;
 mod store;
 mod target;
 
+pub use administration::{ChangeCondition, UnmetCondition};
 pub use call::Port;
 pub use data::DataIn;
 pub use disk::{Disk, DiskOptions, OpenError, Response, TaskManagement};

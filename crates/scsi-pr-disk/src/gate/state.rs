@@ -7,9 +7,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use scsi_pr::{Access, Command, Completion, Nexus, Reservations, ReserveInAction, SenseCode, SenseKey, Status};
+use scsi_pr::{
+    Access, Command, Completion, InitiatorPort, Nexus, Reservations, ReserveInAction, SenseCode, SenseKey, Status,
+};
 
 use super::{AbortScope, AbortedStatus, Refusal, SessionId};
+use crate::administration::{ChangeCondition, UnmetCondition};
 use crate::commands::UnitAttention;
 use crate::sense_code;
 use crate::store::StoreError;
@@ -224,6 +227,26 @@ impl State {
         act: fn(&mut Reservations, &Nexus) -> Completion,
     ) -> Option<Completion> {
         (self.change == Change::None).then(|| act(&mut self.reservations, nexus))
+    }
+
+    /// Whether `condition` holds for a change by the session `by`; `None` while another change is not over.
+    pub(super) fn check(&self, by: SessionId, condition: &ChangeCondition) -> Option<Result<(), UnmetCondition>> {
+        if self.change != Change::None {
+            return None;
+        }
+        let ChangeCondition { reservation, without_session } = condition;
+        let is_of = |nexus: &Nexus, wanted: &str| matches!(nexus.initiator().port(), InitiatorPort::Iscsi { name, .. } if name == wanted);
+        let has_session =
+            |wanted: &str| self.sessions.iter().any(|(id, other)| *id != by && is_of(&other.nexus, wanted));
+        Some(if without_session.as_deref().is_some_and(has_session) {
+            Err(UnmetCondition::Session)
+        } else if reservation.is_some_and(|expected| {
+            self.reservations.reserve_in_data(ReserveInAction::ReadReservation, usize::MAX) != expected.encode()
+        }) {
+            Err(UnmetCondition::Reservation)
+        } else {
+            Ok(())
+        })
     }
 
     /// The rules decide a PERSISTENT RESERVE OUT.
