@@ -165,12 +165,12 @@ fn change_by_the_store_is_seen_by_machines_and_back() {
 
     let vm1_way = Way::store(&place.sqlite(), "vm1");
     assert_eq!(vm1_way.run("reserve --key=7 --type=7", &disk).code, 0);
-    assert!(vm1_way.run("release --key=7", &disk).text().contains("not reserved"));
+    assert!(vm1_way.run("release --key=7 --yes", &disk).stdout.contains("not reserved"));
     assert!(vm1_way.run("register --key=8", &disk).refusal(3).contains("--old-key"));
     assert_eq!(vm1_way.run("register --key=8 --old-key=7", &disk).code, 0);
     assert_eq!(vm1_way.run("register --key=9 --ignore-existing", &disk).code, 0);
     assert_eq!(vm2.run("register --key=2", &disk).code, 0);
-    assert_eq!(vm2.run("unregister --key=2", &disk).code, 0);
+    assert_eq!(vm2.run("unregister --key=2 --yes", &disk).code, 0);
     assert_eq!(vm1.keys().keys, [Key(9)]);
     assert_eq!(vm1_way.run("clear --key=9 --yes", &disk).code, 0);
     assert_eq!(vm1.keys().keys, []);

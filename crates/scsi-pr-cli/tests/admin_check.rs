@@ -99,7 +99,7 @@ fn unit_in_use_is_refused_and_stays_as_it_is() {
         let (json, code) = own.run("check --json", "shared").json();
         assert_eq!((code, &json["exit-code"]), (3, &json!(3)));
         assert_eq!(own.run("show --json", "shared").stdout, before);
-        registrant.run("unregister --key=7", "shared").text();
+        assert_eq!(registrant.run("unregister --key=7 --yes", "shared").code, 0);
     }
 }
 
@@ -326,7 +326,7 @@ fn registration_of_another_initiator_at_any_time_stays_and_ends_the_check() {
         // The last command is the reading that finds nothing to remove.
         assert!(ended.code == 3 || number == commands && ended.code == 0, "{number} of {commands}: {ended:?}");
         assert_eq!(setup.keys(), ["0x0000000000000077"], "{number}: {ended:?}");
-        other.run("unregister --key=0x77", "shared").text();
+        assert_eq!(other.run("unregister --key=0x77 --yes", "shared").code, 0);
     }
 }
 

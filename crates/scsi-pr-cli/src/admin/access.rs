@@ -10,7 +10,7 @@ mod store;
 
 use std::path::Path;
 
-use scsi_pr::{Command, Completion, Nexus, ReserveInAction, SenseKey, TransportId};
+use scsi_pr::{Command, Completion, Nexus, Reservation, ReserveInAction, SenseKey, TransportId};
 use scsi_pr_daemon::log::escape;
 use scsi_pr_store::InitiatorName;
 use tracing::info;
@@ -38,10 +38,25 @@ pub(crate) enum Sender<'a> {
     Nexus(&'a Nexus),
 }
 
+/// The state in which a change may be made: that which the administrator was shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Condition {
+    /// The reservation and the generation.
+    pub(crate) reservation: Reservation,
+    /// An initiator that must have no session with the disk.
+    pub(crate) without_session: Option<InitiatorName>,
+}
+
 /// Runs commands on one unit.
 pub(crate) trait AccessPath: Send + Sync {
     /// The answer of the unit.
     fn execute(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Completion, Failure>;
+
+    /// The same of a change, if `condition` holds. A store and a disk check it together with the change. Any other way does not
+    /// check it: a caller reads the unit directly before.
+    fn execute_if(&self, sender: Sender<'_>, command: Command<'_>, _: &Condition) -> Result<Completion, Failure> {
+        self.execute(sender, command)
+    }
 
     /// The most bytes that PERSISTENT RESERVE IN may return.
     fn max_allocation_length(&self) -> usize {
@@ -79,9 +94,23 @@ pub(crate) struct Unit {
 impl Unit {
     /// The answer to a command. After a unit attention the unit has not run the command, so it is sent again.
     pub(crate) fn execute(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Completion, Failure> {
+        self.repeat(|| self.path.execute(sender, command))
+    }
+
+    /// The same of a change, if `condition` holds, as far as the way can check it.
+    pub(crate) fn execute_if(
+        &self,
+        sender: Sender<'_>,
+        command: Command<'_>,
+        condition: &Condition,
+    ) -> Result<Completion, Failure> {
+        self.repeat(|| self.path.execute_if(sender, command, condition))
+    }
+
+    fn repeat(&self, run: impl Fn() -> Result<Completion, Failure>) -> Result<Completion, Failure> {
         let mut attentions = 0;
         loop {
-            let completion = self.path.execute(sender, command)?;
+            let completion = run()?;
             if !is_unit_attention(&completion) || attentions == MAX_UNIT_ATTENTIONS {
                 return Ok(completion);
             }

@@ -1,12 +1,12 @@
 //! The commands by which an initiator changes reservations: PERSISTENT RESERVE OUT.
 
-use scsi_pr::{Completion, Key, ReserveOut, ScopeType, Type};
+use scsi_pr::{Completion, Key, Reservation, ReserveOut, ScopeType, Type};
 use scsi_pr_daemon::log::escape;
 use serde_json::json;
 
-use super::access::{Access, Sender, Unit};
+use super::access::{Access, Condition, Sender, Unit};
 use super::failure::{Code, Effect, Failure};
-use super::options::{Clear, Move, Preempt, Register, Release, Reserve, Target, Unregister};
+use super::options::{Clear, Consent, Move, OwnKey, Preempt, Register, Release, Reserve, Target, Unregister};
 use super::output::{self, Format};
 use super::report::{KeyReport, ReservationReport, StateReport};
 use super::{causes, consent, read, show, text};
@@ -18,12 +18,14 @@ struct Change {
     done: String,
     /// The remedy for a RESERVATION CONFLICT.
     hint: String,
+    /// The state to which the administrator agreed; `None` if there was no question.
+    condition: Option<Condition>,
 }
 
 pub(crate) fn register(options: &Register) -> Result<(), Failure> {
     let Register { target, key, old_key, ignore_existing, aptpl, all_tg_pt } = options;
     let (aptpl, all_tg_pt, service_action_key) = (*aptpl, *all_tg_pt, *key);
-    run(target, |_| {
+    run(target, |_, _| {
         let request = match ignore_existing {
             true => ReserveOut::RegisterAndIgnoreExistingKey { service_action_key, all_tg_pt, aptpl },
             false => ReserveOut::Register {
@@ -35,12 +37,15 @@ pub(crate) fn register(options: &Register) -> Result<(), Failure> {
             },
         };
         let hint = "this initiator has registered another key: give that key with --old-key, or use --ignore-existing";
-        Ok(Change { request, done: format!("registered key {}", shown(*key)), hint: hint.to_owned() })
+        Ok(Change { request, done: format!("registered key {}", shown(*key)), hint: hint.to_owned(), condition: None })
     })
 }
 
 pub(crate) fn unregister(options: &Unregister) -> Result<(), Failure> {
-    run(&options.target, |unit| {
+    let Unregister { target, consent, .. } = options;
+    run(target, |access, unit| {
+        let condition =
+            agree_as_other(access, unit, target, *consent, "REGISTER with key 0 removes the registrations of")?;
         // APTPL of the last REGISTER counts for the whole unit, and for all other registrants.
         let aptpl = read::capabilities(unit).is_ok_and(|capabilities| capabilities.ptpl_a);
         let (service_action_key, all_tg_pt) = (Key::ZERO, false);
@@ -49,13 +54,13 @@ pub(crate) fn unregister(options: &Unregister) -> Result<(), Failure> {
             None => ReserveOut::RegisterAndIgnoreExistingKey { service_action_key, all_tg_pt, aptpl },
         };
         let hint = "this initiator is not registered with that key: see \"scsi-pr show\"";
-        Ok(Change { request, done: "unregistered".to_owned(), hint: hint.to_owned() })
+        Ok(Change { request, done: "unregistered".to_owned(), hint: hint.to_owned(), condition })
     })
 }
 
 pub(crate) fn reserve(options: &Reserve) -> Result<(), Failure> {
     let (key, reservation_type) = (options.own.key, options.reservation_type.0);
-    run(&options.target, |_| {
+    run(&options.target, |_, _| {
         let hint = format!(
             "this initiator is not registered with key {key}, or there is another reservation: see \"scsi-pr show\""
         );
@@ -63,50 +68,54 @@ pub(crate) fn reserve(options: &Reserve) -> Result<(), Failure> {
             request: ReserveOut::Reserve { key, reservation_type },
             done: format!("reserved, {reservation_type}"),
             hint,
+            condition: None,
         })
     })
 }
 
 pub(crate) fn release(options: &Release) -> Result<(), Failure> {
-    let key = options.own.key;
-    run(&options.target, |unit| {
+    let Release { own: OwnKey { key }, target, consent, .. } = options;
+    let key = *key;
+    run(target, |access, unit| {
+        let condition = agree_as_other(access, unit, target, *consent, "RELEASE gives up the reservation, as")?;
         let reservation_type = match options.reservation_type {
             Some(option) => option.0,
             // Without a reservation, the type does not count.
             None => read::reservation(unit)?.held.map_or(Type::WriteExclusive, |held| held.reservation_type),
         };
         let request = ReserveOut::Release { key, reservation_type };
-        Ok(Change { request, done: "RELEASE is done".to_owned(), hint: not_registered(key) })
+        Ok(Change { request, done: "RELEASE is done".to_owned(), hint: not_registered(key), condition })
     })
 }
 
 pub(crate) fn clear(options: &Clear) -> Result<(), Failure> {
     let key = options.own.key;
-    run(&options.target, |unit| {
-        let state = read::state(unit)?;
+    run(&options.target, |_, unit| {
+        let (state, reservation) = read::state_for_change(unit)?;
         let intention = format!(
             "CLEAR removes the reservation of {} ({}) and all registrations: {}",
             unit.name,
             text::reservation(state.reservation.as_ref()),
             consent::names(&state.registrations)
         );
-        consent::ask(options.consent, &intention)?;
+        let condition = agree(unit, options.consent, &intention, &state, reservation)?;
         let request = ReserveOut::Clear { key };
-        Ok(Change { request, done: "cleared".to_owned(), hint: not_registered(key) })
+        Ok(Change { request, done: "cleared".to_owned(), hint: not_registered(key), condition })
     })
 }
 
 pub(crate) fn preempt(options: &Preempt) -> Result<(), Failure> {
     let (key, victim) = (options.own.key, options.victim);
-    run(&options.target, |unit| {
-        let state = read::state(unit)?;
+    run(&options.target, |_, unit| {
+        let (state, reservation) = read::state_for_change(unit)?;
         let held = state.reservation.as_ref().map(|held| held.reservation_type);
         let reservation_type = match options.reservation_type {
             Some(option) => option.0,
             // Without a reservation, the type does not count, but some targets check it.
             None => held.unwrap_or(Type::WriteExclusiveRegistrantsOnly),
         };
-        consent::ask(options.consent, &intention_of_preempt(&unit.name, options, &state))?;
+        let intention = intention_of_preempt(&unit.name, options, &state);
+        let condition = agree(unit, options.consent, &intention, &state, reservation)?;
         let scope_type = ScopeType::from(reservation_type);
         let request = match options.abort {
             true => ReserveOut::PreemptAndAbort { key, service_action_key: victim, scope_type },
@@ -116,7 +125,7 @@ pub(crate) fn preempt(options: &Preempt) -> Result<(), Failure> {
             "this initiator is not registered with key {key}, or no initiator is registered with key {victim}: \
              see \"scsi-pr show\""
         );
-        Ok(Change { request, done: format!("preempted key {}", shown(victim)), hint })
+        Ok(Change { request, done: format!("preempted key {}", shown(victim)), hint, condition })
     })
 }
 
@@ -141,19 +150,21 @@ fn intention_of_preempt(name: &str, options: &Preempt, state: &StateReport) -> S
 
 pub(crate) fn hand_over(options: &Move) -> Result<(), Failure> {
     let (key, to) = (options.own.key, &options.to.0);
-    run(&options.target, |unit| {
+    run(&options.target, |_, unit| {
+        let (state, reservation) = read::state_for_change(unit)?;
         let after = match options.unregister {
             true => "; this initiator is unregistered",
             false => "; this initiator stays registered",
         };
         let intention = format!(
-            "REGISTER AND MOVE registers {} at target port {} of {} with key {}, and hands it the reservation{after}",
+            "REGISTER AND MOVE registers {} at target port {} of {} with key {}, and hands it the reservation ({}){after}",
             super::report::initiator_name(to),
             options.to_port,
             unit.name,
-            shown(options.to_key)
+            shown(options.to_key),
+            text::reservation(state.reservation.as_ref())
         );
-        consent::ask(options.consent, &intention)?;
+        let condition = agree(unit, options.consent, &intention, &state, reservation)?;
         let request = ReserveOut::RegisterAndMove {
             key,
             service_action_key: options.to_key,
@@ -164,8 +175,45 @@ pub(crate) fn hand_over(options: &Move) -> Result<(), Failure> {
         };
         let hint = format!("this initiator does not hold the reservation with key {key}: see \"scsi-pr show\"");
         let done = format!("moved the reservation to {}", super::report::initiator_name(to));
-        Ok(Change { request, done, hint })
+        Ok(Change { request, done, hint, condition })
     })
+}
+
+/// Asks, and reads the unit again: what `intention` describes must still hold.
+fn agree(
+    unit: &Unit,
+    consent: Consent,
+    intention: &str,
+    state: &StateReport,
+    reservation: Reservation,
+) -> Result<Option<Condition>, Failure> {
+    consent::ask(consent, intention)?;
+    if read::state(unit)? != *state {
+        return Err(Failure::changed_meanwhile());
+    }
+    Ok(Some(Condition { reservation, without_session: None }))
+}
+
+/// The same of a change as another initiator (`--as`), whose machine may rely on its reservation. Without `--as`, there is no
+/// question.
+fn agree_as_other(
+    access: &Access,
+    unit: &Unit,
+    target: &Target,
+    consent: Consent,
+    act: &str,
+) -> Result<Option<Condition>, Failure> {
+    let Some(name) = &target.access.initiator else { return Ok(None) };
+    let name = access.initiator(name)?;
+    let (state, reservation) = read::state_for_change(unit)?;
+    let own = consent::names(state.registrations.iter().filter(|one| one.own));
+    let held = text::reservation(state.reservation.as_ref());
+    let session = match access.has_session(unit, &name)? {
+        Some(true) => "; its machine has a session with the unit now, so it still runs",
+        _ => "",
+    };
+    let intention = format!("{act} {name}: {own}; {}: {held}{session}", unit.name);
+    agree(unit, consent, &intention, &state, reservation)
 }
 
 fn not_registered(key: Key) -> String {
@@ -177,15 +225,15 @@ fn shown(key: Key) -> String {
 }
 
 /// Sends a change, and prints what the reservation is afterwards.
-fn run(target: &Target, prepare: impl FnOnce(&Unit) -> Result<Change, Failure>) -> Result<(), Failure> {
+fn run(target: &Target, prepare: impl FnOnce(&Access, &Unit) -> Result<Change, Failure>) -> Result<(), Failure> {
     let name = target.device.to_string_lossy();
     let format = Format::of(target.output.json);
-    let result =
-        Access::open(&target.access).and_then(|access| access.unit(&target.device, Effect::Changes)).and_then(|unit| {
-            let change = prepare(&unit)?;
-            send(&unit, Sender::Own, &change.request, &change.hint)?;
-            Ok((unit, change.done))
-        });
+    let result = Access::open(&target.access).and_then(|access| {
+        let unit = access.unit(&target.device, Effect::Changes)?;
+        let change = prepare(&access, &unit)?;
+        send(&unit, Sender::Own, &change.request, change.condition.as_ref(), &change.hint)?;
+        Ok((unit, change.done))
+    });
     let (unit, done) = match result {
         Ok(done) => done,
         Err(failure) => {
@@ -216,10 +264,20 @@ fn run(target: &Target, prepare: impl FnOnce(&Unit) -> Result<Change, Failure>) 
     printed.map(drop).map_err(unprinted)
 }
 
-/// Sends PERSISTENT RESERVE OUT. `hint` says what to do about a RESERVATION CONFLICT.
-pub(crate) fn send(unit: &Unit, sender: Sender<'_>, request: &ReserveOut, hint: &str) -> Result<(), Failure> {
+/// Sends PERSISTENT RESERVE OUT, if `condition` holds. `hint` says what to do about a RESERVATION CONFLICT.
+pub(crate) fn send(
+    unit: &Unit,
+    sender: Sender<'_>,
+    request: &ReserveOut,
+    condition: Option<&Condition>,
+    hint: &str,
+) -> Result<(), Failure> {
     let command = request.encode().map_err(|error| Failure::new(Code::Failure, error))?;
-    match unit.execute(sender, command.command())? {
+    let completion = match condition {
+        Some(condition) => unit.execute_if(sender, command.command(), condition),
+        None => unit.execute(sender, command.command()),
+    };
+    match completion? {
         Completion::Good(_) => Ok(()),
         other => Err(Failure::of_completion(&other, Effect::Changes, hint).of(request.action())),
     }

@@ -103,7 +103,7 @@ fn random_key() -> Result<Key, Failure> {
 fn undo_command(arguments: impl Iterator<Item = OsString>, key: Key) -> String {
     let mut words: Vec<String> = arguments.map(|word| quote(&word.to_string_lossy())).collect();
     if let Some(command) = words.get_mut(1) {
-        *command = format!("unregister --key={key}");
+        *command = format!("unregister --yes --key={key}");
     }
     words.join(" ")
 }
@@ -196,10 +196,13 @@ mod tests {
 
     #[test]
     fn undo_command_has_the_same_options_as_the_check() {
-        assert_eq!(undo(&["scsi-pr", "check", "/dev/sda"]), "scsi-pr unregister --key=0x00000000000000ab /dev/sda");
+        assert_eq!(
+            undo(&["scsi-pr", "check", "/dev/sda"]),
+            "scsi-pr unregister --yes --key=0x00000000000000ab /dev/sda"
+        );
         assert_eq!(
             undo(&["/usr/bin/scsi-pr", "check", "a disk", "--disk=/run/it's", "--as=vm1"]),
-            "/usr/bin/scsi-pr unregister --key=0x00000000000000ab 'a disk' '--disk=/run/it'\\''s' --as=vm1"
+            "/usr/bin/scsi-pr unregister --yes --key=0x00000000000000ab 'a disk' '--disk=/run/it'\\''s' --as=vm1"
         );
     }
 

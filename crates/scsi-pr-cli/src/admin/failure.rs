@@ -22,6 +22,8 @@ pub(crate) enum Code {
     Unavailable = 5,
     /// The command may have been run.
     OutcomeUnknown = 6,
+    /// Some of several changes were made.
+    PartlyDone = 7,
     /// SIGHUP ended the check, which removed its registration.
     HungUp = 129,
     /// The same of SIGINT.
@@ -35,10 +37,12 @@ pub(crate) const EXIT_CODES: &str = "Exit codes:
   0  done
   1  failed for another reason; nothing was changed, unless the message says so
   2  wrong command line, or DEVICE is not a disk
-  3  RESERVATION CONFLICT: the unit refused the command because of a key or a reservation
+  3  RESERVATION CONFLICT: the unit refused the command because of a key or a reservation; or the unit has changed since it
+     was read, and nothing was changed
   4  the unit does not support the command
   5  the unit, helper, disk or store is busy or cannot be reached; nothing was changed
   6  the answer was lost: the change may have been made. Look with \"scsi-pr show\"
+  7  partly done: some changes were made, and another one failed or may have been made. Look with \"scsi-pr show\"
   129, 130, 143  SIGHUP, SIGINT or SIGTERM ended a check, which removed its registration";
 
 /// A failed command.
@@ -63,6 +67,13 @@ impl Failure {
 
     pub(crate) fn usage(text: impl fmt::Display) -> Self {
         Self::new(Code::Usage, text)
+    }
+
+    /// The state that the administrator was shown does not hold any more.
+    pub(crate) fn changed_meanwhile() -> Self {
+        let text = "nothing was changed, because the registrations or the reservation have changed meanwhile: look with \
+                    \"scsi-pr show\", and try again";
+        Self::new(Code::Conflict, text)
     }
 
     pub(crate) const fn code(&self) -> Code {

@@ -33,11 +33,13 @@ pub(crate) enum AdminTask {
     Register(Register),
     /// Remove this initiator's registration (REGISTER with key 0)
     ///
-    /// If this initiator alone holds the reservation, the unit releases it.
+    /// If this initiator alone holds the reservation, the unit releases it. With --as, the command asks first.
     Unregister(Unregister),
     /// Reserve the unit for this initiator (RESERVE)
     Reserve(Reserve),
     /// Give the reservation up, and stay registered (RELEASE)
+    ///
+    /// With --as, the command asks first.
     Release(Release),
     /// Remove every registration and the reservation (CLEAR)
     Clear(Clear),
@@ -53,6 +55,9 @@ pub(crate) enum AdminTask {
     ///
     /// Fence the machine first: one that still runs may write until the command ends. The command refuses an initiator with a
     /// session at the disk.
+    ///
+    /// If one unit cannot be read, or the reservations change during the question, nothing is changed. The exit code 7 stands
+    /// for an eviction that was made in part.
     Evict(Evict),
     /// Test whether a Windows, Pacemaker or Oracle RAC cluster would work on an unreserved unit
     ///
@@ -195,7 +200,8 @@ pub(crate) struct Target {
 /// The consent to a change that others feel.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Consent {
-    /// Do it without a question. Needed where standard input is not a terminal
+    /// Do it without a question. Needed where standard input is not a terminal, except for "unregister" and "release" without
+    /// --as, which do not ask
     #[arg(long)]
     pub(crate) yes: bool,
 }
@@ -244,6 +250,9 @@ pub(crate) struct Unregister {
     pub(crate) key: Option<Key>,
 
     #[command(flatten)]
+    pub(crate) consent: Consent,
+
+    #[command(flatten)]
     pub(crate) target: Target,
 }
 
@@ -270,6 +279,9 @@ pub(crate) struct Release {
     /// The type of the reservation [default: the type that the unit reports]
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) reservation_type: Option<TypeOption>,
+
+    #[command(flatten)]
+    pub(crate) consent: Consent,
 
     #[command(flatten)]
     pub(crate) target: Target,

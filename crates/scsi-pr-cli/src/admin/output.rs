@@ -52,14 +52,43 @@ pub(crate) fn print_json_of(failure: &Failure) {
 
 /// Writes a value as one JSON document on one line.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<Reader, Failure> {
-    let mut text = serde_json::to_string(value)
+    let text = serde_json::to_string(value)
         .map_err(|error| Failure::new(Code::Failure, format!("cannot write JSON: {error}")))?;
-    text.push('\n');
+    let text = without_control_characters(&text) + "\n";
     HAS_PRINTED_JSON.store(true, Ordering::Relaxed);
     print(&text)
+}
+
+/// JSON without U+007F to U+009F, which a terminal may obey. serde_json escapes the other control characters.
+fn without_control_characters(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        match character.is_control() {
+            // Only strings have them.
+            true => text += &format!("\\u{:04x}", u32::from(character)),
+            false => text.push(character),
+        }
+    }
+    text
 }
 
 /// Writes a line to standard error. Its reader may be gone.
 pub(crate) fn report_failure(failure: &Failure) {
     let _ = writeln!(io::stderr(), "scsi-pr: {failure}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn json_has_no_control_characters_and_the_same_meaning(text: String, controls in "[\u{7f}-\u{9f}]{0,4}") {
+            let value = json!({ "name": format!("{text}{controls}") });
+            let written = without_control_characters(&value.to_string());
+            prop_assert!(!written.contains(char::is_control), "{written:?}");
+            prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap(), value);
+        }
+    }
 }

@@ -53,6 +53,11 @@ pub(crate) fn status(unit: &Unit) -> Result<StateReport, Failure> {
 
 /// Everything about a unit, of one generation. Without READ FULL STATUS, the initiators are not known.
 pub(crate) fn state(unit: &Unit) -> Result<StateReport, Failure> {
+    state_for_change(unit).map(|(report, _)| report)
+}
+
+/// The same, with its reservation as the condition of a change.
+pub(crate) fn state_for_change(unit: &Unit) -> Result<(StateReport, Reservation), Failure> {
     let is_own = |port: &TransportId| unit.path.is_own(port);
     let own = Own { is_own: &is_own, remark: unit.path.own_remark() };
     let mut last = None;
@@ -71,16 +76,42 @@ pub(crate) fn state(unit: &Unit) -> Result<StateReport, Failure> {
         if generations.iter().flatten().all(|generation| *generation == reservation.generation) {
             let report = StateReport::new(&keys, &reservation, status.as_ref(), &own);
             if status.is_none_or(|status| is_of_one_reservation(&status, &reservation)) {
-                return Ok(report);
+                return Ok((report, reservation));
             }
-            last = Some(report);
+            last = Some((report, reservation));
         }
         info!("{}: the reservations changed meanwhile: they are read again", escape(&unit.name));
     }
-    let mut report =
-        last.ok_or_else(|| Failure::new(Code::Unavailable, "the registrations change all the time: try again"))?;
+    let (mut report, reservation) = last.ok_or_else(always_changing)?;
     report.notes.push("READ RESERVATION and READ FULL STATUS disagree about the holder".to_owned());
-    Ok(report)
+    Ok((report, reservation))
+}
+
+/// Everything that an eviction needs to know, of one generation.
+pub(crate) struct Registrants {
+    pub(crate) status: Reading<FullStatus>,
+    pub(crate) reservation: Reservation,
+    /// PTPL_A: whether APTPL is active.
+    pub(crate) aptpl: bool,
+}
+
+/// Reads the registrants of a unit.
+pub(crate) fn registrants(unit: &Unit) -> Result<Registrants, Failure> {
+    for _ in 0..MAX_CHANGES {
+        let reservation = reservation(unit)?;
+        let aptpl = capabilities(unit)?.ptpl_a;
+        // It comes last: a change of APTPL is of another generation than the reservation.
+        let status = full_status(unit)?;
+        if status.value.generation == reservation.generation && is_of_one_reservation(&status, &reservation) {
+            return Ok(Registrants { status, reservation, aptpl });
+        }
+        info!("{}: the reservations changed meanwhile: they are read again", escape(&unit.name));
+    }
+    Err(always_changing())
+}
+
+fn always_changing() -> Failure {
+    Failure::new(Code::Unavailable, "the registrations change all the time: try again")
 }
 
 /// Whether two readings have the same reservation. RESERVE and RELEASE do not change the generation.

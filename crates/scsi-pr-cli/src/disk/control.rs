@@ -12,11 +12,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use scsi_pr::{Cdb, Command, Completion, InitiatorPort, Nexus, Opcode, ReserveInAction, TransportId};
+use scsi_pr::{Cdb, Command, Completion, InitiatorPort, Nexus, Opcode, Reservation, ReserveInAction, TransportId};
 use scsi_pr_daemon::socket::{self, Access};
+use scsi_pr_disk::{ChangeCondition, UnmetCondition};
 
 use super::hex;
-use super::protocol::{Answer, MAX_REQUEST, Request, Session, Unit};
+use super::protocol::{Answer, Condition, MAX_REQUEST, Request, Session, Unit};
 use super::served::Served;
 use super::unit::OpenUnit;
 use crate::listen::SocketGuard;
@@ -112,14 +113,28 @@ fn answer(line: &[u8], served: &Served) -> Result<Answer> {
         Request::Units {} => {
             Ok(Answer::Units { units: served.units().iter().map(|(_, unit)| describe(unit)).collect() })
         }
-        Request::Execute { unit, initiator, target_port, cdb, data } => {
+        Request::Execute { unit, initiator, target_port, cdb, data, expected_reservation, without_session } => {
             let unit = served.unit(&unit).ok_or_else(|| anyhow!("no unit {unit} is served"))?;
             let cdb = hex::decode(&cdb).context("the CDB is not hexadecimal")?;
             let data = hex::decode(&data).context("the data are not hexadecimal")?;
             let command = Command::new(Cdb::from_slice(&cdb)?, &data)?;
             ensure!(target_port > 0, "a target port has a number of at least 1");
             let nexus = nexus(initiator.as_ref(), target_port)?;
-            let completion = unit.disk.administer(nexus, command);
+            let condition = ChangeCondition {
+                reservation: expected_reservation.as_deref().map(reservation).transpose()?,
+                without_session: without_session.map(|name| name.as_ref().to_owned()),
+            };
+            let completion = match command.opcode() {
+                Opcode::ReserveOut => match unit.disk.administer_if(nexus, command, &condition) {
+                    Ok(completion) => completion,
+                    Err(UnmetCondition::Reservation) => return Ok(Answer::Unmet { unmet: Condition::Reservation }),
+                    Err(UnmetCondition::Session) => return Ok(Answer::Unmet { unmet: Condition::Session }),
+                },
+                _ => {
+                    ensure!(condition == ChangeCondition::default(), "a condition needs PERSISTENT RESERVE OUT");
+                    unit.disk.administer(nexus, command)
+                }
+            };
             let name = &unit.config.name;
             match command.opcode() {
                 // "scsi-pr watch" reads every second.
@@ -136,6 +151,12 @@ fn answer(line: &[u8], served: &Served) -> Result<Answer> {
             Ok(done(unit.disk.read_reservations(nexus(READER, 1)?, action)))
         }
     }
+}
+
+/// The reservation of the data of READ RESERVATION.
+fn reservation(data: &str) -> Result<Reservation> {
+    let data = hex::decode(data).context("the expected reservation is not hexadecimal")?;
+    Ok(Reservation::parse(&data)?.value)
 }
 
 fn nexus(initiator: &str, target_port: u16) -> Result<Nexus> {

@@ -15,6 +15,11 @@
 //! `execute` runs PERSISTENT RESERVE IN (5Eh) or OUT (5Fh) as the initiator and target port (1 if it is missing), through
 //! the disk's gate. `cdb`, `data` and `sense` are hexadecimal, `status` is the SCSI status.
 //!
+//! PERSISTENT RESERVE OUT may have conditions, which the gate checks together with the change. `expected-reservation` is the
+//! hexadecimal data of READ RESERVATION: the reservation and the generation. `without-session` names an initiator that must have
+//! no session. If a condition does not hold, nothing is changed, and the answer is `{"unmet":"reservation"}` or
+//! `{"unmet":"session"}`.
+//!
 //! `read` returns all data of a service action of PERSISTENT RESERVE IN, also those beyond the longest allocation length.
 //!
 //! A request that cannot be understood has the answer `{"error":"…"}`.
@@ -39,6 +44,10 @@ pub(crate) enum Request {
         cdb: String,
         #[serde(default)]
         data: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected_reservation: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        without_session: Option<InitiatorIqn>,
     },
     Read {
         unit: String,
@@ -56,7 +65,16 @@ const fn first_port() -> u16 {
 pub(crate) enum Answer {
     Units { units: Vec<Unit> },
     Done { status: u8, sense: String, data: String },
+    Unmet { unmet: Condition },
     Error { error: String },
+}
+
+/// The condition of a change that does not hold.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Condition {
+    Reservation,
+    Session,
 }
 
 #[derive(Debug, Deserialize, Serialize)]

@@ -1,7 +1,9 @@
 //! The administrator's commands as real processes.
 
 use std::ffi::OsStr;
+use std::io::{Read, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use testing_support::Launcher;
@@ -48,6 +50,34 @@ impl Ended {
     }
 }
 
+/// Runs `scsi-pr` on a terminal, by script(1). `meanwhile` runs during the question, which is then answered with "y". Returns
+/// the exit code, and all output.
+#[track_caller]
+pub(crate) fn agree_after<S: AsRef<OsStr>>(
+    arguments: impl IntoIterator<Item = S>,
+    meanwhile: impl FnOnce(),
+) -> (i32, String) {
+    let words = arguments.into_iter().map(|word| format!("'{}'", word.as_ref().display()));
+    let command = std::iter::once(PROGRAM.to_owned()).chain(words).collect::<Vec<_>>().join(" ");
+    let mut script = Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = script.stdout.take().unwrap();
+    let mut text = Vec::new();
+    while !text.ends_with(b"Continue? [y/N] ") {
+        let mut byte = [0];
+        stdout.read_exact(&mut byte).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&text)));
+        text.push(byte[0]);
+    }
+    meanwhile();
+    script.stdin.as_mut().unwrap().write_all(b"y\n").unwrap();
+    stdout.read_to_end(&mut text).unwrap();
+    (script.wait().unwrap().code().unwrap(), String::from_utf8_lossy(&text).into_owned())
+}
+
 /// A way to a unit, as options.
 #[derive(Clone)]
 pub(crate) struct Way {
@@ -65,6 +95,13 @@ impl Way {
 
     pub(crate) fn store(store: &str, name: &str) -> Self {
         Self { options: vec![format!("--store={store}"), format!("--as={name}")] }
+    }
+
+    /// Runs a command on a terminal: see [`agree_after`].
+    #[track_caller]
+    pub(crate) fn agree_after(&self, command: &str, device: &Path, meanwhile: impl FnOnce()) -> (i32, String) {
+        let words = command.split_whitespace().map(OsStr::new).chain([device.as_os_str()]);
+        agree_after(words.chain(self.options.iter().map(OsStr::new)), meanwhile)
     }
 
     /// Runs a command: the words of `command`, then the device and the options of this way.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use scsi_pr::{Command, Completion, InitiatorPort, Nexus, Opcode, ReserveInAction, Sense, Status, TransportId};
 use scsi_pr_store::InitiatorName;
 
-use super::{AccessPath, ListedUnit, Sender, Unit, text_of};
+use super::{AccessPath, Condition, ListedUnit, Sender, Unit, text_of};
 use crate::admin::failure::{Code, Effect, Failure};
 use crate::admin::options::AccessOptions;
 use crate::disk::hex;
@@ -86,7 +86,7 @@ impl Disk {
         match ask(&self.socket, &Request::Units {}).map_err(|lost| lost.failure(&self.socket, Effect::Reads))? {
             Answer::Units { units } => Ok(units),
             Answer::Error { error } => Err(refused(&self.socket, &error)),
-            Answer::Done { .. } => {
+            Answer::Done { .. } | Answer::Unmet { .. } => {
                 Err(nonsense("another answer than was asked for").failure(&self.socket, Effect::Reads))
             }
         }
@@ -105,8 +105,13 @@ struct OfDisk {
     own: Option<Nexus>,
 }
 
-impl AccessPath for OfDisk {
-    fn execute(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Completion, Failure> {
+impl OfDisk {
+    fn run(
+        &self,
+        sender: Sender<'_>,
+        command: Command<'_>,
+        condition: Option<&Condition>,
+    ) -> Result<Completion, Failure> {
         let reads = command.opcode() == Opcode::ReserveIn;
         let effect = if reads { Effect::Reads } else { Effect::Changes };
         let reader;
@@ -121,21 +126,47 @@ impl AccessPath for OfDisk {
                 return Err(Failure::usage("a disk takes changes of a named initiator: give --as=NAME"));
             }
         };
+        let without_session = condition.and_then(|condition| condition.without_session.as_ref());
         let request = Request::Execute {
             unit: self.unit.clone(),
             initiator: initiator(nexus)?,
             target_port: nexus.relative_target_port(),
             cdb: hex::encode(command.cdb().bytes()),
             data: hex::encode(command.parameter_list()),
+            expected_reservation: condition.map(|condition| hex::encode(&condition.reservation.encode())),
+            without_session: without_session
+                .map(|name| name.iscsi_name().parse())
+                .transpose()
+                .map_err(Failure::usage)?,
         };
         let failed = |lost: Lost| lost.failure(&self.socket, effect);
         match ask(&self.socket, &request).map_err(failed)? {
             Answer::Done { status, sense, data } => completion(command, status, &sense, &data)
                 .ok_or_else(|| failed(nonsense("a completion that cannot be"))),
             // The disk has not run it.
+            Answer::Unmet { unmet: protocol::Condition::Reservation } => Err(Failure::changed_meanwhile()),
+            Answer::Unmet { unmet: protocol::Condition::Session } => {
+                let text = "nothing was changed: the machine has a session with the unit now, so it still runs";
+                Err(Failure::new(Code::Conflict, text))
+            }
             Answer::Error { error } => Err(refused(&self.socket, &error)),
             Answer::Units { .. } => Err(failed(nonsense("another answer than was asked for"))),
         }
+    }
+}
+
+impl AccessPath for OfDisk {
+    fn execute(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Completion, Failure> {
+        self.run(sender, command, None)
+    }
+
+    fn execute_if(
+        &self,
+        sender: Sender<'_>,
+        command: Command<'_>,
+        condition: &Condition,
+    ) -> Result<Completion, Failure> {
+        self.run(sender, command, Some(condition))
     }
 
     fn read_record(&self, action: ReserveInAction) -> Option<Result<Vec<u8>, Failure>> {
@@ -149,7 +180,9 @@ impl AccessPath for OfDisk {
             }
             // A command has the same answer, which is reported.
             Ok(Answer::Done { .. }) => return None,
-            Ok(Answer::Units { .. }) => Err(failed(nonsense("another answer than was asked for"))),
+            Ok(Answer::Units { .. } | Answer::Unmet { .. }) => {
+                Err(failed(nonsense("another answer than was asked for")))
+            }
             Err(lost) => Err(failed(lost)),
         })
     }

@@ -8,7 +8,7 @@ use scsi_pr::{Command, Completion, Nexus, Opcode, ReserveInAction, TransportId};
 use scsi_pr_store::{self as store, UnitId, Units, Version};
 
 use super::direct::OpenDevice;
-use super::{AccessPath, ListedUnit, Sender, Unit, text_of};
+use super::{AccessPath, Condition, ListedUnit, Sender, Unit, text_of};
 use crate::admin::failure::{Code, Effect, Failure};
 use crate::admin::options::AccessOptions;
 
@@ -95,19 +95,33 @@ struct OfStore {
     own: Option<Nexus>,
 }
 
+impl OfStore {
+    fn nexus(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Nexus, Failure> {
+        match (sender, &self.own) {
+            (Sender::Nexus(nexus), _) => Ok(nexus.clone()),
+            (Sender::Own, Some(own)) => Ok(own.clone()),
+            (Sender::Own, None) if command.opcode() == Opcode::ReserveIn => Ok(super::reader()),
+            (Sender::Own, None) => Err(Failure::usage("a store has no initiator of its own: give --as=NAME")),
+        }
+    }
+}
+
 impl AccessPath for OfStore {
     fn execute(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Completion, Failure> {
-        let reader;
-        let nexus = match (sender, &self.own) {
-            (Sender::Nexus(nexus), _) => nexus,
-            (Sender::Own, Some(own)) => own,
-            (Sender::Own, None) if command.opcode() == Opcode::ReserveIn => {
-                reader = super::reader();
-                &reader
-            }
-            (Sender::Own, None) => return Err(Failure::usage("a store has no initiator of its own: give --as=NAME")),
-        };
-        Ok(store::execute(&*self.store, &self.unit, nexus, command)?)
+        let nexus = self.nexus(sender, command)?;
+        Ok(store::execute(&*self.store, &self.unit, &nexus, command)?)
+    }
+
+    /// A unit in a store has no sessions.
+    fn execute_if(
+        &self,
+        sender: Sender<'_>,
+        command: Command<'_>,
+        condition: &Condition,
+    ) -> Result<Completion, Failure> {
+        let nexus = self.nexus(sender, command)?;
+        let completion = store::execute_if(&*self.store, &self.unit, &nexus, command, &condition.reservation)?;
+        completion.ok_or_else(Failure::changed_meanwhile)
     }
 
     fn read_record(&self, action: ReserveInAction) -> Option<Result<Vec<u8>, Failure>> {
