@@ -187,6 +187,8 @@ impl Eviction {
             let text = format!("partly done: {} was evicted from {}", self.name, changed.join(", "));
             return Err(Failure::new(Code::PartlyDone, text));
         }
+        // A change that may have been made matters most.
+        failures.sort_by_key(|failure| failure.code() != Code::OutcomeUnknown);
         show::finish(failures)
     }
 

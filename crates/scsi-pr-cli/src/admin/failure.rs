@@ -71,7 +71,7 @@ impl Failure {
 
     /// The state that the administrator was shown does not hold any more.
     pub(crate) fn changed_meanwhile() -> Self {
-        let text = "nothing was changed, because the registrations or the reservation have changed meanwhile: look with \
+        let text = "the change was not made, because the registrations or the reservation have changed meanwhile: look with \
                     \"scsi-pr show\", and try again";
         Self::new(Code::Conflict, text)
     }

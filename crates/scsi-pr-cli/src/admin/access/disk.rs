@@ -146,7 +146,7 @@ impl OfDisk {
             // The disk has not run it.
             Answer::Unmet { unmet: protocol::Condition::Reservation } => Err(Failure::changed_meanwhile()),
             Answer::Unmet { unmet: protocol::Condition::Session } => {
-                let text = "nothing was changed: the machine has a session with the unit now, so it still runs";
+                let text = "the change was not made: the machine has a session with the unit now, so it still runs";
                 Err(Failure::new(Code::Conflict, text))
             }
             Answer::Error { error } => Err(refused(&self.socket, &error)),
