@@ -201,7 +201,14 @@ fn logged(report: &mut Report, helper: u32, qemu: u32, device: &Path) -> Result<
     report
         .check("journalctl -t qemu-pr-helper has the line with its fields", line.map_err(|error| format!("{error:#}")));
     let text = run("journalctl", &["-t", "qemu-pr-helper", "-o", "cat"])?;
-    let others: Vec<_> = text.lines().filter(|line| !line.contains("refused on")).collect();
+    let (records, others): (Vec<_>, Vec<_>) = text
+        .lines()
+        .filter(|line| !line.contains("refused on"))
+        .partition(|line| line.starts_with("PERSISTENT RESERVE OUT, ") && line.contains("virtual machine \"managed\""));
+    let is_complete = ["REGISTER, ", "RESERVE, "]
+        .iter()
+        .all(|action| records.iter().any(|record| record.contains(action) && record.contains(": GOOD, after ")));
+    report.check("it has a record of each change", if is_complete { Ok(()) } else { Err(format!("{records:#?}")) });
     let outcome = if others.is_empty() { Ok(()) } else { Err(format!("{others:#?}")) };
     report.check("it has no other lines", outcome);
     Ok(())
