@@ -131,8 +131,8 @@ sleep 60
 const START_SYSTEMD: &str = "\
 rm -rf /new/etc/systemd/system/*.wants /new/etc/fstab
 rm -f /new/usr/sbin/policy-rc.d # it may forbid packages to start services on this machine
-mount -t tmpfs tmpfs /new/tmp # systemd empties it
-mount -t tmpfs tmpfs /new/var/tmp
+mkdir -p /new/etc/tmpfiles.d
+printf 'd /tmp 1777\\nd /var/tmp 1777\\n' >/new/etc/tmpfiles.d/tmp.conf # else systemd empties them, and the programs may be there
 cat >/new/run/program <<'END'
 #!/bin/sh
 export HOME=/root RUST_BACKTRACE=1
