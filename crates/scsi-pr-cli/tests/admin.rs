@@ -210,7 +210,7 @@ fn every_one_of_a_thousand_registrants_is_shown_by_store_and_disk() {
 fn registrants(store: &str, count: u64) {
     let opened = scsi_pr_store::open(store).unwrap();
     let unit = scsi_pr_store::UnitId::named("many").unwrap();
-    let add = &mut |reservations: &mut scsi_pr::Reservations| {
+    let add = &mut |reservations: &mut scsi_pr::Reservations, _: Option<&scsi_pr_store::DiskRecord>| {
         for number in 0..count {
             let name: scsi_pr_store::InitiatorName = format!("vm{number}").parse().unwrap();
             let nexus = scsi_pr::Nexus::new(name.transport_id().clone(), 1);

@@ -2,6 +2,7 @@
 
 use scsi_pr::{Command, Completion, Nexus, Reservation, Reservations, ReserveInAction};
 
+use crate::process::process;
 use crate::{Store, StoreError, UnitId};
 
 /// Runs one command of `nexus` on `unit`, as [`SharedReservations`](crate::SharedReservations) does for an initiator: no unit
@@ -57,16 +58,12 @@ fn run(
         return Ok(is_expected(&loaded.reservations).then_some(completion));
     }
     let mut completion = None;
-    store.update(unit, &mut |reservations| {
+    store.update(unit, &mut |reservations, disk| {
         completion = None;
         if !is_expected(reservations) {
             return false;
         }
-        let outcome = reservations.process(nexus, command);
-        // "scsi-pr serve" reports no unit attentions, but a disk does when it serves the unit again.
-        if outcome.changed && loaded.disk.is_none() {
-            reservations.clear_unit_attentions();
-        }
+        let outcome = process(reservations, disk, nexus, command);
         completion = Some(outcome.completion);
         outcome.changed
     })?;

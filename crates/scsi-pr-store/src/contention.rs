@@ -4,9 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use scsi_pr::Reservations;
-
-use crate::{Store, StoreError, Swap, UnitId};
+use crate::{Change, Store, StoreError, Swap, UnitId};
 
 /// The time within which a command gets its turn and its change is made. Initiators give a command up after 30 s or more.
 pub(crate) const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -16,17 +14,13 @@ const MAX_PAUSE: Duration = Duration::from_millis(2);
 
 /// Tries a change until it is made, at most for [`CHANGE_TIMEOUT`]. A writer loses only to another writer that made a change,
 /// so the writers make progress together. Random pauses that grow keep one writer from losing again and again.
-pub(crate) fn update<S: Store + ?Sized>(
-    store: &S,
-    unit: &UnitId,
-    change: &mut dyn FnMut(&mut Reservations) -> bool,
-) -> Result<(), StoreError> {
+pub(crate) fn update<S: Store + ?Sized>(store: &S, unit: &UnitId, change: &mut Change<'_>) -> Result<(), StoreError> {
     let deadline = Instant::now() + CHANGE_TIMEOUT;
     for attempt in 1.. {
         let loaded = store.load(unit)?;
         loaded.check_not_owned(unit)?;
         let mut reservations = (*loaded.reservations).clone();
-        if !change(&mut reservations) {
+        if !change(&mut reservations, loaded.disk.as_deref()) {
             return Ok(());
         }
         match store.replace(unit, loaded.version, &reservations)? {

@@ -28,6 +28,7 @@ mod log;
 mod manager;
 mod memory;
 mod ownership;
+mod process;
 mod records;
 mod sqlite;
 mod store;
@@ -43,7 +44,7 @@ pub use initiator::{InitiatorName, InvalidInitiatorName};
 pub use manager::SharedReservations;
 pub use memory::MemoryStore;
 pub use ownership::{Claim, MediumReach, Ownership};
-pub use store::{Snapshot, Store, Swap, Version};
+pub use store::{Change, Snapshot, Store, Swap, Version};
 pub use unit::{InvalidNaming, Naming, Unidentified, UnitId, Units};
 
 /// Compiles the examples of README.md.

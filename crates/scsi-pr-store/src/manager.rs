@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::initiators::{Initiator, Initiators};
 use crate::log::PERIOD;
+use crate::process::process;
 use crate::{Fault, InitiatorName, Store, StoreError, Unidentified, UnitId, Units};
 
 /// The RELATIVE TARGET PORT IDENTIFIER of the one target port that shared units have.
@@ -35,11 +36,10 @@ const DEFAULT_ROOM: usize = 10_000;
 /// nothing. The
 /// manager never repeats a command: if the outcome of a change is unknown, it says so, and the next command finds out.
 ///
-/// **Unit attentions** are never reported, and each change drops those in the record. An initiator fetches unit
-/// attentions with
-/// TEST UNIT READY, reads and writes, and these do not come here. A unit attention would be the answer to a later
-/// PERSISTENT
-/// RESERVE IN instead, which cluster software takes for a failed disk.
+/// **Unit attentions** are never reported. Each change drops those in the record, unless a disk has served the unit and reports
+/// them when it serves the unit again. An initiator fetches unit attentions with TEST UNIT READY, reads and writes, and these do
+/// not come here. A unit attention would be the answer to a later PERSISTENT RESERVE IN instead, which cluster software takes
+/// for a failed disk.
 ///
 /// | event | answer | reason |
 /// | --- | --- | --- |
@@ -169,17 +169,14 @@ impl SharedReservations {
         let _turn = self.initiator.changes.take(unit)?;
         let mut completion = None;
         let mut adds_a_unit = false;
-        let updated = self.store.update(unit, &mut |reservations| {
+        let updated = self.store.update(unit, &mut |reservations, disk| {
             let is_new = is_new(reservations);
             let outcome = if is_new && self.initiator.new_units.load(Ordering::Relaxed) >= MAX_NEW_UNITS {
                 self.refuse_new(unit, command, reservations)
             } else {
                 reservations.set_room_for(self.room);
-                reservations.process(&self.nexus, command)
+                process(reservations, disk, &self.nexus, command)
             };
-            if outcome.changed {
-                reservations.clear_unit_attentions();
-            }
             adds_a_unit = is_new && outcome.changed;
             completion = Some(outcome.completion);
             outcome.changed

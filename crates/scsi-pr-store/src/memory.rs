@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use scsi_pr::Reservations;
 
 use crate::entries::{Entries, Entry};
-use crate::{DiskRecord, Snapshot, Store, StoreError, Swap, UnitId, Version};
+use crate::{Change, DiskRecord, Snapshot, Store, StoreError, Swap, UnitId, Version};
 
 /// Keeps reservations in the memory of this process.
 #[derive(Debug, Default)]
@@ -69,12 +69,13 @@ impl Store for MemoryStore {
     }
 
     /// Changes the reservations in place, under the lock. It copies them only if a caller still holds a [`Snapshot`].
-    fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
+    fn update(&self, unit: &UnitId, change: &mut Change<'_>) -> Result<(), StoreError> {
         let entry = self.units.enter(unit);
         let mut newest = entry.newest(unit)?;
         newest.check_not_owned(unit)?;
-        if change(Arc::make_mut(&mut newest.reservations)) {
-            newest.version = newest.version.next();
+        let Snapshot { version, reservations, disk } = &mut *newest;
+        if change(Arc::make_mut(reservations), disk.as_deref()) {
+            *version = version.next();
         }
         Ok(())
     }
@@ -112,9 +113,9 @@ mod tests {
         let store = MemoryStore::new();
         let unit = |name| UnitId::named(name).expect("a name");
         store.load(&unit("a")).expect("a fresh one");
-        store.update(&unit("a"), &mut |_| false).expect("nothing to do");
+        store.update(&unit("a"), &mut |_, _| false).expect("nothing to do");
         assert_eq!(store.units.len(), 0);
-        store.update(&unit("a"), &mut |_| true).expect("kept");
+        store.update(&unit("a"), &mut |_, _| true).expect("kept");
         assert_eq!((store.units.len(), store.load(&unit("a")).expect("what is kept").version), (1, Version(1)));
     }
 }

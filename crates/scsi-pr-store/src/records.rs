@@ -8,7 +8,7 @@ use scsi_pr_daemon::FifoMutex;
 use crate::contention::{self, CHANGE_TIMEOUT};
 use crate::entries::{Entries, Entry};
 use crate::lock::lock;
-use crate::{DiskRecord, Snapshot, Store, StoreError, Swap, UnitId, Version, disk_record};
+use crate::{Change, DiskRecord, Snapshot, Store, StoreError, Swap, UnitId, Version, disk_record};
 
 /// Keeps one record of bytes for each unit, as [`Store`] keeps reservations.
 pub(crate) trait Records: Send + Sync {
@@ -146,7 +146,7 @@ impl<R: Records> Store for RecordStore<R> {
         self.swap(unit, expected, new, Some(Arc::new(disk.clone())))
     }
 
-    fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
+    fn update(&self, unit: &UnitId, change: &mut Change<'_>) -> Result<(), StoreError> {
         let entry = self.units.enter(unit);
         let _thread_turn = entry.change.lock_timeout(CHANGE_TIMEOUT).ok_or_else(|| contention::too_long(unit))?;
         let _process_turn = self.records.turn(unit);

@@ -39,7 +39,7 @@ pub trait Store: Send + Sync {
     ///
     /// The store may call `change` several times, each time with the newest reservations. Only the last call counts. A unit
     /// that a disk owns is refused.
-    fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
+    fn update(&self, unit: &UnitId, change: &mut Change<'_>) -> Result<(), StoreError> {
         contention::update(self, unit, change)
     }
 
@@ -49,6 +49,10 @@ pub trait Store: Send + Sync {
     /// Whether several hosts may use this store. It then takes only units that all hosts know by the same identifier.
     fn is_shared_between_hosts(&self) -> bool;
 }
+
+/// A change of the reservations of a unit, and whether it is one. The other argument is the part of the record that a disk
+/// has added; `None` if no disk has served the unit.
+pub type Change<'a> = dyn FnMut(&mut Reservations, Option<&DiskRecord>) -> bool + 'a;
 
 /// The number of changes of a record. A unit without a record has version 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

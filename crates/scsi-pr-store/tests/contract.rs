@@ -71,7 +71,7 @@ fn units_with_a_record_are_listed_in_order() {
     on_each(|store| {
         assert_eq!(store.units().expect("a list"), []);
         for name in ["b", "a", "c"] {
-            store.update(&unit(name), &mut |reservations| register(reservations, &nexus(1))).expect("kept");
+            store.update(&unit(name), &mut |reservations, _| register(reservations, &nexus(1))).expect("kept");
         }
         store.load(&unit("d")).expect("a fresh one");
         assert_eq!(store.units().expect("a list"), ["a", "b", "c"].map(unit));
@@ -143,7 +143,7 @@ fn store_that_is_not_there_is_not_made_for_an_administrator() {
 fn an_update_that_changes_nothing_is_not_kept() {
     on_each(|store| {
         change(&*store, &unit("a")).expect("kept");
-        store.update(&unit("a"), &mut |_| false).expect("nothing to do");
+        store.update(&unit("a"), &mut |_, _| false).expect("nothing to do");
         assert_eq!(store.load(&unit("a")).expect("what is kept").version, Version(1));
     });
 }
@@ -167,7 +167,7 @@ fn what_was_only_asked_for_leaves_nothing_behind() {
     let path = place.path().join("store");
     let store = open(&format!("dir:{}", path.display())).expect("a store");
     store.load(&unit("a")).expect("a fresh one");
-    store.update(&unit("a"), &mut |_| false).expect("nothing to do");
+    store.update(&unit("a"), &mut |_, _| false).expect("nothing to do");
     let count = |part| std::fs::read_dir(path.join(part)).expect("a directory").count();
     assert_eq!(["units", "locks", "new"].map(count), [0; 3]);
     change(&*store, &unit("a")).expect("kept");
@@ -199,7 +199,7 @@ fn contenders_all_have_their_way() {
                 scope.spawn(move || {
                     for _ in 0..EACH {
                         let changed =
-                            store.update(&unit("a"), &mut |reservations| register(reservations, &nexus(number)));
+                            store.update(&unit("a"), &mut |reservations, _| register(reservations, &nexus(number)));
                         changed.expect("kept");
                     }
                 });

@@ -13,7 +13,9 @@ use std::thread;
 use common::*;
 use proptest::prelude::*;
 use scsi_pr::{CommandBuf, Completion, Nexus, PrManager, Reservations};
-use scsi_pr_store::{DiskRecord, InitiatorName, MemoryStore, Snapshot, Store, StoreError, Swap, UnitId, Version, open};
+use scsi_pr_store::{
+    Change, DiskRecord, InitiatorName, MemoryStore, Snapshot, Store, StoreError, Swap, UnitId, Version, open,
+};
 
 thread_local! {
     /// The version by which this thread's last command was judged, and whether it made the next one.
@@ -74,9 +76,9 @@ impl Store for NotedInPlace {
         self.noted.replace(unit, expected, new)
     }
 
-    fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
-        self.noted.0.update(unit, &mut |reservations| {
-            let changed = change(reservations);
+    fn update(&self, unit: &UnitId, change: &mut Change<'_>) -> Result<(), StoreError> {
+        self.noted.0.update(unit, &mut |reservations, disk| {
+            let changed = change(reservations, disk);
             // One at a time, says the store of changes in place.
             JUDGED.set((self.version.fetch_add(u64::from(changed), Ordering::SeqCst), changed));
             changed

@@ -11,7 +11,8 @@ use common::*;
 use scsi_pr::{Command, Completion, Key, PrManager, Reservations, SenseCode, Status};
 use scsi_pr_daemon::FifoMutex;
 use scsi_pr_store::{
-    DiskRecord, Fault, MemoryStore, SharedReservations, Snapshot, Store, StoreError, Swap, UnitId, Units, Version, open,
+    Change, Claim, DiskRecord, Fault, Host, MediumReach, MemoryStore, Owner, Ownership, SharedReservations, Snapshot,
+    Store, StoreError, Swap, UnitId, Units, Version, open,
 };
 
 /// A store that fails on request, and counts writes.
@@ -179,11 +180,38 @@ fn unit_attentions_in_a_record_are_not_reported() {
         reservations.lose_nexus(manager.nexus());
         true
     };
-    store.update(&unit, &mut { lose_nexus }).unwrap();
+    store.update(&unit, &mut |reservations, _| lose_nexus(reservations)).unwrap();
     assert_eq!(disk.registered(&manager), [Key(1)]);
     assert!(store.load(&unit).unwrap().reservations.has_unit_attention(manager.nexus()));
     assert_eq!(disk.run(&manager, &register(2)), GOOD);
     assert!(!store.load(&unit).unwrap().reservations.has_unit_attention(manager.nexus()));
+}
+
+/// The disk reports them when it serves the unit again.
+#[test]
+fn unit_attentions_of_a_disk_stay_in_the_record() {
+    let disk = Disk::new();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let (one, two) = (disk.manager(&store, "one"), disk.manager(&store, "two"));
+    let unit = disk.units.identify(disk.image.as_file().as_fd()).unwrap();
+    assert_eq!(disk.run(&one, &register(1)), GOOD);
+    let claim = Claim {
+        host: Host { id: "a".into(), name: "node".into(), boot: "1".into() },
+        owner: Owner { process: 7, control: "/run/control".into(), medium: "1:2".into() },
+        reach: MediumReach::Host,
+        takeover: None,
+        uuid: None,
+    };
+    let ownership = Ownership::claim(Arc::clone(&store), unit.clone(), &claim).unwrap();
+    let (version, reservations) = ownership.load().unwrap();
+    let mut reservations = (*reservations).clone();
+    reservations.lose_nexus(one.nexus());
+    assert!(matches!(ownership.replace(version, &reservations).unwrap(), Swap::Done(_)));
+    ownership.release().unwrap();
+    assert_eq!(disk.run(&two, &register(2)), GOOD);
+    assert!(store.load(&unit).unwrap().reservations.has_unit_attention(one.nexus()));
+    // The managers themselves report none.
+    assert_eq!(disk.registered(&one), [Key(1), Key(2)]);
 }
 
 #[test]
@@ -353,7 +381,7 @@ impl Store for GatedStore {
         self.inner.replace_owned(unit, expected, new, disk)
     }
 
-    fn update(&self, unit: &UnitId, change: &mut dyn FnMut(&mut Reservations) -> bool) -> Result<(), StoreError> {
+    fn update(&self, unit: &UnitId, change: &mut Change<'_>) -> Result<(), StoreError> {
         let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(waiting, Ordering::SeqCst);
         let turn = self.turn.lock_timeout(Duration::from_secs(60)).unwrap();

@@ -77,7 +77,7 @@ fn while_a_disk_owns_a_unit_every_other_writer_is_refused() {
         let version = store.load(&unit()).unwrap().version;
         let errors = [
             store.replace(&unit(), version, &Reservations::new()).map(drop).unwrap_err(),
-            store.update(&unit(), &mut |_| true).unwrap_err(),
+            store.update(&unit(), &mut |_, _| true).unwrap_err(),
         ];
         for error in errors {
             assert_eq!(error.fault(), Fault::Refused);
@@ -86,7 +86,7 @@ fn while_a_disk_owns_a_unit_every_other_writer_is_refused() {
         }
         assert_eq!(store.load(&unit()).unwrap().version, version, "nothing was changed");
         ownership.release().unwrap();
-        store.update(&unit(), &mut |reservations| reservations.reserve_out(&nexus(), &release()).changed).unwrap();
+        store.update(&unit(), &mut |reservations, _| reservations.reserve_out(&nexus(), &release()).changed).unwrap();
         // The identity outlives changes of others.
         let uuid = ownership.record().uuid;
         assert_eq!(take(&store, &claim("b", "2")).unwrap().record().uuid, uuid);

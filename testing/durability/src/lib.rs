@@ -56,7 +56,7 @@ pub fn after(changes: u32) -> Reservations {
 ///
 /// The store's error.
 pub fn change_in(store: &dyn Store) -> Result<(), StoreError> {
-    store.update(&unit(), &mut change)
+    store.update(&unit(), &mut |reservations, _| change(reservations))
 }
 
 /// Opens the store and checks that it has the `acknowledged` changes, at most the next `pending` ones too, and that it

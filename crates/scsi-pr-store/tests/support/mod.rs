@@ -21,7 +21,7 @@ pub(crate) fn register(reservations: &mut Reservations, nexus: &Nexus) -> bool {
 
 /// One change of a unit, by way of the store.
 pub(crate) fn change(store: &dyn Store, unit: &UnitId) -> Result<(), StoreError> {
-    store.update(unit, &mut |reservations| register(reservations, &nexus(1)))
+    store.update(unit, &mut |reservations, _| register(reservations, &nexus(1)))
 }
 
 /// How many changes there were.
