@@ -1,6 +1,5 @@
 //! The owner of a device's reservations: the helper, the store, or neither. The helper is the one of this workspace;
-//! what the server takes
-//! for a SCSI disk is a loop device, of which a sysfs of the test's own says so.
+//! what the server takes for a SCSI disk is a loop device, of which a sysfs of the test's own says so.
 #![forbid(unsafe_code)]
 
 mod common;

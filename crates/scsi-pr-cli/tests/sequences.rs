@@ -1,6 +1,6 @@
 //! The command sequences of cluster software and of QEMU's migration, over two sockets. Another initiator preempts,
-//! releases or
-//! clears between any two commands. No command may get a unit attention: these programs take one for a failed disk.
+//! releases or clears between any two commands. No command may get a unit attention: these programs take one for a
+//! failed disk.
 #![forbid(unsafe_code)]
 
 mod common;

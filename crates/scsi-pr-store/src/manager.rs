@@ -27,14 +27,12 @@ const DEFAULT_ROOM: usize = 10_000;
 /// Runs the commands of one initiator on the reservations in a store.
 ///
 /// The nexus is the initiator's name. The same name in another process or on another host is the same initiator, with
-/// the same
-/// registrations. QEMU sends CLEANUP so that the host which a virtual machine has left forgets its registration. Here
-/// that would
-/// unregister the virtual machine on its new host, so CLEANUP is GOOD and does nothing.
+/// the same registrations. QEMU sends CLEANUP so that the host which a virtual machine has left forgets its
+/// registration. Here that would unregister the virtual machine on its new host, so CLEANUP is GOOD and does nothing.
 ///
 /// Every command reads the store. A change is acknowledged once the store has kept it. PERSISTENT RESERVE IN writes
-/// nothing. The
-/// manager never repeats a command: if the outcome of a change is unknown, it says so, and the next command finds out.
+/// nothing. The manager never repeats a command: if the outcome of a change is unknown, it says so, and the next
+/// command finds out.
 ///
 /// **Unit attentions** are never reported. Each change drops those in the record, unless a disk has served the unit and reports
 /// them when it serves the unit again. An initiator fetches unit attentions with TEST UNIT READY, reads and writes, and these do
@@ -53,16 +51,12 @@ const DEFAULT_ROOM: usize = 10_000;
 /// # Bounds
 ///
 /// **Commands.** An initiator may send any number of commands at the same time. On one unit, one of its reads and one
-/// of its
-/// changes are in the store at a time; the others wait, whichever connection they came by. So the time of a command
-/// depends on
-/// the number of other initiators that use the unit, not on the number of their commands. A command whose turn does not
-/// come
-/// within 20 s is BUSY.
+/// of its changes are in the store at a time; the others wait, whichever connection they came by. So the time of a
+/// command depends on the number of other initiators that use the unit, not on the number of their commands. A command
+/// whose turn does not come within 20 s is BUSY.
 ///
 /// **Units.** A record stays in the store for good, and a client may make any number of files. So each initiator brings
-/// at most
-/// 256 units into the store. The next one is refused as if it had no room for registrants (05/55/04).
+/// at most 256 units into the store. The next one is refused as if it had no room for registrants (05/55/04).
 ///
 /// **The log.** Failures of the store are logged once a minute, and refused descriptors once a minute for each
 /// initiator.
@@ -96,8 +90,7 @@ impl SharedReservations {
     }
 
     /// The same with room for `registrants` of a unit instead of 10,000. Existing registrants stay. Other users of the
-    /// store may
-    /// have other room.
+    /// store may have other room.
     #[must_use]
     pub fn with_room_for(self, registrants: usize) -> Self {
         Self { room: registrants, ..self }
