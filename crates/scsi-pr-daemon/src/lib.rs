@@ -8,7 +8,7 @@
 //! * [`sandbox`]: Landlock and a seccomp filter.
 //! * [`log`]: log lines to standard error, the journal or syslog, without waiting for a reader.
 //! * [`FifoMutex`]: a mutex that serves its contenders in their order of arrival.
-//! * [`IdleConnections`]: connections that have no thread.
+//! * [`IdleConnections`]: connections that have no thread. [`spawn_with`]: starts their threads.
 //! * [`RateLimiter`], [`RepeatLimiter`]: a bound on the log lines that a client can cause.
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ mod rate_limit;
 pub mod sandbox;
 pub mod signals;
 pub mod socket;
+mod spawn;
 
 use std::io;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use std::path::PathBuf;
 pub use fifo_mutex::{FifoMutex, FifoMutexGuard};
 pub use idle::IdleConnections;
 pub use rate_limit::{RateLimiter, RepeatLimiter, Suppressed};
+pub use spawn::spawn_with;
 
 /// A daemon cannot start.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::login::Refusal;
@@ -36,5 +37,5 @@ pub(crate) enum DisconnectReason {
     #[error("the server stops")]
     Stopping,
     #[error("no thread can be started: {0}")]
-    NoThread(#[source] io::Error),
+    NoThread(#[source] Errno),
 }

@@ -3,13 +3,13 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use scsi_pr_daemon::IdleConnections;
+use scsi_pr_daemon::{IdleConnections, spawn_with};
 
 use crate::connection::{self, FullFeature, IdleSessions};
 use crate::directory::Directory;
@@ -19,6 +19,8 @@ use crate::shared::Shared;
 
 /// A command may go through several layers. Under 2 MiB, so that the kernel uses no huge page for it.
 const STACK: usize = 256 << 10;
+/// The name of the threads of connections.
+const THREAD: &str = "iscsi";
 
 /// The time between two looks for idle connections that are due for a NOP-In.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -113,8 +115,8 @@ impl Server {
 
     /// Gives an idle connection a thread.
     fn resume(&self, connection: Box<FullFeature>) {
-        if let Err((connection, error)) = spawn(connection, FullFeature::run) {
-            connection.close(&DisconnectReason::NoThread(error));
+        if let Err((connection, errno)) = spawn_with(THREAD, STACK, connection, FullFeature::run) {
+            connection.close(&DisconnectReason::NoThread(errno));
         }
     }
 
@@ -135,24 +137,8 @@ impl Server {
             return;
         };
         let work = |(socket, entry, idle)| connection::begin(socket, entry, idle);
-        if let Err(((_, entry, _), error)) = spawn((socket, entry, Arc::clone(&self.idle)), work) {
-            entry.end(&DisconnectReason::NoThread(error));
+        if let Err(((_, entry, _), errno)) = spawn_with(THREAD, STACK, (socket, entry, Arc::clone(&self.idle)), work) {
+            entry.end(&DisconnectReason::NoThread(errno));
         }
-    }
-}
-
-/// Calls `work` with `value` on a thread of its own. If no thread can be started, the caller has the value again.
-fn spawn<T: Send + 'static>(value: T, work: fn(T)) -> Result<(), (T, io::Error)> {
-    let handover = Arc::new(Mutex::new(Some(value)));
-    let take = |handover: &Mutex<Option<T>>| handover.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let for_thread = Arc::clone(&handover);
-    let started = thread::Builder::new().name("iscsi".into()).stack_size(STACK).spawn(move || {
-        let value = take(&for_thread);
-        drop(for_thread);
-        value.map(work)
-    });
-    match started {
-        Ok(_) => Ok(()),
-        Err(error) => take(&handover).map_or(Ok(()), |value| Err((value, error))),
     }
 }

@@ -3,8 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use nix::sys::socket::getsockopt;
@@ -13,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 use scsi_pr::PrManager;
-use scsi_pr_daemon::{IdleConnections, RateLimiter, reason};
+use scsi_pr_daemon::{IdleConnections, RateLimiter, reason, spawn_with};
 use tracing::Level;
 
 use super::connection::Connection;
@@ -75,7 +74,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
             let _ = shutdown(&connection.socket, Shutdown::Both);
         }
         let close_all = |idle: Vec<Connection>| idle.into_iter().for_each(Connection::close);
-        if let Err((idle, _)) = spawn("pr-connection", STACK, idle, close_all) {
+        if let Err((idle, _)) = spawn_with("pr-connection", STACK, idle, close_all) {
             close_all(idle);
         }
         result
@@ -168,7 +167,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
 
     fn start_thread(&mut self, connection: Connection, work: fn(Connection)) {
         connection.set_idle_timeout();
-        if let Err((connection, errno)) = spawn("pr-connection", STACK, connection, work) {
+        if let Err((connection, errno)) = spawn_with("pr-connection", STACK, connection, work) {
             let Connection { socket, peer, slot, .. } = connection;
             self.refuse(socket, peer, slot.process(), DisconnectReason::NoThread(errno));
         }
@@ -187,31 +186,11 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         while Arc::strong_count(&self.closing) <= CLOSING
             && let Some(socket) = self.refused.pop()
         {
-            if let Err(((socket, _), _)) = spawn("pr-close", CLOSE_STACK, (socket, Arc::clone(&self.closing)), drop) {
+            if let Err(((socket, _), _)) =
+                spawn_with("pr-close", CLOSE_STACK, (socket, Arc::clone(&self.closing)), drop)
+            {
                 return self.refused.push(socket);
             }
-        }
-    }
-}
-
-/// Calls `work` with `value` on a thread of its own. If no thread can be started, the caller has the value again.
-///
-/// The value moves to the thread as a whole: the last reference to a socket, whose close may block, must not be dropped
-/// on this thread.
-fn spawn<T: Send + 'static>(name: &str, stack: usize, value: T, work: fn(T)) -> Result<(), (T, Errno)> {
-    let handover = Arc::new(Mutex::new(Some(value)));
-    let take = |handover: &Mutex<Option<T>>| handover.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let for_thread = Arc::clone(&handover);
-    let started = thread::Builder::new().name(name.to_owned()).stack_size(stack).spawn(move || {
-        let value = take(&for_thread);
-        drop(for_thread);
-        value.map(work)
-    });
-    match started {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-            take(&handover).map_or(Ok(()), |value| Err((value, errno)))
         }
     }
 }
@@ -223,7 +202,7 @@ fn close(listeners: Vec<OwnedFd>) {
     for listener in listeners {
         let end = end.clone();
         // Where no thread can be started, the listener is closed here.
-        let _ = spawn("pr-close", CLOSE_STACK, (listener, end), drop);
+        let _ = spawn_with("pr-close", CLOSE_STACK, (listener, end), drop);
     }
     drop(end);
     let _ = ended.recv_timeout(Duration::from_millis(100));
