@@ -35,16 +35,12 @@ impl<C: AsFd> IdleConnections<C> {
     }
 
     /// The number of connections.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.connections().as_ref().map_or(0, HashMap::len)
     }
 
-    /// Whether there are no connections.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Keeps a connection, which has a number of its own, until it is readable. Returns it if the server has stopped, or if the kernel has no room.
+    /// Keeps a connection, which has a number of its own, until it is readable. Returns it if the server has stopped, or if
+    /// the kernel has no room.
     pub fn insert(&self, number: u64, connection: C) -> Option<C> {
         let mut connections = self.connections();
         let Some(connections) = &mut *connections else { return Some(connection) };
@@ -63,17 +59,18 @@ impl<C: AsFd> IdleConnections<C> {
         let mut connections = self.connections();
         let Some(connections) = &mut *connections else { return Vec::new() };
         let readable = events.iter().filter_map(|event| connections.remove(&event.data.u64()));
-        let removed = readable.inspect(|connection| {
-            let _ = epoll::delete(&self.epoll, connection);
-        });
-        removed.collect()
+        self.without_notice(readable)
     }
 
     /// The connections for which `is_wanted` holds, readable or not.
     pub fn take_if(&self, is_wanted: impl Fn(&C) -> bool) -> Vec<C> {
         let mut connections = self.connections();
         let Some(connections) = &mut *connections else { return Vec::new() };
-        let taken = connections.extract_if(|_, connection| is_wanted(connection)).map(|(_, connection)| connection);
+        self.without_notice(connections.extract_if(|_, connection| is_wanted(connection)).map(|(_, taken)| taken))
+    }
+
+    /// These connections, which were just taken: the kernel reports them no more.
+    fn without_notice(&self, taken: impl Iterator<Item = C>) -> Vec<C> {
         let removed = taken.inspect(|connection| {
             let _ = epoll::delete(&self.epoll, connection);
         });

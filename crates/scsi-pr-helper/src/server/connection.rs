@@ -63,7 +63,7 @@ impl Connection {
     pub(super) fn set_idle_timeout(&self) {
         let registry = self.registry();
         let mut timeout = registry.limits.receive_timeout;
-        if registry.connections().saturating_sub(self.idle.len()) > KEPT_THREADS {
+        if registry.connections().saturating_sub(self.idle.count()) > KEPT_THREADS {
             timeout = timeout.min(IDLE_TIMEOUT);
         }
         let _ = set_socket_timeout(&self.socket, Timeout::Recv, Some(timeout));
