@@ -383,11 +383,11 @@ impl Requests {
         let Some(task) = task else {
             return Err(ProtocolError::Data("a command with the task tag of another one that runs").into());
         };
-        let promise = Promise::new(connection, command.expected_in)?;
         if task.is_quick(&command.cdb) {
             connection.execute(task, &command, &mut self.data_in);
             return Ok(());
         }
+        let promise = Promise::new(connection, command.expected_in)?;
         // The collected answers must not wait for other commands.
         connection.send()?;
         let connection = Arc::clone(connection);
