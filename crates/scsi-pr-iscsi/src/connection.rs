@@ -41,16 +41,20 @@ struct Connection {
 /// Logs the initiator in. After that the connection is idle: of a thousand initiators that log in at the same time, only
 /// those get a thread that send commands.
 pub(crate) fn begin(socket: TcpStream, entry: ConnectionEntry, idle: Arc<IdleSessions>) {
-    match FullFeature::log_in(&socket, entry, idle) {
-        Ok(connection) => {
-            let connection = Box::new(connection);
+    let mut decoder = Decoder::default();
+    match log_in(&entry, &socket, &mut decoder) {
+        Ok((requests, registration)) => {
             // A command may have come with the last login request.
-            let connection = if connection.decoder.is_empty() { connection.become_idle() } else { Some(connection) };
+            let has_input = !decoder.is_empty();
+            let last_heard = Instant::now();
+            let connection =
+                Box::new(FullFeature { requests, decoder, last_heard, pinged: None, registration, entry, idle });
+            let connection = if has_input { Some(connection) } else { connection.become_idle() };
             if let Some(connection) = connection {
                 connection.run();
             }
         }
-        Err((reason, entry)) => {
+        Err(reason) => {
             let _ = socket.shutdown(Shutdown::Both);
             entry.end(&reason);
         }
@@ -209,20 +213,6 @@ impl AsFd for FullFeature {
 }
 
 impl FullFeature {
-    fn log_in(
-        socket: &TcpStream,
-        entry: ConnectionEntry,
-        idle: Arc<IdleSessions>,
-    ) -> Result<Self, (DisconnectReason, ConnectionEntry)> {
-        let mut decoder = Decoder::default();
-        match log_in(&entry, socket, &mut decoder) {
-            Ok((requests, registration)) => {
-                Ok(Self { requests, decoder, last_heard: Instant::now(), pinged: None, registration, entry, idle })
-            }
-            Err(reason) => Err((reason, entry)),
-        }
-    }
-
     /// Whether it is time for a NOP-In, or for the end of a connection that has not answered the last one.
     pub(crate) fn is_due(&self) -> bool {
         self.pinged.unwrap_or(self.last_heard).elapsed() >= self.entry.shared.ping_interval
