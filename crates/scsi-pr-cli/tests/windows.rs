@@ -39,6 +39,16 @@ fn join(node: &mut Initiator, key: u64) {
     assert_eq!(reserve(node, REGISTER_AND_IGNORE, 0, 0, key).status, GOOD);
 }
 
+/// The owner, which holds the reservation, and a challenger, which has registered.
+#[track_caller]
+fn arbitration(disks: &Disks) -> [Initiator; 2] {
+    let [mut owner, mut challenger] = nodes(disks);
+    join(&mut owner, KEY_A);
+    assert_eq!(reserve(&mut owner, RESERVE, WERO, KEY_A, 0).status, GOOD);
+    join(&mut challenger, KEY_B);
+    [owner, challenger]
+}
+
 #[test]
 fn validation_passes() {
     let place = Place::new();
@@ -79,10 +89,7 @@ fn validation_passes() {
 fn owner_that_does_not_defend_loses_the_disk() {
     let place = Place::new();
     let disks = Start::shared(&place).start();
-    let [mut owner, mut challenger] = nodes(&disks);
-    join(&mut owner, KEY_A);
-    assert_eq!(reserve(&mut owner, RESERVE, WERO, KEY_A, 0).status, GOOD);
-    join(&mut challenger, KEY_B);
+    let [mut owner, mut challenger] = arbitration(&disks);
     // The wait of the challenger, in which the owner would defend: what it reads does not change.
     for _ in 0..3 {
         assert_eq!(keys(&mut challenger), [KEY_A, KEY_B]);
@@ -104,10 +111,7 @@ fn owner_that_does_not_defend_loses_the_disk() {
 fn owner_that_defends_keeps_the_disk() {
     let place = Place::new();
     let disks = Start::shared(&place).start();
-    let [mut owner, mut challenger] = nodes(&disks);
-    join(&mut owner, KEY_A);
-    assert_eq!(reserve(&mut owner, RESERVE, WERO, KEY_A, 0).status, GOOD);
-    join(&mut challenger, KEY_B);
+    let [mut owner, mut challenger] = arbitration(&disks);
     assert_eq!(keys(&mut owner), [KEY_A, KEY_B]);
     assert_eq!(reserve(&mut owner, PREEMPT, WERO, KEY_A, KEY_B).status, GOOD);
     let refused = reserve(&mut challenger, PREEMPT, WERO, KEY_B, KEY_A);
