@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use scsi_pr::{
-    Completion, FullStatus, Generation, Held, Key, Reservation, ReserveOut, ScopeType, SenseKey, Status, Type,
+    Completion, FullStatus, Generation, Held, Key, Keys, Reservation, ReserveOut, ScopeType, SenseKey, Status, Type,
 };
 use scsi_pr_daemon::signals::SignalFd;
 
@@ -128,7 +128,7 @@ impl<'a> Examination<'a> {
         self.add(Requirement::RegisterWithAptpl, outcome);
 
         // Here too: another program of this host may have changed the key by the same initiator port.
-        let generation = self.read_own_keys()?;
+        let generation = self.read_own_keys()?.generation;
         let request = ReserveOut::RegisterAndIgnoreExistingKey {
             service_action_key: self.key,
             all_tg_pt: false,
@@ -140,12 +140,12 @@ impl<'a> Examination<'a> {
         grows &= !is_good || after.generation.is_none_or(|after| after != generation);
         self.add(Requirement::RegisterAndIgnoreExistingKey, after.outcome);
 
-        let generation = self.read_own_keys()?;
+        let generation = self.read_own_keys()?.generation;
         for reservation_type in Type::ALL {
             let outcome = self.reserve(reservation_type)?;
             self.add(Requirement::Reserve(reservation_type), outcome);
         }
-        let is_same = self.read_own_keys()? == generation;
+        let is_same = self.read_own_keys()?.generation == generation;
         self.add(
             Requirement::Generation,
             match (grows, is_same) {
@@ -158,8 +158,7 @@ impl<'a> Examination<'a> {
         self.add(Requirement::Clear, Outcome::NotExamined("it would remove registrations of others".to_owned()));
         self.add(Requirement::Exclusion, Outcome::NotExamined(NEEDS_ANOTHER.to_owned()));
         let unregistered = self.send(&self.register(self.key, Key::ZERO, self.ptpl_a))?;
-        let keys = read::keys(self.unit)?.value.keys;
-        self.check_no_other(&keys)?;
+        let keys = self.read_own_keys()?.keys;
         let outcome = match unregistered {
             Err(why) => Outcome::Fails(why),
             Ok(()) if keys.is_empty() => Outcome::Works,
@@ -194,20 +193,16 @@ impl<'a> Examination<'a> {
             }
             other => {
                 let hint = "no other initiator is registered";
-                tested(Err(Failure::of_completion(&other, Effect::Changes, hint).of(request.action())))
+                refusal(Failure::of_completion(&other, Effect::Changes, hint).of(request.action())).map(Err)
             }
         }
     }
 
-    /// PRGENERATION. A key of another initiator is a failure.
-    fn read_own_keys(&self) -> Result<Generation, Failure> {
+    /// The keys. One of another initiator is a failure.
+    fn read_own_keys(&self) -> Result<Keys, Failure> {
         let keys = read::keys(self.unit)?.value;
-        self.check_no_other(&keys.keys).map(|()| keys.generation)
-    }
-
-    fn check_no_other(&self, keys: &[Key]) -> Result<(), Failure> {
-        match keys.iter().find(|key| **key != self.key) {
-            None => Ok(()),
+        match keys.keys.iter().find(|key| **key != self.key) {
+            None => Ok(keys),
             Some(other) => Err(Failure::new(
                 Code::Conflict,
                 format!("another initiator uses the unit: the key {other} appeared during the check"),
@@ -220,8 +215,7 @@ impl<'a> Examination<'a> {
         if let Err(why) = sent {
             return Ok(Registered { outcome: Outcome::Fails(why), generation: None });
         }
-        let generation = self.read_own_keys()?;
-        let keys = read::keys(self.unit)?.value.keys;
+        let Keys { generation, keys } = self.read_own_keys()?;
         let outcome = match tested(read::full_status(self.unit))? {
             _ if !keys.contains(&self.key) => Outcome::Fails("READ KEYS does not have the key".to_owned()),
             Ok(status) if !has_registration(&status.value, self.key) => {
@@ -290,10 +284,7 @@ impl<'a> Examination<'a> {
                     Outcome::NotExamined(format!("the unit knows the command; its effect {NEEDS_ANOTHER}"))
                 }
                 Completion::Good(_) => Outcome::Fails("GOOD for a key that is not registered".to_owned()),
-                other => match tested::<()>(Err(Failure::of_completion(&other, Effect::Changes, "")))? {
-                    Ok(()) => continue,
-                    Err(why) => Outcome::Fails(why),
-                },
+                other => Outcome::Fails(refusal(Failure::of_completion(&other, Effect::Changes, ""))?),
             };
             self.add(requirement, outcome);
         }
@@ -302,17 +293,15 @@ impl<'a> Examination<'a> {
 
     /// Removes the registration of the check, and with it its reservation.
     pub(super) fn clean_up(&self) -> Result<(), Failure> {
-        let mut last = None;
-        for attempt in 0..MAX_REMOVALS {
-            if attempt > 0 {
-                thread::sleep(PAUSE);
+        let mut removed = self.remove();
+        for _ in 1..MAX_REMOVALS {
+            if removed.is_ok() {
+                break;
             }
-            match self.remove() {
-                Ok(()) => return Ok(()),
-                Err(failure) => last = Some(failure),
-            }
+            thread::sleep(PAUSE);
+            removed = self.remove();
         }
-        Err(last.unwrap_or_else(|| Failure::new(Code::Failure, "it was not tried")))
+        removed
     }
 
     fn remove(&self) -> Result<(), Failure> {
@@ -354,10 +343,15 @@ fn refuse_registered(keys: &[Key], is_whole: bool) -> Result<(), Failure> {
 fn tested<T>(result: Result<T, Failure>) -> Result<Result<T, String>, Failure> {
     match result {
         Ok(value) => Ok(Ok(value)),
-        Err(failure) => match failure.code() {
-            Code::Failure | Code::Conflict | Code::Unsupported => Ok(Err(failure.to_string())),
-            _ => Err(failure),
-        },
+        Err(failure) => refusal(failure).map(Err),
+    }
+}
+
+/// The text of a refusal.
+fn refusal(failure: Failure) -> Result<String, Failure> {
+    match failure.code() {
+        Code::Failure | Code::Conflict | Code::Unsupported => Ok(failure.to_string()),
+        _ => Err(failure),
     }
 }
 
