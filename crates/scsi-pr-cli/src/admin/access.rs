@@ -12,12 +12,14 @@ use std::path::Path;
 
 use scsi_pr::{Command, Completion, Nexus, Reservation, ReserveInAction, SenseKey, TransportId};
 use scsi_pr_daemon::log::escape;
+use scsi_pr_linux::device::HostPorts;
 use scsi_pr_store::InitiatorName;
 use tracing::info;
 
 use super::check::identifiers::Identifiers;
 use super::failure::{Effect, Failure};
 use super::options::AccessOptions;
+use super::report::Own;
 use direct::Direct;
 use disk::Disk;
 use helper::Helper;
@@ -68,13 +70,8 @@ pub(crate) trait AccessPath: Send + Sync {
         None
     }
 
-    /// Whether an initiator port is that of [`Sender::Own`].
-    fn is_own(&self, port: &TransportId) -> bool;
-
-    /// The remark for registrations of such ports.
-    fn own_remark(&self) -> &'static str {
-        "this host"
-    }
+    /// The initiator ports of [`Sender::Own`].
+    fn own(&self) -> Own<'_>;
 
     /// The Device Identification VPD pages of the unit.
     fn identifiers(&self) -> Identifiers {
@@ -192,6 +189,47 @@ impl Access {
             _ => Ok(None),
         }
     }
+}
+
+/// The initiator of `--as`, which a store or a disk permits.
+#[derive(Clone)]
+struct ActingInitiator {
+    nexus: Option<Nexus>,
+    /// The refusal of a change without `--as`.
+    refusal: &'static str,
+}
+
+impl ActingInitiator {
+    fn new(name: Option<&InitiatorName>, target_port: u16, refusal: &'static str) -> Self {
+        Self { nexus: name.map(|name| Nexus::new(name.transport_id().clone(), target_port)), refusal }
+    }
+
+    /// Refuses a change without `--as`.
+    fn check(&self, effect: Effect) -> Result<(), Failure> {
+        match (effect, &self.nexus) {
+            (Effect::Changes, None) => Err(Failure::usage(self.refusal)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The nexus of a command.
+    fn sender(&self, sender: Sender<'_>, effect: Effect) -> Result<Nexus, Failure> {
+        if let Sender::Nexus(nexus) = sender {
+            return Ok(nexus.clone());
+        }
+        self.check(effect)?;
+        Ok(self.nexus.clone().unwrap_or_else(reader))
+    }
+
+    fn own(&self) -> Own<'_> {
+        let is_own = |port: &TransportId| self.nexus.as_ref().is_some_and(|own| own.initiator() == port);
+        Own { is_own: Box::new(is_own), remark: "this initiator" }
+    }
+}
+
+/// The initiator ports of this host.
+fn own_host(ports: &HostPorts) -> Own<'_> {
+    Own { is_own: Box::new(|port| ports.contains(port)), remark: "this host" }
 }
 
 /// The nexus that reads, where the administrator acts as no initiator.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use scsi_pr::{Completion, SenseCode, SenseKey, Status};
+use scsi_pr::{Command, Completion, Opcode, SenseCode, SenseKey, Status};
 use scsi_pr_daemon::log::escape;
 use scsi_pr_store::{Fault, StoreError};
 
@@ -57,6 +57,13 @@ pub(crate) struct Failure {
 pub(crate) enum Effect {
     Reads,
     Changes,
+}
+
+impl Effect {
+    /// That of a reservation command: only PERSISTENT RESERVE IN reads.
+    pub(crate) fn of(command: Command<'_>) -> Self {
+        if command.opcode() == Opcode::ReserveIn { Self::Reads } else { Self::Changes }
+    }
 }
 
 impl Failure {

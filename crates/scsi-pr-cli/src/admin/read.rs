@@ -2,14 +2,13 @@
 
 use scsi_pr::{
     Capabilities, Completion, FullStatus, InvalidData, Keys, Parsed, Reservation, ReserveIn, ReserveInAction,
-    TransportId,
 };
 use scsi_pr_daemon::log::escape;
 use tracing::info;
 
 use super::access::{Sender, Unit};
 use super::failure::{Code, Effect, Failure};
-use super::report::{Own, Reading, StateReport};
+use super::report::{Reading, StateReport};
 
 /// The first allocation length. LIO of Linux 6.1 writes beyond the end of a shorter buffer.
 const FIRST_LENGTH: usize = 8192;
@@ -46,9 +45,7 @@ pub(crate) fn full_status(unit: &Unit) -> Result<Reading<FullStatus>, Failure> {
 
 /// The report of READ FULL STATUS alone.
 pub(crate) fn status(unit: &Unit) -> Result<StateReport, Failure> {
-    let is_own = |port: &TransportId| unit.path.is_own(port);
-    let own = Own { is_own: &is_own, remark: unit.path.own_remark() };
-    full_status(unit).map(|status| StateReport::of_full_status(&status, &own))
+    full_status(unit).map(|status| StateReport::of_full_status(&status, &unit.path.own()))
 }
 
 /// Everything about a unit, of one generation. Without READ FULL STATUS, the initiators are not known.
@@ -58,8 +55,7 @@ pub(crate) fn state(unit: &Unit) -> Result<StateReport, Failure> {
 
 /// The same, with its reservation as the condition of a change.
 pub(crate) fn state_for_change(unit: &Unit) -> Result<(StateReport, Reservation), Failure> {
-    let is_own = |port: &TransportId| unit.path.is_own(port);
-    let own = Own { is_own: &is_own, remark: unit.path.own_remark() };
+    let own = unit.path.own();
     let mut last = None;
     for _ in 0..MAX_CHANGES {
         let keys = keys(unit)?;

@@ -79,10 +79,10 @@ pub(crate) struct RegistrationReport {
     pub(crate) own: bool,
 }
 
-/// Tells which registrations are the administrator's own.
+/// The initiator ports whose registrations are the administrator's own.
 pub(crate) struct Own<'a> {
-    pub(crate) is_own: &'a dyn Fn(&TransportId) -> bool,
-    /// "this host".
+    pub(crate) is_own: Box<dyn Fn(&TransportId) -> bool + 'a>,
+    /// The remark for these registrations: "this host".
     pub(crate) remark: &'static str,
 }
 

@@ -8,16 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags, open};
-use scsi_pr::{Command, Completion, Opcode, PrManager, TransportId};
+use scsi_pr::{Command, Completion, PrManager};
 use scsi_pr_daemon::{reason, signals};
 use scsi_pr_linux::device::{Device, DeviceClass, FileType, HostPorts, Node};
 use scsi_pr_linux::routing::Workers;
 use scsi_pr_linux::{BlockIoctl, DeviceRouter, Multipath, Nvme};
 use scsi_pr_store::Units;
 
-use super::{AccessPath, ListedUnit, Sender, Unit};
+use super::{AccessPath, ListedUnit, Sender, Unit, own_host};
 use crate::admin::check::identifiers::Identifiers;
 use crate::admin::failure::{Code, Effect, Failure};
+use crate::admin::report::Own;
 
 /// The devices of this host.
 pub(crate) struct Direct {
@@ -126,8 +127,8 @@ impl AccessPath for OfDevice {
         answer.map_err(|error| Failure::of_error(&error, effect))
     }
 
-    fn is_own(&self, port: &TransportId) -> bool {
-        self.ports.contains(port)
+    fn own(&self) -> Own<'_> {
+        own_host(&self.ports)
     }
 
     fn identifiers(&self) -> Identifiers {
@@ -138,8 +139,7 @@ impl AccessPath for OfDevice {
 /// The effect of a command. Another sender than this host is refused.
 pub(super) fn own_sender(sender: Sender<'_>, command: Command<'_>) -> Result<Effect, Failure> {
     match sender {
-        Sender::Own if command.opcode() == Opcode::ReserveIn => Ok(Effect::Reads),
-        Sender::Own => Ok(Effect::Changes),
+        Sender::Own => Ok(Effect::of(command)),
         Sender::Nexus(_) => {
             Err(Failure::usage("only a store or a disk lets an administrator act as another initiator"))
         }

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use scsi_pr::{Command, Completion, InitiatorPort, Nexus, Opcode, ReserveInAction, Sense, Status, TransportId};
+use scsi_pr::{Command, Completion, InitiatorPort, Nexus, ReserveInAction, Sense, Status};
 use scsi_pr_store::InitiatorName;
 
-use super::{AccessPath, Condition, ListedUnit, Sender, Unit, text_of};
+use super::{AccessPath, ActingInitiator, Condition, ListedUnit, Sender, Unit, text_of};
 use crate::admin::failure::{Code, Effect, Failure};
 use crate::admin::options::AccessOptions;
+use crate::admin::report::Own;
 use crate::disk::hex;
 use crate::disk::names::InitiatorIqn;
 use crate::disk::protocol::{self, Answer, Request};
@@ -25,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// The disks behind a control socket.
 pub(crate) struct Disk {
     socket: Arc<PathBuf>,
-    own: Option<Nexus>,
+    own: ActingInitiator,
 }
 
 /// Why there is no answer.
@@ -38,15 +39,14 @@ enum Lost {
 
 impl Disk {
     pub(crate) fn new(socket: &Path, options: &AccessOptions) -> Result<Self, Failure> {
-        let own = options.initiator.as_ref().map(lower_case).transpose()?;
-        let own = own.map(|name| Nexus::new(name.transport_id().clone(), options.target_port));
+        let name = options.initiator.as_ref().map(lower_case).transpose()?;
+        let refusal = "a disk takes changes of a named initiator: give --as=NAME";
+        let own = ActingInitiator::new(name.as_ref(), options.target_port, refusal);
         Ok(Self { socket: Arc::new(socket.to_owned()), own })
     }
 
     pub(crate) fn unit(&self, device: &Path, effect: Effect) -> Result<Unit, Failure> {
-        if effect == Effect::Changes && self.own.is_none() {
-            return Err(Failure::usage("a disk takes changes of a named initiator: give --as=NAME"));
-        }
+        self.own.check(effect)?;
         let text = device.to_string_lossy();
         let served = self.served()?;
         let unit = served.iter().find(|unit| unit.name == text || Path::new(&unit.path) == device);
@@ -102,7 +102,7 @@ pub(super) fn lower_case(name: &InitiatorName) -> Result<InitiatorName, Failure>
 struct OfDisk {
     socket: Arc<PathBuf>,
     unit: String,
-    own: Option<Nexus>,
+    own: ActingInitiator,
 }
 
 impl OfDisk {
@@ -112,24 +112,12 @@ impl OfDisk {
         command: Command<'_>,
         condition: Option<&Condition>,
     ) -> Result<Completion, Failure> {
-        let reads = command.opcode() == Opcode::ReserveIn;
-        let effect = if reads { Effect::Reads } else { Effect::Changes };
-        let reader;
-        let nexus = match (sender, &self.own) {
-            (Sender::Nexus(nexus), _) => nexus,
-            (Sender::Own, Some(own)) => own,
-            (Sender::Own, None) if reads => {
-                reader = super::reader();
-                &reader
-            }
-            (Sender::Own, None) => {
-                return Err(Failure::usage("a disk takes changes of a named initiator: give --as=NAME"));
-            }
-        };
+        let effect = Effect::of(command);
+        let nexus = self.own.sender(sender, effect)?;
         let without_session = condition.and_then(|condition| condition.without_session.as_ref());
         let request = Request::Execute {
             unit: self.unit.clone(),
-            initiator: initiator(nexus)?,
+            initiator: initiator(&nexus)?,
             target_port: nexus.relative_target_port(),
             cdb: hex::encode(command.cdb().bytes()),
             data: hex::encode(command.parameter_list()),
@@ -187,12 +175,8 @@ impl AccessPath for OfDisk {
         })
     }
 
-    fn is_own(&self, port: &TransportId) -> bool {
-        self.own.as_ref().is_some_and(|own| own.initiator() == port)
-    }
-
-    fn own_remark(&self) -> &'static str {
-        "this initiator"
+    fn own(&self) -> Own<'_> {
+        self.own.own()
     }
 }
 

@@ -4,15 +4,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use scsi_pr::{Command, Completion, PrManager, TransportId};
+use scsi_pr::{Command, Completion, PrManager};
 use scsi_pr_helper::client::Config;
 use scsi_pr_helper::{HelperClient, MAX_TRANSFER};
 use scsi_pr_linux::device::{DeviceClass, FileType, HostPorts};
 
 use super::direct::{OpenDevice, own_sender};
-use super::{AccessPath, Sender, Unit};
+use super::{AccessPath, Sender, Unit, own_host};
 use crate::admin::check::identifiers::Identifiers;
 use crate::admin::failure::{Effect, Failure};
+use crate::admin::report::Own;
 
 /// The helper that listens at a socket.
 pub(crate) struct Helper(Arc<HelperClient>);
@@ -54,8 +55,8 @@ impl AccessPath for OfHelper {
         MAX_TRANSFER
     }
 
-    fn is_own(&self, port: &TransportId) -> bool {
-        self.ports.contains(port)
+    fn own(&self) -> Own<'_> {
+        own_host(&self.ports)
     }
 
     fn identifiers(&self) -> Identifiers {

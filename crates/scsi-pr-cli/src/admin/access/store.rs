@@ -4,35 +4,34 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use scsi_pr::{Command, Completion, Nexus, Opcode, ReserveInAction, TransportId};
+use scsi_pr::{Command, Completion, ReserveInAction};
 use scsi_pr_store::{self as store, UnitId, Units, Version};
 
 use super::direct::OpenDevice;
-use super::{AccessPath, Condition, ListedUnit, Sender, Unit, text_of};
+use super::{AccessPath, ActingInitiator, Condition, ListedUnit, Sender, Unit, text_of};
 use crate::admin::failure::{Code, Effect, Failure};
 use crate::admin::options::AccessOptions;
+use crate::admin::report::Own;
 
 /// A store.
 pub(crate) struct Store {
     store: Arc<dyn store::Store>,
     address: String,
     units: Units,
-    /// The nexus of `--as`.
-    own: Option<Nexus>,
+    own: ActingInitiator,
 }
 
 impl Store {
     pub(crate) fn open(address: &str, options: &AccessOptions) -> Result<Self, Failure> {
-        let own = options.initiator.as_ref().map(|name| Nexus::new(name.transport_id().clone(), options.target_port));
+        let refusal = "a store has no initiator of its own: give --as=NAME";
+        let own = ActingInitiator::new(options.initiator.as_ref(), options.target_port, refusal);
         let units = Units::new(options.unit.iter().cloned());
         Ok(Self { store: store::open_existing(address)?, address: address.to_owned(), units, own })
     }
 
     pub(crate) fn unit(&self, device: &Path, effect: Effect) -> Result<Unit, Failure> {
         let unit = self.identify(device)?;
-        if effect == Effect::Changes && self.own.is_none() {
-            return Err(Failure::usage("a store has no initiator of its own: give --as=NAME"));
-        }
+        self.own.check(effect)?;
         self.open_unit(unit, device.display().to_string())
     }
 
@@ -92,23 +91,12 @@ impl Store {
 struct OfStore {
     store: Arc<dyn store::Store>,
     unit: UnitId,
-    own: Option<Nexus>,
-}
-
-impl OfStore {
-    fn nexus(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Nexus, Failure> {
-        match (sender, &self.own) {
-            (Sender::Nexus(nexus), _) => Ok(nexus.clone()),
-            (Sender::Own, Some(own)) => Ok(own.clone()),
-            (Sender::Own, None) if command.opcode() == Opcode::ReserveIn => Ok(super::reader()),
-            (Sender::Own, None) => Err(Failure::usage("a store has no initiator of its own: give --as=NAME")),
-        }
-    }
+    own: ActingInitiator,
 }
 
 impl AccessPath for OfStore {
     fn execute(&self, sender: Sender<'_>, command: Command<'_>) -> Result<Completion, Failure> {
-        let nexus = self.nexus(sender, command)?;
+        let nexus = self.own.sender(sender, Effect::of(command))?;
         Ok(store::execute(&*self.store, &self.unit, &nexus, command)?)
     }
 
@@ -119,7 +107,7 @@ impl AccessPath for OfStore {
         command: Command<'_>,
         condition: &Condition,
     ) -> Result<Completion, Failure> {
-        let nexus = self.nexus(sender, command)?;
+        let nexus = self.own.sender(sender, Effect::of(command))?;
         let completion = store::execute_if(&*self.store, &self.unit, &nexus, command, &condition.reservation)?;
         completion.ok_or_else(Failure::changed_meanwhile)
     }
@@ -133,11 +121,7 @@ impl AccessPath for OfStore {
         Some(read().map_err(|error: store::StoreError| error.into()))
     }
 
-    fn is_own(&self, port: &TransportId) -> bool {
-        self.own.as_ref().is_some_and(|own| own.initiator() == port)
-    }
-
-    fn own_remark(&self) -> &'static str {
-        "this initiator"
+    fn own(&self) -> Own<'_> {
+        self.own.own()
     }
 }

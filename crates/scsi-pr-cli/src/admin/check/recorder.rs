@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use scsi_pr::{Command, Completion, TransportId};
+use scsi_pr::{Command, Completion};
 
 use super::identifiers::Identifiers;
 use crate::admin::access::{AccessPath, Sender, Unit, is_unit_attention};
 use crate::admin::failure::Failure;
+use crate::admin::report::Own;
 
 /// Records the unit attentions that the commands of a unit get. All readings are commands, never records of a store.
 pub(super) struct Recorder {
@@ -48,12 +49,8 @@ impl AccessPath for Recorder {
         self.path.max_allocation_length()
     }
 
-    fn is_own(&self, port: &TransportId) -> bool {
-        self.path.is_own(port)
-    }
-
-    fn own_remark(&self) -> &'static str {
-        self.path.own_remark()
+    fn own(&self) -> Own<'_> {
+        self.path.own()
     }
 
     fn identifiers(&self) -> Identifiers {

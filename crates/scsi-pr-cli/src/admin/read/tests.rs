@@ -4,6 +4,7 @@ use scsi_pr::{Command, Generation, Key, Nexus, Reservations, ReserveOut, SenseCo
 
 use super::*;
 use crate::admin::access::AccessPath;
+use crate::admin::report::Own;
 
 /// A unit that answers as [`Reservations`] do, or otherwise.
 struct Fake {
@@ -23,8 +24,8 @@ impl AccessPath for Fake {
         Ok((self.answer)(&mut reservations, value).unwrap_or_else(|| reservations.reserve_in(&nexus(1), &value)))
     }
 
-    fn is_own(&self, port: &TransportId) -> bool {
-        port == nexus(1).initiator()
+    fn own(&self) -> Own<'_> {
+        Own { is_own: Box::new(|port| port == nexus(1).initiator()), remark: "this host" }
     }
 }
 

@@ -28,7 +28,7 @@ fn report(descriptors: Vec<FullStatusDescriptor>, held: Option<Held>) -> StateRe
         &Reading { value: keys, is_whole: true },
         &Reservation { generation: Generation(3), held },
         Some(&Reading { value: status, is_whole: true }),
-        &Own { is_own: &|port| port.bytes()[5] % 2 == 0, remark: "this host" },
+        &Own { is_own: Box::new(|port| port.bytes()[5] % 2 == 0), remark: "this host" },
     )
 }
 
@@ -85,7 +85,7 @@ fn shared_key_of_the_holder_leaves_the_holder_unknown() {
     let keys =
         Reading { value: Keys { generation: Generation(1), keys: vec![Key(7), Key(7), Key(8)] }, is_whole: true };
     let held = Some(Held { key: Key(7), reservation_type: Type::WriteExclusive });
-    let own = Own { is_own: &|_| false, remark: "this host" };
+    let own = Own { is_own: Box::new(|_| false), remark: "this host" };
     let report = StateReport::new(&keys, &Reservation { generation: Generation(1), held }, None, &own);
     assert_eq!(report.registrations.iter().map(|one| one.holder).collect::<Vec<_>>(), [None, None, Some(false)]);
     assert_eq!(state(&report).matches("perhaps holder").count(), 2);
