@@ -1,7 +1,6 @@
 //! The device itself, by the mechanism for its kind: SG_IO, NVMe commands, IOC_PR or libmpathpersist.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -147,7 +146,7 @@ pub(super) fn own_sender(sender: Sender<'_>, command: Command<'_>) -> Result<Eff
 }
 
 /// The disks of this host, each unit once: a map in place of its paths.
-pub(super) fn list(open: impl Fn(&Path) -> Result<Unit, Failure>) -> Result<Vec<ListedUnit>, Failure> {
+pub(super) fn list(unit: impl Fn(&Path) -> Result<Unit, Failure>) -> Result<Vec<ListedUnit>, Failure> {
     let directory = Path::new("/sys/block");
     let failed = |error| Failure::new(Code::Failure, format!("cannot list {}: {error}", directory.display()));
     let mut units: BTreeMap<String, (bool, PathBuf)> = BTreeMap::new();
@@ -155,15 +154,13 @@ pub(super) fn list(open: impl Fn(&Path) -> Result<Unit, Failure>) -> Result<Vec<
         let Ok(entry) = entry else { continue };
         // The kernel writes '!' where a device name has '/'.
         let path = Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/"));
-        let Ok(device) = File::open(&path).or_else(|_| open_without_medium(&path)) else { continue };
-        let Ok(class) = Device::of(device.as_fd()) else { continue };
-        let is_map = match class.class() {
+        let Ok(open) = OpenDevice::open(&path, Effect::Reads) else { continue };
+        let is_map = match open.device.class() {
             DeviceClass::Multipath { .. } => true,
             DeviceClass::ScsiBlock | DeviceClass::NvmeNamespace => false,
             _ => continue,
         };
-        let identifier = Units::default().identify(device.as_fd()).map(|unit| unit.to_string());
-        let identifier = identifier.unwrap_or_else(|_| path.display().to_string());
+        let identifier = open.identifier().unwrap_or_else(|| path.display().to_string());
         match units.get(&identifier) {
             Some((true, _)) => {}
             Some(_) if !is_map => {}
@@ -174,10 +171,6 @@ pub(super) fn list(open: impl Fn(&Path) -> Result<Unit, Failure>) -> Result<Vec<
     }
     let mut paths: Vec<PathBuf> = units.into_values().map(|(_, path)| path).collect();
     paths.sort_unstable();
-    let listed = |path: PathBuf| ListedUnit { name: path.display().to_string(), owner: None, unit: open(&path) };
+    let listed = |path: PathBuf| ListedUnit { name: path.display().to_string(), owner: None, unit: unit(&path) };
     Ok(paths.into_iter().map(listed).collect())
-}
-
-fn open_without_medium(path: &Path) -> std::io::Result<File> {
-    Ok(File::from(open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?))
 }
