@@ -237,8 +237,3 @@ fn reader() -> Nexus {
     let name = READER.parse::<InitiatorName>().expect("it is a name");
     Nexus::new(name.transport_id().clone(), 1)
 }
-
-/// The text of a path, for messages.
-fn text_of(device: &Path) -> String {
-    escape(&device.to_string_lossy())
-}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use scsi_pr::{Command, Completion, InitiatorPort, Nexus, ReserveInAction, Sense, Status};
 use scsi_pr_store::InitiatorName;
 
-use super::{AccessPath, ActingInitiator, Condition, ListedUnit, Sender, Unit, text_of};
+use super::{AccessPath, ActingInitiator, Condition, ListedUnit, Sender, Unit};
 use crate::admin::failure::{Code, Effect, Failure};
 use crate::admin::options::AccessOptions;
 use crate::admin::report::Own;
@@ -55,7 +55,7 @@ impl Disk {
             let text = format!(
                 "the disk at {} serves no unit {}, but {}",
                 self.socket.display(),
-                text_of(device),
+                device.display(),
                 names.join(", ")
             );
             Failure::new(Code::Failure, text)

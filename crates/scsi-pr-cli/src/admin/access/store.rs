@@ -8,7 +8,7 @@ use scsi_pr::{Command, Completion, ReserveInAction};
 use scsi_pr_store::{self as store, UnitId, Units, Version};
 
 use super::direct::OpenDevice;
-use super::{AccessPath, ActingInitiator, Condition, ListedUnit, Sender, Unit, text_of};
+use super::{AccessPath, ActingInitiator, Condition, ListedUnit, Sender, Unit};
 use crate::admin::failure::{Code, Effect, Failure};
 use crate::admin::options::AccessOptions;
 use crate::admin::report::Own;
@@ -69,7 +69,7 @@ impl Store {
             format!(
                 "the store {} has no unit {}: see \"scsi-pr list --store\", or give the path of the disk (./disk.img)",
                 self.address,
-                text_of(device)
+                device.display()
             ),
         ))
     }
