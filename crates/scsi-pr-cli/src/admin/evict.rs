@@ -17,7 +17,6 @@ use std::collections::HashSet;
 use std::io::Write;
 
 use rustix::process::getuid;
-use scsi_pr::Nexus;
 use scsi_pr_daemon::log::{Destinations, Fields, Log, Record, escape};
 use scsi_pr_store::InitiatorName;
 use serde_json::{Value, json};
@@ -273,14 +272,5 @@ impl AuditLog {
         let message = escape(message);
         let _ = writeln!(std::io::stderr(), "scsi-pr: {message}");
         self.0.write_to_journal(Record { level: tracing::Level::WARN, line: &message, message: &message }, fields);
-    }
-}
-
-impl Step {
-    fn sender(&self) -> &Nexus {
-        match self {
-            Self::Unregister { nexus, .. } => nexus,
-            Self::Preempt { successor, .. } => successor,
-        }
     }
 }

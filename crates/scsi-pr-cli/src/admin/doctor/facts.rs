@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use scsi_pr_linux::multipath::Tools;
 
 use super::apparmor::{self, Denial};
-use super::socket::{self, SocketState, Unreachable};
+use super::socket::{self, SocketState};
 
 /// The default socket of a helper for the whole host.
 pub(super) const DEFAULT_SOCKET: &str = "/run/qemu-pr-helper.sock";
@@ -309,20 +309,4 @@ fn has_maps(root: &Path) -> bool {
     entries
         .into_iter()
         .any(|entry| fs::read_to_string(entry.path().join("dm/uuid")).is_ok_and(|uuid| uuid.starts_with("mpath-")))
-}
-
-impl std::fmt::Display for Unreachable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Refused => f.write_str("no process listens"),
-            Self::NotPermitted => f.write_str("this user may not connect: run as root"),
-            Self::QueueFull => f.write_str("its process accepts no connections: the queue is full"),
-            Self::Silent => f.write_str("its process is no helper, or hangs: it sends no features"),
-            Self::Closed => {
-                f.write_str("its process closes the connection: it does not serve this user, or is no helper")
-            }
-            Self::Nonsense(features) => write!(f, "its process is no helper: it sends the features {features:#010x}"),
-            Self::Other(why) => f.write_str(why),
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! Connects to the socket of a helper, and takes the first half of its handshake.
 
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
@@ -52,6 +53,22 @@ pub(super) enum Unreachable {
     Other(String),
 }
 
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused => f.write_str("no process listens"),
+            Self::NotPermitted => f.write_str("this user may not connect: run as root"),
+            Self::QueueFull => f.write_str("its process accepts no connections: the queue is full"),
+            Self::Silent => f.write_str("its process is no helper, or hangs: it sends no features"),
+            Self::Closed => {
+                f.write_str("its process closes the connection: it does not serve this user, or is no helper")
+            }
+            Self::Nonsense(features) => write!(f, "its process is no helper: it sends the features {features:#010x}"),
+            Self::Other(why) => f.write_str(why),
+        }
+    }
+}
+
 /// The state of a socket. It connects, and waits for two seconds at most.
 pub(super) fn probe(path: &Path) -> SocketState {
     let metadata = match std::fs::metadata(path) {
@@ -66,7 +83,7 @@ pub(super) fn probe(path: &Path) -> SocketState {
 }
 
 fn shake_hands(path: &Path) -> Result<Listener, Unreachable> {
-    let other = |error: &dyn std::fmt::Display| Unreachable::Other(error.to_string());
+    let other = |error: &dyn fmt::Display| Unreachable::Other(error.to_string());
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(|error| other(&error))?;
     let address = SocketAddrUnix::new(path).map_err(|error| other(&error))?;

@@ -24,6 +24,14 @@ impl Step {
         }
     }
 
+    /// The sender of the request.
+    pub(super) const fn sender(&self) -> &Nexus {
+        match self {
+            Self::Unregister { nexus, .. } => nexus,
+            Self::Preempt { successor, .. } => successor,
+        }
+    }
+
     pub(super) fn request(&self) -> ReserveOut {
         match *self {
             // APTPL of the last REGISTER counts for the whole unit, so it must stay as it is.
