@@ -66,13 +66,6 @@ pub(super) struct PrHelper {
     pub(super) program: Result<Program, String>,
 }
 
-/// AppArmor, where it is active.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct AppArmor {
-    /// The profile of libvirt's daemon; `None` where none is enforced or it cannot be read.
-    pub(super) profile: Option<Profile>,
-}
-
 /// A profile of AppArmor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Profile {
@@ -97,7 +90,8 @@ pub(super) struct Facts {
     pub(super) qemu: Option<Account>,
     /// `None`: libvirt has no qemu.conf here.
     pub(super) pr_helper: Option<PrHelper>,
-    pub(super) apparmor: Option<AppArmor>,
+    /// AppArmor's profile of libvirt's daemon; `None` where none is enforced or it cannot be read.
+    pub(super) profile: Option<Profile>,
     pub(super) denials: Vec<Denial>,
     /// Why no log could be searched for denials.
     pub(super) no_log: Option<String>,
@@ -128,7 +122,7 @@ impl Facts {
             program: program_behind(&state),
             group_name,
             qemu: candidates.iter().find_map(|name| account(&passwd, &group, name)),
-            apparmor: apparmor(root, &helper),
+            profile: profile(root, &helper),
             denials: log.as_ref().map_or_else(|_| Vec::new(), |log| apparmor::denials(log, &paths)),
             no_log: log.err(),
             pr_helper,
@@ -226,7 +220,8 @@ fn name_of_group(group: &str, id: u32) -> Option<String> {
     lines.find(|fields| fields.get(2).is_some_and(|number| number.parse() == Ok(id))).map(|fields| fields[0].to_owned())
 }
 
-fn apparmor(root: &Path, helper: &str) -> Option<AppArmor> {
+/// AppArmor's profile of libvirt's daemon, where it is enforced.
+fn profile(root: &Path, helper: &str) -> Option<Profile> {
     let enabled = read_text(&at(root, "/sys/module/apparmor/parameters/enabled"))?;
     if enabled.trim() != "Y" {
         return None;
@@ -236,14 +231,12 @@ fn apparmor(root: &Path, helper: &str) -> Option<AppArmor> {
         let names = loaded.lines().filter_map(|line| line.strip_suffix(" (enforce)"));
         names.into_iter().any(|name| name.rsplit('/').next() == Some(daemon))
     };
-    let profile = ["libvirtd", "virtqemud"].into_iter().find(|daemon| is_enforced(daemon)).and_then(|daemon| {
-        let name = format!("usr.sbin.{daemon}");
-        let directory = at(root, "/etc/apparmor.d");
-        let text =
-            read_text(&directory.join(&name))? + &read_text(&directory.join("local").join(&name)).unwrap_or_default();
-        Some(Profile { may_execute: apparmor::may_execute(&text, helper), name })
-    });
-    Some(AppArmor { profile })
+    let daemon = ["libvirtd", "virtqemud"].into_iter().find(|daemon| is_enforced(daemon))?;
+    let name = format!("usr.sbin.{daemon}");
+    let directory = at(root, "/etc/apparmor.d");
+    let text =
+        read_text(&directory.join(&name))? + &read_text(&directory.join("local").join(&name)).unwrap_or_default();
+    Some(Profile { may_execute: apparmor::may_execute(&text, helper), name })
 }
 
 /// The kernel's log of this boot, and the end of auditd's.

@@ -164,7 +164,7 @@ fn libvirt(facts: &Facts) -> Finding {
 fn confinement(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<_> = facts.denials.iter().map(|denial| of_denial(denial, facts)).collect();
     let helper = facts.pr_helper.as_ref().map_or(DEFAULT_HELPER, |helper| &helper.path);
-    if let Some(profile) = facts.apparmor.as_ref().and_then(|apparmor| apparmor.profile.as_ref())
+    if let Some(profile) = &facts.profile
         && facts.pr_helper.is_some()
     {
         findings.push(match profile.may_execute {

@@ -2,7 +2,7 @@ use scsi_pr::Key;
 use scsi_pr_linux::multipath::Tools;
 
 use super::*;
-use crate::admin::doctor::facts::{AppArmor, PrHelper, Profile};
+use crate::admin::doctor::facts::{PrHelper, Profile};
 use crate::admin::doctor::socket::Listener;
 
 fn program(origin: Origin) -> Program {
@@ -26,7 +26,7 @@ fn host() -> Facts {
         group_name: Some("kvm".to_owned()),
         qemu: Some(Account { name: "libvirt-qemu".to_owned(), user: 64055, groups: vec![64055, 108] }),
         pr_helper: Some(PrHelper { path: DEFAULT_HELPER.to_owned(), line: None, program: Ok(program(Origin::ScsiPr)) }),
-        apparmor: Some(AppArmor { profile: Some(Profile { name: "usr.sbin.libvirtd".to_owned(), may_execute: true }) }),
+        profile: Some(Profile { name: "usr.sbin.libvirtd".to_owned(), may_execute: true }),
         denials: Vec::new(),
         no_log: None,
         has_maps: true,
@@ -126,8 +126,7 @@ fn setting_of_libvirt_must_name_a_program() {
 #[test]
 fn profile_and_denials_name_the_rule_to_add() {
     let refusing = |facts: &mut Facts| {
-        let profile = Profile { name: "usr.sbin.libvirtd".to_owned(), may_execute: false };
-        facts.apparmor = Some(AppArmor { profile: Some(profile) });
+        facts.profile = Some(Profile { name: "usr.sbin.libvirtd".to_owned(), may_execute: false });
     };
     let rule = "local/usr.sbin.libvirtd: add the line \"/usr/bin/qemu-pr-helper PUx,\"";
     check(refusing, Severity::Fault, CONFINEMENT, "has no rule", rule);
@@ -145,7 +144,7 @@ fn profile_and_denials_name_the_rule_to_add() {
     check(selinux, Severity::Fault, CONFINEMENT, "SELinux", "restorecon -v /run/qemu-pr-helper.sock");
     let unread = |facts: &mut Facts| facts.no_log = Some("journalctl is missing".to_owned());
     check(unread, Severity::Note, CONFINEMENT, "not searched", "");
-    assert_eq!(with(|facts| facts.apparmor = None), []);
+    assert_eq!(with(|facts| facts.profile = None), []);
 }
 
 #[test]
