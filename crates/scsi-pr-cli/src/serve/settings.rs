@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use scsi_pr_linux::device::Number;
 use scsi_pr_store::{InitiatorName, Naming};
 use serde::Deserialize;
 use toml::Spanned;
@@ -158,9 +159,8 @@ fn naming(unit: Unit) -> Result<Naming> {
     match (path, device, identifier) {
         (Some(path), None, None) => Ok(Naming::path(&name, path)?),
         (None, Some(device), None) => {
-            let number =
-                device.split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-            let (major, minor) =
+            let number = device.parse::<Number>().ok();
+            let Number { major, minor } =
                 number.with_context(|| format!("the device must be MAJOR:MINOR, unlike '{device}'"))?;
             Ok(Naming::block(&name, major, minor)?)
         }

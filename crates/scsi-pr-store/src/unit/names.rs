@@ -122,10 +122,9 @@ impl FromStr for Naming {
         if place.starts_with('/') {
             return Self::path(name, place);
         }
-        let number = place.split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-        match number {
-            Some((major, minor)) => Self::block(name, major, minor),
-            None => Self::identifier(name, place),
+        match place.parse() {
+            Ok(Number { major, minor }) => Self::block(name, major, minor),
+            Err(()) => Self::identifier(name, place),
         }
     }
 }
