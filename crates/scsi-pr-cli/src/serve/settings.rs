@@ -35,7 +35,7 @@ struct File {
     pass: Option<AbsolutePath>,
     #[serde(default)]
     keep: Vec<AbsolutePath>,
-    registrants: Option<Spanned<u16>>,
+    registrants: Option<Registrants>,
     #[serde(default)]
     initiator: Vec<Spanned<Initiator>>,
     #[serde(default)]
@@ -86,6 +86,22 @@ value!(Name(InitiatorName), |text| text
     .parse()
     .map_err(|error: scsi_pr_store::InvalidInitiatorName| error.to_string()));
 
+/// The number of registrants.
+#[derive(Deserialize)]
+#[serde(try_from = "u16")]
+struct Registrants(u16);
+
+impl TryFrom<u16> for Registrants {
+    type Error = String;
+
+    fn try_from(number: u16) -> Result<Self, String> {
+        match (1..=MAX_REGISTRANTS).contains(&i64::from(number)) {
+            true => Ok(Self(number)),
+            false => Err(format!("the number of registrants is 1 to {MAX_REGISTRANTS}")),
+        }
+    }
+}
+
 impl Settings {
     /// The settings of the command line, or of its file.
     ///
@@ -111,18 +127,6 @@ impl Settings {
 
     fn of_file(file: File, path: &Path, text: &str) -> Result<Self> {
         let place = |offset| format!("{}:{}", path.display(), Position::of(text, offset));
-        let registrants = match file.registrants {
-            None => REGISTRANTS,
-            Some(number) => {
-                let is_valid = (1..=MAX_REGISTRANTS).contains(&i64::from(*number.get_ref()));
-                ensure!(
-                    is_valid,
-                    "{}: the number of registrants is 1 to {MAX_REGISTRANTS}",
-                    place(number.span().start)
-                );
-                number.into_inner()
-            }
-        };
         let mut sockets = BTreeSet::new();
         let mut listen = Vec::new();
         for spanned in file.initiator {
@@ -148,7 +152,7 @@ impl Settings {
             pass: file.pass.map(|path| path.0),
             keep: file.keep.into_iter().map(|path| path.0).collect(),
             unit: unit.collect::<Result<_>>()?,
-            registrants,
+            registrants: file.registrants.map_or(REGISTRANTS, |number| number.0),
         })
     }
 }
