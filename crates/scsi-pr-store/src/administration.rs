@@ -1,6 +1,6 @@
 //! [`execute`] and [`execute_if`]: commands of an administrator, who may act as any initiator.
 
-use scsi_pr::{Command, Completion, Nexus, Reservation, Reservations, ReserveInAction};
+use scsi_pr::{Command, Completion, Nexus, Reservation, Reservations};
 
 use crate::process::process;
 use crate::{Store, StoreError, UnitId};
@@ -38,10 +38,7 @@ pub fn execute_if(
     command: Command<'_>,
     expected: &Reservation,
 ) -> Result<Option<Completion>, StoreError> {
-    let expected = expected.encode();
-    run(store, unit, nexus, command, &|reservations| {
-        reservations.reserve_in_data(ReserveInAction::ReadReservation, usize::MAX) == expected
-    })
+    run(store, unit, nexus, command, &|reservations| reservations.read_reservation() == *expected)
 }
 
 /// `None`: the reservations are not `expected`.

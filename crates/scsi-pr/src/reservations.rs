@@ -326,21 +326,24 @@ impl Reservations {
     /// The data of PERSISTENT RESERVE IN; of a list, at most `limit` bytes. An allocation length ends at 65,535, and `limit`
     /// may be more: a program that has the record itself can read all of it.
     pub fn reserve_in_data(&self, action: ReserveInAction, limit: usize) -> Vec<u8> {
-        let generation = self.generation;
         match action {
             ReserveInAction::ReadKeys => {
-                keys::encode(generation, self.registrations.iter().map(|(_, registration)| registration.key), limit)
+                let keys = self.registrations.iter().map(|(_, registration)| registration.key);
+                keys::encode(self.generation, keys, limit)
             }
-            ReserveInAction::ReadReservation => {
-                let held = self.reservation.as_ref().map(|Holding { reservation_type, holder }| Held {
-                    key: holder.as_ref().and_then(|holder| self.key_of(holder)).unwrap_or(Key::ZERO),
-                    reservation_type: *reservation_type,
-                });
-                Reservation { generation, held }.encode()
-            }
+            ReserveInAction::ReadReservation => self.read_reservation().encode(),
             ReserveInAction::ReportCapabilities => self.capabilities().encode(),
             ReserveInAction::ReadFullStatus => self.full_status(limit),
         }
+    }
+
+    /// The reservation and the generation, as READ RESERVATION returns them (SPC-4 6.15.3).
+    pub fn read_reservation(&self) -> Reservation {
+        let held = self.reservation.as_ref().map(|Holding { reservation_type, holder }| Held {
+            key: holder.as_ref().and_then(|holder| self.key_of(holder)).unwrap_or(Key::ZERO),
+            reservation_type: *reservation_type,
+        });
+        Reservation { generation: self.generation, held }
     }
 
     /// The data of READ FULL STATUS, at most `limit` bytes.

@@ -240,9 +240,7 @@ impl State {
             |wanted: &str| self.sessions.iter().any(|(id, other)| *id != by && is_of(&other.nexus, wanted));
         Some(if without_session.as_deref().is_some_and(has_session) {
             Err(UnmetCondition::Session)
-        } else if reservation.is_some_and(|expected| {
-            self.reservations.reserve_in_data(ReserveInAction::ReadReservation, usize::MAX) != expected.encode()
-        }) {
+        } else if reservation.is_some_and(|expected| self.reservations.read_reservation() != expected) {
             Err(UnmetCondition::Reservation)
         } else {
             Ok(())
