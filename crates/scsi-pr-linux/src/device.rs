@@ -18,7 +18,7 @@ mod slaves;
 mod sysfs;
 
 pub use class::{Device, DeviceClass};
-pub use identity::{FileSystems, Identified, Identity, Scope};
+pub use identity::{Designator, FileSystems, Identified, Identity, Scope, unit_designators};
 pub(crate) use node::{Access, BlockDevice, is_block_device};
 pub use node::{FileType, Node, Number};
 pub use ports::HostPorts;

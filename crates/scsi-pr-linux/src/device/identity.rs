@@ -11,6 +11,7 @@ use super::SysfsError;
 
 pub use mounts::FileSystems;
 pub use stack::Identified;
+pub use vpd::{Designator, unit_designators};
 
 /// An identifier that a device or a file has itself: `naa.600140500000001`.
 ///

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use scsi_pr_linux::device::{Device, DeviceClass};
+use scsi_pr_linux::device::{Device, DeviceClass, unit_designators};
 
 use super::verdict::Outcome;
 
@@ -60,7 +60,7 @@ impl Identifiers {
         for (name, page) in paths {
             match page {
                 Err(why) => return Outcome::NotExamined(format!("the page of {name} cannot be read: {why}")),
-                Ok(page) if designators(page).is_empty() => {
+                Ok(page) if identifiers(page).is_empty() => {
                     let text =
                         "no designator of the type NAA, EUI-64, T10 vendor ID or SCSI name string for the logical unit";
                     return Outcome::Fails(format!("{name} has {text}"));
@@ -83,12 +83,12 @@ impl Identifiers {
             }
             Self::Pages { paths, .. } => paths,
         };
-        let mut first: Option<(&str, BTreeSet<Designator<'_>>)> = None;
+        let mut first: Option<(&str, BTreeSet<Identifier<'_>>)> = None;
         for (name, page) in paths {
             let Ok(page) = page else {
                 return Outcome::NotExamined(format!("the page of {name} cannot be read"));
             };
-            let own = designators(page);
+            let own = identifiers(page);
             match &first {
                 None => first = Some((name, own)),
                 Some((other, expected)) if *expected != own => {
@@ -120,25 +120,12 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// DESIGNATOR TYPE and the bytes of a designator.
-type Designator<'a> = (u8, &'a [u8]);
+type Identifier<'a> = (u8, &'a [u8]);
 
-/// The designators of the logical unit (ASSOCIATION 00b) of the types T10 vendor ID (1h), EUI-64 (2h), NAA (3h) and SCSI name
-/// string (8h).
-fn designators(page: &[u8]) -> BTreeSet<Designator<'_>> {
-    let mut found = BTreeSet::new();
-    let [_, 0x83, high, low, descriptors @ ..] = page else { return found };
-    let length = usize::from(u16::from_be_bytes([*high, *low]));
-    let mut rest = &descriptors[..length.min(descriptors.len())];
-    while let [_, second, _, length, after @ ..] = rest {
-        let Some((designator, next)) = after.split_at_checked(usize::from(*length)) else { break };
-        let (association, designator_type) = (second & 0x30, second & 0xf);
-        let is_empty = designator.iter().all(|byte| *byte == 0);
-        if association == 0 && matches!(designator_type, 0x1 | 0x2 | 0x3 | 0x8) && !is_empty {
-            found.insert((designator_type, designator));
-        }
-        rest = next;
-    }
-    found
+/// The designators of the logical unit of the types T10 vendor ID (1h), EUI-64 (2h), NAA (3h) and SCSI name string (8h).
+fn identifiers(page: &[u8]) -> BTreeSet<Identifier<'_>> {
+    let designators = unit_designators(page).filter(|one| matches!(one.designator_type, 0x1 | 0x2 | 0x3 | 0x8));
+    designators.map(|one| (one.designator_type, one.bytes)).collect()
 }
 
 #[cfg(test)]
@@ -188,7 +175,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_page_is_read_without_a_panic(bytes: Vec<u8>) {
-            let _ = designators(&[&[0, 0x83, 0, 200][..], &bytes].concat());
+            let _ = identifiers(&[&[0, 0x83, 0, 200][..], &bytes].concat());
         }
     }
 }

@@ -27,38 +27,54 @@ enum Rank {
     NaaLocal,
 }
 
+/// A designator of a logical unit (SPC-4 7.8.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Designator<'a> {
+    /// DESIGNATOR TYPE.
+    pub designator_type: u8,
+    /// CODE SET.
+    pub code_set: u8,
+    /// DESIGNATOR.
+    pub bytes: &'a [u8],
+}
+
+/// The designators of the logical unit itself (ASSOCIATION 00b) in its Device Identification VPD page, 83h.
+///
+/// A designator that is cut off, empty or all zeros is left out: some targets write zeros where they have none.
+pub fn unit_designators(page: &[u8]) -> impl Iterator<Item = Designator<'_>> {
+    let mut rest = match page {
+        [_, 0x83, high, low, descriptors @ ..] => {
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            &descriptors[..length.min(descriptors.len())]
+        }
+        _ => &[],
+    };
+    let all = std::iter::from_fn(move || {
+        let [first, second, _, length, after @ ..] = rest else { return None };
+        let (bytes, next) = after.split_at_checked(usize::from(*length))?;
+        rest = next;
+        Some((second & 0x30, Designator { designator_type: second & 0xf, code_set: first & 0xf, bytes }))
+    });
+    let of_the_unit = all.filter(|(association, _)| *association == 0).map(|(_, designator)| designator);
+    of_the_unit.filter(|designator| designator.bytes.iter().any(|byte| *byte != 0))
+}
+
 /// The identity of the unit whose page this is; `None` where the page has no usable designator.
 ///
-/// A designator that is cut off, empty, or too long for an [`Identity`] is ignored.
+/// A designator that is too long for an [`Identity`] is ignored.
 pub(super) fn identify(page: &[u8]) -> Option<Identity> {
-    let [_, 0x83, high, low, descriptors @ ..] = page else { return None };
-    let length = usize::from(u16::from_be_bytes([*high, *low]));
-    let mut rest = &descriptors[..length.min(descriptors.len())];
-    let mut found = Vec::new();
-    while let [first, second, _, length, after @ ..] = rest {
-        let Some((designator, next)) = after.split_at_checked(usize::from(*length)) else { break };
-        let of_the_unit = second & 0x30 == 0;
-        if let Some((rank, unit)) = of_the_unit.then(|| read(first & 0xf, second & 0xf, designator)).flatten() {
-            found.push((rank, unit));
-        }
-        rest = next;
-    }
-    found.into_iter().min().map(|(_, unit)| unit)
+    unit_designators(page).filter_map(read).min().map(|(_, unit)| unit)
 }
 
 /// CODE SET 1h: binary; 2h ASCII; 3h: UTF-8 (SPC-4 table 590).
 const BINARY: u8 = 1;
 
-/// One designator, by its CODE SET and DESIGNATOR TYPE.
-fn read(code_set: u8, designator_type: u8, designator: &[u8]) -> Option<(Rank, Identity)> {
+/// The rank and the identity of one designator.
+fn read(Designator { designator_type, code_set, bytes: designator }: Designator<'_>) -> Option<(Rank, Identity)> {
     let unit = |prefix: &str, rank: Rank| {
         let scope = if rank == Rank::NaaLocal { Scope::Host } else { Scope::Global };
         Some((rank, Identity::fit(format!("{prefix}{}", Hex(designator)), scope)?))
     };
-    // Some targets write zeros where they have no designator.
-    if designator.iter().all(|byte| *byte == 0) {
-        return None;
-    }
     match (designator_type, code_set, designator.len()) {
         (0x1, ..) => {
             // Eight bytes of vendor identification alone identify nothing.
