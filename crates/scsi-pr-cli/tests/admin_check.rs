@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::admin::{Ended, Way, scsi_pr};
+use common::admin::{Ended, Way, made_store, scsi_pr};
 use common::disk::{Disks, Start, initiator};
 use common::{PROGRAM, Place};
 use rustix::process::{Pid, Signal, kill_process};
@@ -106,8 +106,7 @@ fn unit_in_use_is_refused_and_stays_as_it_is() {
 #[test]
 fn check_of_wrong_input_is_one_line_with_its_code() {
     let place = Place::new();
-    let store = place.sqlite();
-    drop(place.serve(&store).listen("vm1", place.path("vm1.sock")).start());
+    let store = made_store(&place);
     let _listener = UnixListener::bind(place.path("any.sock")).unwrap();
     let [disk, socket, missing] =
         ["disk.img", "any.sock", "missing"].map(|name| place.path(name).display().to_string());

@@ -10,18 +10,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use common::admin::{Way, agree_after, scsi_pr};
+use common::admin::{Way, agree_after, made_store, scsi_pr};
 use common::disk::{GOOD, Start, image, initiator, keys};
 use common::{PROGRAM, Place};
 use serde_json::{Value, json};
 
 const CHANGED: &str = "have changed meanwhile";
 
-/// A store with the unit disk.img.
+/// A store, and the path of a unit.
 fn store(place: &Place) -> (String, PathBuf) {
-    let store = place.sqlite();
-    drop(place.serve(&store).listen("vma", place.path("vma.sock")).start());
-    (store, place.path("disk.img"))
+    (made_store(place), place.path("disk.img"))
 }
 
 #[track_caller]
@@ -281,9 +279,7 @@ fn change_of_a_stopped_disk_by_its_store_keeps_unit_attentions() {
     assert_eq!(ended.code, 0, "{ended:?}");
     let disks = Start::shared(&place).start();
     for name in ["vm1", "vm3"] {
-        let target = common::disk::target("shared");
-        let mut session = testing_support::Initiator::connect(disks.address, &target).log_in(&initiator(name));
-        let attentions: Vec<_> = std::iter::from_fn(|| session.read(&[0; 6], 0).sense).collect();
+        let (_, attentions) = disks.session_with_attentions("shared", name);
         assert!(attentions.contains(&[6, 0x2a, 5]), "{name}: {attentions:x?}");
     }
 }

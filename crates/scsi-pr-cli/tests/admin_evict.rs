@@ -3,12 +3,12 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::admin::{Way, scsi_pr};
+use common::admin::{Way, answer_after, made_store, scsi_pr};
 use common::disk::{CONFLICT, Disks, GOOD, Start, initiator, keys, write_block};
 use common::{Machine, PROGRAM, Place, good, register};
 use scsi_pr::{Key, ReserveOut, Type};
@@ -102,9 +102,7 @@ fn machine_is_evicted_from_a_disk_once_it_has_no_session() {
     assert_eq!(keys(&mut vm2), [2]);
     assert_eq!(write_block(&mut vm2, 1, 7).status, GOOD);
     // The machine that comes back learns it, and cannot write.
-    let name = initiator("vm1");
-    let mut vm1 = testing_support::Initiator::connect(disks.address, &common::disk::target("shared")).log_in(&name);
-    let attentions: Vec<_> = std::iter::from_fn(|| vm1.read(&[0; 6], 0).sense).collect();
+    let (mut vm1, attentions) = disks.session_with_attentions("shared", "vm1");
     assert!(attentions.contains(&[6, 0x2a, 5]), "{attentions:x?}");
     assert_eq!(write_block(&mut vm1, 1, 8).status, CONFLICT);
     assert!(disks.log().contains("by the control socket"), "{}", disks.log());
@@ -113,8 +111,7 @@ fn machine_is_evicted_from_a_disk_once_it_has_no_session() {
 #[test]
 fn watch_prints_each_change_and_ends_with_its_reader() {
     let place = Place::new();
-    let store = place.sqlite();
-    drop(place.serve(&store).listen("vm1", place.path("vm1.sock")).start());
+    let store = made_store(&place);
     let mut watch = Command::new(PROGRAM)
         .args(["watch", "--json", "--interval=0.1", "--store", &store])
         .arg(place.path("disk.img"))
@@ -137,8 +134,7 @@ fn watch_prints_each_change_and_ends_with_its_reader() {
 fn eviction_has_a_record_in_the_journal() {
     testing_support::require_root!("a mount namespace");
     let place = Place::new();
-    let store = place.sqlite();
-    drop(place.serve(&store).listen("vm1", place.path("vm1.sock")).start());
+    let store = made_store(&place);
     assert_eq!(Way::store(&store, "vm1").run("register --key=7", place.path("disk.img")).code, 0);
     std::fs::create_dir(place.path("journal")).unwrap();
     let journal = UnixDatagram::bind(place.path("journal/socket")).unwrap();
@@ -166,23 +162,14 @@ fn eviction_has_a_record_in_the_journal() {
 #[test]
 fn question_on_a_terminal_is_answered_before_the_change() {
     let place = Place::new();
-    let store = place.sqlite();
-    drop(place.serve(&store).listen("vm1", place.path("vm1.sock")).start());
+    let store = made_store(&place);
     let vm1 = Way::store(&store, "vm1");
     assert_eq!(vm1.run("register --key=7", place.path("disk.img")).code, 0);
     let disk = place.path("disk.img").display().to_string();
-    let clear = format!("{PROGRAM} clear {disk} --key=7 --store={store} --as=vm1");
-    for (answer, code, keys_left) in [("n\n", 1, 1), ("\n", 1, 1), ("y\n", 0, 0)] {
-        let mut script = Command::new("script")
-            .args(["--quiet", "--return", "--command", &clear, "/dev/null"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        script.stdin.as_mut().unwrap().write_all(answer.as_bytes()).unwrap();
-        let output = script.wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(output.status.code(), Some(code), "{answer:?}: {text}");
+    for (answer, code, keys_left) in [("n", 1, 1), ("", 1, 1), ("y", 0, 0)] {
+        let clear = ["clear", &disk, "--key=7", "--store", &store, "--as=vm1"];
+        let (ended, text) = answer_after(clear, || {}, answer);
+        assert_eq!(ended, code, "{answer:?}: {text}");
         assert!(text.contains("Continue?") && text.contains("vm1 (key 0x0000000000000007"), "{text}");
         let (json, _) = vm1.run("keys --json", place.path("disk.img")).json();
         assert_eq!(json["units"][0]["keys"].as_array().unwrap().len(), keys_left, "{answer:?}");

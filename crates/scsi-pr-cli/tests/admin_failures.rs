@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use common::admin::{Ended, Way, scsi_pr};
+use common::admin::{Ended, Way, made_store, scsi_pr};
 use common::disk::Start;
 use common::{PROGRAM, Place};
 use proptest::prelude::*;
@@ -27,8 +27,7 @@ fn fake(path: &Path, serve: impl Fn(UnixStream) + Send + 'static) {
 fn wrong_command_lines_and_devices_have_one_line_and_their_code() {
     let place = Place::new();
     let disk = place.path("disk.img").display().to_string();
-    let store = place.sqlite();
-    drop(place.serve(&store).listen("vm1", place.path("vm1.sock")).start());
+    let store = made_store(&place);
     let _listener = UnixListener::bind(place.path("any.sock")).unwrap();
     File::create(place.path("text.db")).unwrap().write_all(b"not a database").unwrap();
     let [socket, missing, text, directory] =
@@ -80,8 +79,7 @@ fn wrong_command_lines_and_devices_have_one_line_and_their_code() {
 #[test]
 fn failed_unit_is_in_the_json_beside_the_others() {
     let place = Place::new();
-    let store = place.sqlite();
-    drop(place.serve(&store).listen("vm1", place.path("vm1.sock")).start());
+    let store = made_store(&place);
     let (good, missing) = (place.path("disk.img"), place.path("missing"));
     let devices = [missing.to_str().unwrap(), good.to_str().unwrap()];
     let ended = scsi_pr(["show", "--json", "--store", &store].iter().chain(&devices));
@@ -102,8 +100,7 @@ fn failed_unit_is_in_the_json_beside_the_others() {
 #[test]
 fn output_without_a_reader_is_no_failure_and_a_full_disk_is_one() {
     let place = Place::new();
-    let store = place.sqlite();
-    drop(place.serve(&store).listen("vm1", place.path("vm1.sock")).start());
+    let store = made_store(&place);
     let run = |stdout: Stdio, arguments: &[&str]| {
         let mut command = Command::new(PROGRAM);
         let output = command.args(arguments).arg(place.path("disk.img")).arg(format!("--store={store}"));

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use testing_support::Launcher;
 
-use super::PROGRAM;
+use super::{PROGRAM, Place};
 
 /// The end of a command.
 #[derive(Debug)]
@@ -50,12 +50,30 @@ impl Ended {
     }
 }
 
-/// Runs `scsi-pr` on a terminal, by script(1). `meanwhile` runs during the question, which is then answered with "y". Returns
-/// the exit code, and all output.
+/// The address of a store that a server has made: the commands make none.
+#[track_caller]
+pub(crate) fn made_store(place: &Place) -> String {
+    let store = place.sqlite();
+    drop(place.serve(&store).listen("vm1", place.path("vm1.sock")).start());
+    store
+}
+
+/// Runs `scsi-pr` as [`answer_after`], and agrees.
 #[track_caller]
 pub(crate) fn agree_after<S: AsRef<OsStr>>(
     arguments: impl IntoIterator<Item = S>,
     meanwhile: impl FnOnce(),
+) -> (i32, String) {
+    answer_after(arguments, meanwhile, "y")
+}
+
+/// Runs `scsi-pr` on a terminal, by script(1). `meanwhile` runs during the question, which then gets the answer. Returns the
+/// exit code, and all output.
+#[track_caller]
+pub(crate) fn answer_after<S: AsRef<OsStr>>(
+    arguments: impl IntoIterator<Item = S>,
+    meanwhile: impl FnOnce(),
+    answer: &str,
 ) -> (i32, String) {
     let words = arguments.into_iter().map(|word| format!("'{}'", word.as_ref().display()));
     let command = std::iter::once(PROGRAM.to_owned()).chain(words).collect::<Vec<_>>().join(" ");
@@ -73,7 +91,7 @@ pub(crate) fn agree_after<S: AsRef<OsStr>>(
         text.push(byte[0]);
     }
     meanwhile();
-    script.stdin.as_mut().unwrap().write_all(b"y\n").unwrap();
+    writeln!(script.stdin.as_mut().unwrap(), "{answer}").unwrap();
     stdout.read_to_end(&mut text).unwrap();
     (script.wait().unwrap().code().unwrap(), String::from_utf8_lossy(&text).into_owned())
 }

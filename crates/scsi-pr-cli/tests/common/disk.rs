@@ -120,7 +120,15 @@ impl Disks {
         session
     }
 
-    /// The same once the program serves again.
+    /// The same with every unit attention that was pending.
+    #[track_caller]
+    pub(crate) fn session_with_attentions(&self, unit: &str, name: &str) -> (Initiator, Vec<[u8; 3]>) {
+        let mut session = Initiator::connect(self.address, &target(unit)).log_in(&initiator(name));
+        let attentions = std::iter::from_fn(|| session.read(&[0; 6], 0).sense).collect();
+        (session, attentions)
+    }
+
+    /// The same as `session` once the program serves again.
     #[track_caller]
     pub(crate) fn session_again(&self, unit: &str, name: &str) -> Initiator {
         eventually("the program", || std::net::TcpStream::connect(self.address).ok());
