@@ -152,21 +152,21 @@ impl StateReport {
             let all = report.registrations.len();
             report.notes.push(format!("the unit told the initiators of {named} of {all} registrations"));
         }
-        report.complete = keys.is_whole;
-        if !keys.is_whole {
-            report.notes.push("the list is cut: there are more registrations than this way can read".to_owned());
-        }
-        report
+        report.with_completeness(keys.is_whole)
     }
 
     /// The state by READ FULL STATUS alone, which is of one moment.
     pub(crate) fn of_full_status(status: &Reading<FullStatus>, own: &Own<'_>) -> Self {
-        let mut report = Self::of_status(&status.value, own);
-        report.complete = status.is_whole;
-        if !status.is_whole {
-            report.notes.push("the list is cut: there are more registrations than this way can read".to_owned());
+        Self::of_status(&status.value, own).with_completeness(status.is_whole)
+    }
+
+    /// The same, with a note if the list of registrations is cut.
+    fn with_completeness(mut self, is_whole: bool) -> Self {
+        self.complete = is_whole;
+        if !is_whole {
+            self.notes.push("the list is cut: there are more registrations than this way can read".to_owned());
         }
-        report
+        self
     }
 
     fn of_status(status: &FullStatus, own: &Own<'_>) -> Self {
