@@ -12,29 +12,28 @@ fn page(subcommand: &str, section: &str, rest: &str) -> String {
     let mut command = Options::command();
     command.build();
     let subcommand = command.find_subcommand(subcommand).expect("there is such a subcommand").clone();
-    let man = Man::new(subcommand).manual("scsi-pr").source(concat!("scsi-pr ", env!("CARGO_PKG_VERSION"))).date("");
-    let man = man.section(section);
+    let man = Man::new(subcommand).section(section);
+    let mut options = Vec::new();
+    man.render_options_section(&mut options).unwrap();
+    beginning(man) + &String::from_utf8(options).unwrap() + rest
+}
+
+/// The title, name, synopsis and description.
+fn beginning(man: Man) -> String {
+    let man = man.manual("scsi-pr").source(concat!("scsi-pr ", env!("CARGO_PKG_VERSION"))).date("");
     let mut page = Vec::new();
     man.render_title(&mut page).unwrap();
     man.render_name_section(&mut page).unwrap();
     man.render_synopsis_section(&mut page).unwrap();
     man.render_description_section(&mut page).unwrap();
-    man.render_options_section(&mut page).unwrap();
-    String::from_utf8(page).unwrap() + rest
+    String::from_utf8(page).unwrap()
 }
 
 /// The page of all administrator's commands: each with its own options, then the options that they share.
 fn page_of_administration(rest: &str) -> String {
     let mut command = Options::command().disable_help_flag(true);
     command.build();
-    let man =
-        Man::new(command.clone()).manual("scsi-pr").source(concat!("scsi-pr ", env!("CARGO_PKG_VERSION"))).date("");
-    let mut page = Vec::new();
-    man.render_title(&mut page).unwrap();
-    man.render_name_section(&mut page).unwrap();
-    man.render_synopsis_section(&mut page).unwrap();
-    man.render_description_section(&mut page).unwrap();
-    let mut page = String::from_utf8(page).unwrap();
+    let mut page = beginning(Man::new(command.clone()));
     page += ".PP\nscsi\\-pr\\-disk(8) and scsi\\-pr\\-serve(1) describe the subcommands that serve disks and reservations.\n";
     page += ".SH COMMANDS\n";
     let of_administrator = |one: &&Command| !["serve", "disk"].contains(&one.get_name());
