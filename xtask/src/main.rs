@@ -7,6 +7,7 @@ mod container;
 mod demo;
 mod dependencies;
 mod disk_server;
+mod fuzz;
 mod guest;
 mod guests;
 mod initiator;
@@ -44,6 +45,7 @@ The tasks of the project. Each one installs missing packages of Debian, and name
   cargo xtask lab [SCENARIO...]    scenarios on real SCSI targets, in a virtual machine (default: all)
   cargo xtask lab --list           the names of the scenarios
   cargo xtask soak [FACTOR]        random histories and changed inputs, FACTOR times as many as in a test (default: 100)
+  cargo xtask fuzz TARGET [SECONDS]  libFuzzer on a target of fuzz/ (default: 60); needs a nightly toolchain
   cargo xtask prose [PATH...]      names, sentences and links that break the rules of CONTRIBUTING.md
   cargo xtask package              Debian packages and RPMs, checked, in target/package/release; ten minutes at first
   cargo xtask container            the image of KubeVirt's pr-helper container, built and started without a registry
@@ -105,6 +107,14 @@ fn run() -> Result<bool> {
         "lab" => lab(&workspace, arguments),
         "bench" => bench(&workspace, arguments),
         "soak" => soak(&workspace, arguments),
+        "fuzz" => {
+            let Some(target) = arguments.next()? else { bail!("name a target, a directory of fuzz/corpus") };
+            let Arg::Value(target) = target else { return Err(target.unexpected().into()) };
+            let target = target.string()?;
+            let seconds = number(&mut arguments, 60)?;
+            none(arguments)?;
+            fuzz::run(&workspace, &target, seconds)
+        }
         "help" => {
             print!("{HELP}");
             Ok(true)
@@ -214,11 +224,7 @@ fn bench(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
 
 /// The tests with random input, with more of it.
 fn soak(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
-    let factor = match arguments.next()? {
-        Some(Arg::Value(factor)) => factor.parse::<u32>()?,
-        Some(other) => return Err(other.unexpected().into()),
-        None => 100,
-    };
+    let factor = number(&mut arguments, 100)?;
     none(arguments)?;
     for arguments in
         [&["--package", "scsi-pr-iscsi", "--test", "histories"][..], &["--package", "fuzz", "--test", "mutations"]]
@@ -236,6 +242,15 @@ fn manual(workspace: &Workspace) -> Result<bool> {
     test.args(["test", "--quiet", "--package", "scsi-pr-cli", "manual"]).env("SCSI_PR_WRITE_MANUAL", "1");
     command::output(&mut test)?;
     Ok(true)
+}
+
+/// The next argument, or the default.
+fn number(arguments: &mut Parser, default: u32) -> Result<u32> {
+    match arguments.next()? {
+        Some(Arg::Value(number)) => Ok(number.parse()?),
+        Some(other) => Err(other.unexpected().into()),
+        None => Ok(default),
+    }
 }
 
 fn none(mut arguments: Parser) -> Result<()> {
