@@ -4,6 +4,7 @@
 //! refuses.
 
 use std::env;
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
 use listenfd::ListenFd;
@@ -36,7 +37,7 @@ pub(crate) fn take(socket_given: bool) -> Result<Option<OwnedFd>> {
     if let Some(closed) = numbers.find(|number| query_address(*number) == Err(Errno::BADF)) {
         return Err(Message::new(format!(
             "Socket activation failed: invalid file descriptor fd = {closed}: {}",
-            reason(Errno::BADF)
+            reason(io::Error::from(Errno::BADF))
         )));
     }
     if socket_given {
@@ -46,8 +47,9 @@ pub(crate) fn take(socket_given: bool) -> Result<Option<OwnedFd>> {
         return Err(several());
     }
     let failed = |why: &str| Message::new(format!("Failed to use socket activation: {why}"));
-    query_address(FIRST)
-        .map_err(|errno| failed(&format!("Unable to query remote socket address: {}", reason(errno))))?;
+    query_address(FIRST).map_err(|errno| {
+        failed(&format!("Unable to query remote socket address: {}", reason(io::Error::from(errno))))
+    })?;
     let mut passed = ListenFd::from_env();
     // The C helper takes any socket, and cannot serve a client on most of them.
     [libc::SOCK_STREAM, libc::SOCK_SEQPACKET]

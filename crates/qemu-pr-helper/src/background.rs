@@ -17,7 +17,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use scsi_pr_daemon::log::Log;
 use scsi_pr_daemon::signals;
-use scsi_pr_helper::descriptor::{self, Passed};
+use scsi_pr_helper::descriptor::{self, IoMode, Passed};
 
 use crate::activation;
 use crate::message::{Message, Result, invoked_as, reason};
@@ -26,6 +26,7 @@ use crate::message::{Message, Result, invoked_as, reason};
 const MARK: &str = "QEMU_PR_HELPER_LAUNCHED";
 
 fn failed(error: impl Into<io::Error>) -> Message {
+    let error: io::Error = error.into();
     Message::new(format!("Failed to daemonize: {}", reason(error)))
 }
 
@@ -34,7 +35,7 @@ fn failed(error: impl Into<io::Error>) -> Message {
 pub(crate) fn launch(listener: Option<OwnedFd>) -> Result<ExitCode> {
     let (helper, theirs) = UnixStream::pair().map_err(failed)?;
     match &listener {
-        Some(listener) => descriptor::send(&helper, &[0], listener.as_fd(), SendFlags::empty()).map_err(failed)?,
+        Some(listener) => descriptor::send(&helper, &[0], listener.as_fd(), IoMode::Blocking).map_err(failed)?,
         None => rustix::net::send(&helper, &[0], SendFlags::NOSIGNAL).map_err(failed)?,
     };
     let mut command = Command::new("/proc/self/exe");
@@ -91,7 +92,7 @@ impl Launcher {
     pub(crate) fn of_this_process() -> Result<(Self, Option<OwnedFd>)> {
         let _ = rustix::thread::set_name(c"qemu-pr-helper");
         let socket = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
-        let (_, passed) = descriptor::receive(&socket, &mut [0; 1], RecvFlags::empty()).map_err(failed)?;
+        let (_, passed) = descriptor::receive(&socket, &mut [0; 1], IoMode::Blocking).map_err(failed)?;
         let listener = match passed {
             Passed::One(listener) => Some(listener),
             _ => None,

@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use scsi_pr_daemon::socket::SocketFile;
-use scsi_pr_helper::descriptor;
+use scsi_pr_helper::descriptor::{self, IoMode};
 
 use crate::message::{invoked_as, reason};
 use crate::monitor_channel::{DIRECTORY, MonitorChannel, NO_MORE_SOCKETS, SOCKET};
@@ -47,8 +47,8 @@ impl Monitor {
         let mut arguments = vec![NAME.into()];
         for (path, file) in sockets {
             let (directory, name, file) = file.parts();
-            descriptor::send(&channel, &[DIRECTORY], directory, SendFlags::empty())?;
-            descriptor::send(&channel, &[&[SOCKET], name.as_bytes()].concat(), file, SendFlags::empty())?;
+            descriptor::send(&channel, &[DIRECTORY], directory, IoMode::Blocking)?;
+            descriptor::send(&channel, &[&[SOCKET], name.as_bytes()].concat(), file, IoMode::Blocking)?;
             arguments.push(path.as_os_str().to_owned());
         }
         rustix::net::send(&channel, &[NO_MORE_SOCKETS], SendFlags::NOSIGNAL)?;

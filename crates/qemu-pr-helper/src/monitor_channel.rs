@@ -17,18 +17,17 @@
 //! Numbers are 4 bytes in native order. The answer about a worker comes on the worker's own socket, so answers cannot be
 //! taken for those of another worker.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use rustix::pipe::{PipeFlags, pipe_with};
-use scsi_pr_helper::descriptor;
+use scsi_pr_helper::descriptor::{self, IoMode};
 
 pub(crate) const DIRECTORY: u8 = b'D';
 pub(crate) const SOCKET: u8 = b'S';
@@ -126,11 +125,14 @@ pub(crate) enum StartError {
     Failed(io::Error),
 }
 
-impl From<Errno> for StartError {
-    fn from(errno: Errno) -> Self {
-        match errno {
-            Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::CONNREFUSED => Self::MonitorEnded,
-            errno => Self::Failed(errno.into()),
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::BrokenPipe
+            | ErrorKind::ConnectionReset
+            | ErrorKind::NotConnected
+            | ErrorKind::ConnectionRefused => Self::MonitorEnded,
+            _ => Self::Failed(error),
         }
     }
 }
@@ -180,14 +182,14 @@ impl MonitorChannel {
     ///
     /// [`StartError`]
     pub(crate) fn start(&self, task: &WorkerTask) -> Result<StartedWorker, StartError> {
-        let (stream, theirs) = UnixStream::pair().map_err(StartError::Failed)?;
-        set_socket_timeout(&stream, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
+        let (stream, theirs) = UnixStream::pair()?;
+        set_socket_timeout(&stream, Timeout::Recv, Some(ANSWER_TIMEOUT)).map_err(io::Error::from)?;
         // A worker does not wait for the reader of its log.
-        let (log, lines) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let (log, lines) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(io::Error::from)?;
         {
             let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-            descriptor::send(&self.socket, &[LOG], lines.as_fd(), SendFlags::DONTWAIT)?;
-            descriptor::send(&self.socket, &task.encode(), theirs.as_fd(), SendFlags::DONTWAIT)?;
+            descriptor::send(&self.socket, &[LOG], lines.as_fd(), IoMode::Nonblocking)?;
+            descriptor::send(&self.socket, &task.encode(), theirs.as_fd(), IoMode::Nonblocking)?;
         }
         drop((theirs, lines));
         match answer(&stream) {
@@ -247,7 +249,7 @@ mod tests {
     /// The next message: its bytes and its descriptor.
     fn message(monitor: &OwnedFd) -> (Vec<u8>, OwnedFd) {
         let mut room = [0; ROOM];
-        match descriptor::receive(monitor, &mut room, RecvFlags::empty()).unwrap() {
+        match descriptor::receive(monitor, &mut room, IoMode::Blocking).unwrap() {
             (length, Passed::One(descriptor)) => (room[..length].to_vec(), descriptor),
             other => panic!("{other:?}"),
         }
@@ -306,7 +308,7 @@ mod tests {
         let (channel, _monitor) = channel();
         // Without a reader, the socket becomes full.
         let full = (0..100_000).find_map(|_| {
-            descriptor::send(&channel.socket, &[LOG], std::io::stderr().as_fd(), SendFlags::DONTWAIT).err()
+            descriptor::send(&channel.socket, &[LOG], std::io::stderr().as_fd(), IoMode::Nonblocking).err()
         });
         assert!(full.is_some());
         assert!(matches!(channel.start(&task()), Err(StartError::Failed(_))));

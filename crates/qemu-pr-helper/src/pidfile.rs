@@ -1,7 +1,7 @@
 //! The pid file: the id of the running helper, and a lock against a second one.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -32,7 +32,7 @@ impl PidFile {
                 l_pid: 0,
             };
             fcntl(&file, FcntlArg::F_OFD_SETLK(&whole))
-                .map_err(|error| Message::new(format!("Cannot lock pid file: {}", reason(error))))?;
+                .map_err(|error| Message::new(format!("Cannot lock pid file: {}", reason(io::Error::from(error)))))?;
             // Another process may have replaced the file since it was opened. A lock on a file that is not at the path
             // excludes no other helper.
             let opened = file.metadata().map_err(not_made)?;

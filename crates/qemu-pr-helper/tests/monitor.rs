@@ -18,7 +18,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 use scsi_pr::{Completion, Key, PrManager, ReserveOut, SenseCode, Type};
-use scsi_pr_helper::{HelperClient, descriptor};
+use scsi_pr_helper::HelperClient;
+use scsi_pr_helper::descriptor::{self, IoMode};
 
 const BUSY: i32 = -1;
 const TOO_MANY: i32 = -2;
@@ -43,8 +44,8 @@ impl Monitor {
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         if let Some(path) = directory {
             let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-            descriptor::send(&link, b"D", open(path).as_fd(), SendFlags::empty()).unwrap();
-            descriptor::send(&link, b"Ss", open(&path.join("s")).as_fd(), SendFlags::empty()).unwrap();
+            descriptor::send(&link, b"D", open(path).as_fd(), IoMode::Blocking).unwrap();
+            descriptor::send(&link, b"Ss", open(&path.join("s")).as_fd(), IoMode::Blocking).unwrap();
         }
         assert_eq!(rustix::net::send(&link, b"N", SendFlags::empty()), Ok(1));
         let process = Command::new(HELPER)
@@ -59,7 +60,7 @@ impl Monitor {
     }
 
     fn send(&self, bytes: &[u8], descriptor: impl AsFd) {
-        assert_eq!(descriptor::send(&self.link, bytes, descriptor.as_fd(), SendFlags::empty()), Ok(bytes.len()));
+        assert_eq!(descriptor::send(&self.link, bytes, descriptor.as_fd(), IoMode::Blocking).unwrap(), bytes.len());
     }
 
     /// Asks for a worker, with these words.
@@ -275,7 +276,7 @@ fn name_of_a_socket_after_the_last_one_is_refused() {
     let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
     monitor.send(b"D", open(directory.path()));
     // It is gone, and this may come too late.
-    let _ = descriptor::send(&monitor.link, b"St", open(&directory.path().join("t")).as_fd(), SendFlags::empty());
+    let _ = descriptor::send(&monitor.link, b"St", open(&directory.path().join("t")).as_fd(), IoMode::Blocking);
     assert!(ended(&mut monitor.process).success());
     assert!(directory.path().join("t").exists() && !directory.path().join("s").exists());
 }

@@ -1,13 +1,13 @@
 //! [`IdleConnections`]: connections that have no thread.
 
 use std::collections::HashMap;
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::io::Errno;
 
 /// The most connections that [`IdleConnections::take_readable`] gives at a time.
 const BATCH: usize = 64;
@@ -26,7 +26,7 @@ impl<C: AsFd> IdleConnections<C> {
     /// # Errors
     ///
     /// Those of epoll_create1(2).
-    pub fn new() -> Result<Self, Errno> {
+    pub fn new() -> io::Result<Self> {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)?, connections: Mutex::new(Some(HashMap::new())) })
     }
 

@@ -24,6 +24,7 @@ pub mod signals;
 pub mod socket;
 mod spawn;
 
+use std::borrow::Borrow;
 use std::io;
 use std::path::PathBuf;
 
@@ -37,13 +38,13 @@ pub use spawn::spawn_with;
 #[non_exhaustive]
 pub enum StartError {
     /// Those of pthread_sigmask(3) and signalfd(2).
-    #[error("Failed to prepare for signals: {}", reason_of(.0))]
+    #[error("Failed to prepare for signals: {}", reason(.0))]
     Signals(#[source] io::Error),
     /// A Unix socket's path has at most 108 bytes.
     #[error("UNIX socket path '{}' is too long\nPath must be less than 108 bytes", .0.display())]
     PathTooLong(PathBuf),
     /// Those of bind(2).
-    #[error("Failed to bind socket to {}: {}", path.display(), reason_of(source))]
+    #[error("Failed to bind socket to {}: {}", path.display(), reason(source))]
     Bind {
         /// The path of the socket.
         path: PathBuf,
@@ -59,7 +60,7 @@ pub enum StartError {
         occupant: Occupant,
     },
     /// The daemon cannot find out whether a program listens on the socket at the path.
-    #[error("Failed to bind socket to {}: cannot find out whether a program listens there: {}", path.display(), reason_of(source))]
+    #[error("Failed to bind socket to {}: cannot find out whether a program listens there: {}", path.display(), reason(source))]
     Probe {
         /// The path of the socket.
         path: PathBuf,
@@ -67,7 +68,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// Those of unlink(2), on the socket of an earlier instance.
-    #[error("Failed to unlink socket {}: {}", path.display(), reason_of(source))]
+    #[error("Failed to unlink socket {}: {}", path.display(), reason(source))]
     Unlink {
         /// The path of the socket.
         path: PathBuf,
@@ -75,7 +76,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// Those of listen(2), chown(2) and chmod(2).
-    #[error("Failed to listen on socket {}: {}", path.display(), reason_of(source))]
+    #[error("Failed to listen on socket {}: {}", path.display(), reason(source))]
     Listen {
         /// The path of the socket.
         path: PathBuf,
@@ -99,17 +100,13 @@ pub enum Occupant {
     File,
 }
 
-fn reason_of(error: &io::Error) -> String {
-    let mut text = error.to_string();
+/// The text of strerror(3), without the number that the standard library adds.
+pub fn reason(error: impl Borrow<io::Error>) -> String {
+    let mut text = error.borrow().to_string();
     if let Some(end) = text.rfind(" (os error ") {
         text.truncate(end);
     }
     text
-}
-
-/// The text of strerror(3), without the number that the standard library adds.
-pub fn reason(error: impl Into<io::Error>) -> String {
-    reason_of(&error.into())
 }
 
 /// Compiles the examples of README.md.
@@ -124,8 +121,8 @@ mod tests {
 
     #[test]
     fn reasons_are_those_of_the_c_library() {
-        assert_eq!(reason(Errno::AGAIN), "Resource temporarily unavailable");
-        assert_eq!(reason(Errno::NOENT), "No such file or directory");
+        assert_eq!(reason(io::Error::from(Errno::AGAIN)), "Resource temporarily unavailable");
+        assert_eq!(reason(io::Error::from(Errno::NOENT)), "No such file or directory");
         assert_eq!(reason(io::Error::other("other")), "other");
     }
 }

@@ -2,6 +2,7 @@
 //! one. At the end, a process removes only its own.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::thread::sleep;
@@ -144,7 +145,7 @@ impl SocketFile {
     /// # Errors
     ///
     /// Those of unlink(2), but for `ENOENT`: it is gone then.
-    pub fn remove(&self) -> rustix::io::Result<()> {
+    pub fn remove(&self) -> io::Result<()> {
         // Another helper may look at this file now.
         let _lock = lock(&self.directory);
         let ours = rustix::fs::fstat(&self.file)?;
@@ -152,11 +153,11 @@ impl SocketFile {
             Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => {
                 match rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty()) {
                     Err(Errno::NOENT) => Ok(()),
-                    result => result,
+                    result => Ok(result?),
                 }
             }
             Ok(_) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 }

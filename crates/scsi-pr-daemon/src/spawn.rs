@@ -1,9 +1,8 @@
 //! [`spawn_with`].
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-
-use rustix::io::Errno;
 
 /// Calls `work` with `value` on a thread of its own. If no thread can be started, the caller has the value again.
 ///
@@ -13,7 +12,7 @@ use rustix::io::Errno;
 /// # Errors
 ///
 /// That of pthread_create(3), with the value.
-pub fn spawn_with<T: Send + 'static>(name: &str, stack: usize, value: T, work: fn(T)) -> Result<(), (T, Errno)> {
+pub fn spawn_with<T: Send + 'static>(name: &str, stack: usize, value: T, work: fn(T)) -> Result<(), (T, io::Error)> {
     let handover = Arc::new(Mutex::new(Some(value)));
     let take = |handover: &Mutex<Option<T>>| handover.lock().unwrap_or_else(PoisonError::into_inner).take();
     let for_thread = Arc::clone(&handover);
@@ -24,9 +23,6 @@ pub fn spawn_with<T: Send + 'static>(name: &str, stack: usize, value: T, work: f
     });
     match started {
         Ok(_) => Ok(()),
-        Err(error) => {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-            take(&handover).map_or(Ok(()), |value| Err((value, errno)))
-        }
+        Err(error) => take(&handover).map_or(Ok(()), |value| Err((value, error))),
     }
 }

@@ -1,14 +1,22 @@
 //! Bytes with one passed descriptor, over a Unix stream socket (SCM_RIGHTS, unix(7)).
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+
+/// Whether a call waits until the socket is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoMode {
+    /// It does, unless the socket itself is non-blocking (O_NONBLOCK, open(2)).
+    Blocking,
+    /// It does not (MSG_DONTWAIT, recv(2)): the error is [`WouldBlock`](io::ErrorKind::WouldBlock) then.
+    Nonblocking,
+}
 
 /// The descriptors that came with a piece of a stream.
 #[derive(Debug)]
@@ -40,11 +48,12 @@ struct ControlBuffer([MaybeUninit<u8>; rustix::cmsg_aligned_space!(ScmRights(1))
 /// # Errors
 ///
 /// Those of recvmsg(2); `EINTR` is retried.
-pub fn receive(socket: impl AsFd, room: &mut [u8], flags: RecvFlags) -> Result<(usize, Passed), Errno> {
+pub fn receive(socket: impl AsFd, room: &mut [u8], mode: IoMode) -> io::Result<(usize, Passed)> {
+    let wait = if mode == IoMode::Nonblocking { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
     let mut space = ControlBuffer([MaybeUninit::uninit(); rustix::cmsg_aligned_space!(ScmRights(1))]);
     let mut control = RecvAncillaryBuffer::new(&mut space.0);
     let received = rustix::io::retry_on_intr(|| {
-        recvmsg(socket.as_fd(), &mut [IoSliceMut::new(room)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)
+        recvmsg(socket.as_fd(), &mut [IoSliceMut::new(room)], &mut control, wait | RecvFlags::CMSG_CLOEXEC)
     })?;
     let mut descriptors = control
         .drain()
@@ -69,15 +78,17 @@ pub fn receive(socket: impl AsFd, room: &mut [u8], flags: RecvFlags) -> Result<(
 /// # Errors
 ///
 /// Those of sendmsg(2), `EPIPE` in place of SIGPIPE; `EINTR` is retried.
-pub fn send(socket: impl AsFd, bytes: &[u8], descriptor: BorrowedFd<'_>, flags: SendFlags) -> Result<usize, Errno> {
+pub fn send(socket: impl AsFd, bytes: &[u8], descriptor: BorrowedFd<'_>, mode: IoMode) -> io::Result<usize> {
+    let wait = if mode == IoMode::Nonblocking { SendFlags::DONTWAIT } else { SendFlags::empty() };
     let descriptors = [descriptor];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    rustix::io::retry_on_intr(|| {
+    let sent = rustix::io::retry_on_intr(|| {
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fits = control.push(SendAncillaryMessage::ScmRights(&descriptors));
         debug_assert!(fits, "the space is made for one descriptor");
-        sendmsg(socket.as_fd(), &[IoSlice::new(bytes)], &mut control, flags | SendFlags::NOSIGNAL)
-    })
+        sendmsg(socket.as_fd(), &[IoSlice::new(bytes)], &mut control, wait | SendFlags::NOSIGNAL)
+    })?;
+    Ok(sent)
 }
 
 #[cfg(test)]
@@ -90,15 +101,15 @@ mod tests {
     fn a_descriptor_travels_with_the_first_byte() {
         let (a, b) = UnixStream::pair().unwrap();
         let file = tempfile::tempfile().unwrap();
-        assert_eq!(send(&a, &[1, 2, 3], file.as_fd(), SendFlags::empty()), Ok(3));
+        assert_eq!(send(&a, &[1, 2, 3], file.as_fd(), IoMode::Blocking).unwrap(), 3);
         let mut room = [0; 1];
-        let (count, passed) = receive(&b, &mut room, RecvFlags::empty()).unwrap();
+        let (count, passed) = receive(&b, &mut room, IoMode::Blocking).unwrap();
         assert_eq!((count, room), (1, [1]));
         let Passed::One(received) = passed else { panic!("{passed:?}") };
         let inode = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_ino;
         assert_eq!(inode(received.as_fd()), inode(file.as_fd()));
         assert!(rustix::io::fcntl_getfd(&received).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-        let (count, passed) = receive(&b, &mut [0; 8], RecvFlags::empty()).unwrap();
+        let (count, passed) = receive(&b, &mut [0; 8], IoMode::Blocking).unwrap();
         assert!(count == 2 && matches!(passed, Passed::None));
     }
 
@@ -112,7 +123,7 @@ mod tests {
             let mut control = SendAncillaryBuffer::new(&mut space);
             assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
             sendmsg(&a, &[IoSlice::new(&[0; 16])], &mut control, SendFlags::empty()).unwrap();
-            let (bytes, passed) = receive(&b, &mut [0; 16], RecvFlags::empty()).unwrap();
+            let (bytes, passed) = receive(&b, &mut [0; 16], IoMode::Blocking).unwrap();
             assert!(bytes == 16 && matches!(passed, Passed::Many), "{count}: {passed:?}");
             drop(writer);
             // The end of the file comes once the last descriptor of the writing end is closed.
@@ -124,6 +135,6 @@ mod tests {
     fn the_end_of_the_stream_is_zero_bytes() {
         let (a, b) = UnixStream::pair().unwrap();
         drop(a);
-        assert!(matches!(receive(&b, &mut [0; 4], RecvFlags::empty()), Ok((0, Passed::None))));
+        assert!(matches!(receive(&b, &mut [0; 4], IoMode::Blocking), Ok((0, Passed::None))));
     }
 }

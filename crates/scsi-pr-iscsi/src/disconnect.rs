@@ -3,7 +3,6 @@
 use std::io;
 use std::time::Duration;
 
-use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::login::Refusal;
@@ -37,5 +36,5 @@ pub(crate) enum DisconnectReason {
     #[error("the server stops")]
     Stopping,
     #[error("no thread can be started: {0}")]
-    NoThread(#[source] Errno),
+    NoThread(#[source] io::Error),
 }

@@ -8,9 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::net::SendFlags;
 use scsi_pr::{Cdb, Command, Completion};
-use scsi_pr_helper::descriptor;
+use scsi_pr_helper::descriptor::{self, IoMode};
 use scsi_pr_helper::wire::{ResponseDecoder, feature_word};
 
 /// A descriptor that refuses at once.
@@ -62,8 +61,8 @@ impl Connection {
     }
 
     fn send_bytes(&self, bytes: &[u8], device: BorrowedFd<'_>) -> Result<()> {
-        let sent = descriptor::send(&self.socket, bytes, device, SendFlags::empty())
-            .context("send a command to the helper")?;
+        let sent =
+            descriptor::send(&self.socket, bytes, device, IoMode::Blocking).context("send a command to the helper")?;
         ensure!(sent == bytes.len(), "the helper's socket took {sent} bytes of a command");
         Ok(())
     }

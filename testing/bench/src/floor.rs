@@ -6,9 +6,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use rustix::net::RecvFlags;
 use scsi_pr::{Completion, SenseCode};
-use scsi_pr_helper::descriptor::{Passed, receive};
+use scsi_pr_helper::descriptor::{IoMode, Passed, receive};
 use scsi_pr_helper::wire::{RESPONSE_HEADER_LENGTH, encode_response, feature_word};
 
 /// Serves the socket at `path` until killed.
@@ -29,7 +28,7 @@ fn serve_connection(mut socket: UnixStream, answer: &[u8; RESPONSE_HEADER_LENGTH
     }
     let mut cdb = [0; 16];
     loop {
-        match receive(&socket, &mut cdb, RecvFlags::empty())? {
+        match receive(&socket, &mut cdb, IoMode::Blocking)? {
             (16, Passed::One(device)) => {
                 // ENOTTY from the same path through the kernel as SG_IO on a file that is no SCSI device.
                 let _ = rustix::termios::tcgetwinsize(&device);

@@ -17,8 +17,7 @@ use std::thread::{self, JoinHandle};
 use libseccomp::{ScmpNotifReq, ScmpNotifResp, ScmpNotifRespFlags, notify_id_valid};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
-use scsi_pr_helper::descriptor::{Passed, receive};
+use scsi_pr_helper::descriptor::{IoMode, Passed, receive};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::sg_io::{Call, Done, Header, Reply};
@@ -48,7 +47,7 @@ impl Launch {
     pub(crate) fn accept(&self) -> Option<Supervisor> {
         let (socket, _) = self.listener.accept().ok()?;
         socket.set_nonblocking(false).expect("blocking");
-        match receive(&socket, &mut [0], RecvFlags::empty()) {
+        match receive(&socket, &mut [0], IoMode::Blocking) {
             Ok((1, Passed::One(notifications))) => Some(Supervisor::new(notifications)),
             other => panic!("the launcher passed no descriptor: {other:?}"),
         }

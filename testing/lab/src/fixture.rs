@@ -6,9 +6,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Result, bail};
-use rustix::net::SendFlags;
 use scsi_pr::{Command, Completion, FullStatus, InitiatorPort, Key, PrManager, Sense, SenseKey, Status, Type};
-use scsi_pr_helper::{HelperClient, descriptor};
+use scsi_pr_helper::HelperClient;
+use scsi_pr_helper::descriptor::{self, IoMode};
 use scsi_pr_linux::SgIo;
 
 use crate::commands::{Request, clear, read_full_status, read_keys, register, register_ignoring, reserve};
@@ -86,7 +86,7 @@ impl<'a> Fixture<'a> {
         let mut features = [0; 4];
         socket.read_exact(&mut features)?;
         socket.write_all(&[0; 4])?;
-        descriptor::send(&socket, Command::cleanup().cdb().bytes(), self.device.file().as_fd(), SendFlags::empty())?;
+        descriptor::send(&socket, Command::cleanup().cdb().bytes(), self.device.file().as_fd(), IoMode::Blocking)?;
         answer(&mut socket)
     }
 

@@ -11,12 +11,12 @@ use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_domain;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown};
+use rustix::net::{AddressFamily, SendFlags, Shutdown};
 use rustix::pipe::fcntl_getpipe_size;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, getrlimit, pidfd_open, setrlimit};
 use scsi_pr_daemon::privileges::{Capability, Privileges};
 use scsi_pr_daemon::socket::SocketFile;
-use scsi_pr_helper::descriptor::{self, Passed};
+use scsi_pr_helper::descriptor::{self, IoMode, Passed};
 
 use crate::message::{Message, Result, reason};
 use crate::monitor_channel::{
@@ -81,7 +81,7 @@ fn close_inherited(helper: &OwnedFd) -> io::Result<()> {
 fn receive_socket_files(helper: &OwnedFd) -> io::Result<Vec<SocketFile>> {
     let next = || {
         let mut room = [0; ROOM];
-        let (length, passed) = descriptor::receive(helper, &mut room, RecvFlags::empty())?;
+        let (length, passed) = descriptor::receive(helper, &mut room, IoMode::Blocking)?;
         Ok::<_, io::Error>((room[..length].to_vec(), passed))
     };
     let mut files = Vec::new();
@@ -222,15 +222,16 @@ impl MonitorProcess {
     /// Handles a message of the helper, if there is one. Whether the helper is still there.
     fn receive(&mut self, helper: &OwnedFd) -> bool {
         let mut room = [0; ROOM];
-        let (length, passed) = match descriptor::receive(helper, &mut room, RecvFlags::DONTWAIT) {
+        let (length, passed) = match descriptor::receive(helper, &mut room, IoMode::Nonblocking) {
             Ok((0, _)) => return false,
             Ok(received) => received,
-            Err(Errno::AGAIN) => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             Err(_) => return false,
         };
         match (room[0], passed) {
             (REMOVE, _) => {
-                let errno = self.remove().err().map_or(0, Errno::raw_os_error);
+                let errno =
+                    self.remove().err().map_or(0, |error| error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()));
                 let _ = rustix::net::send(helper, &errno.to_ne_bytes(), SendFlags::NOSIGNAL);
             }
             (LOG, Passed::One(log)) if is_pipe(&log) => self.log = Some(log),
@@ -248,7 +249,7 @@ impl MonitorProcess {
     }
 
     /// Removes the files of the sockets. The first error counts.
-    fn remove(&self) -> rustix::io::Result<()> {
+    fn remove(&self) -> io::Result<()> {
         let mut result = Ok(());
         for file in &self.files {
             result = result.and(file.remove());

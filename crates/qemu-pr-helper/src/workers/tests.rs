@@ -1,8 +1,8 @@
 use super::*;
 use crate::monitor_channel::{BUSY, LOG, ROOM, TOO_MANY, WORKER};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use scsi_pr::{Cdb, CommandBuf};
-use scsi_pr_helper::descriptor::{self, Passed};
+use scsi_pr_helper::descriptor::{self, IoMode, Passed};
 use scsi_pr_helper::serve_one;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -52,7 +52,7 @@ struct Asked {
 impl Monitor {
     fn message(&self, kind: u8) -> (Vec<u8>, OwnedFd) {
         let mut room = [0; ROOM];
-        match descriptor::receive(&self.0, &mut room, RecvFlags::empty()).unwrap() {
+        match descriptor::receive(&self.0, &mut room, IoMode::Blocking).unwrap() {
             (length, Passed::One(descriptor)) if room[0] == kind => (room[1..length].to_vec(), descriptor),
             other => panic!("{other:?}"),
         }
@@ -205,7 +205,7 @@ fn answer_for_a_worker_that_died_comes_after_the_recovery_of_its_map() {
         // The handshake, the command, and no more.
         let mut have = 0;
         while have < 20 {
-            have += descriptor::receive(&socket, &mut [0; 20], RecvFlags::empty()).unwrap().0;
+            have += descriptor::receive(&socket, &mut [0; 20], IoMode::Blocking).unwrap().0;
         }
         drop(socket);
         rustix::io::write(&log, b"recovered\n").unwrap();

@@ -14,8 +14,10 @@ use rustix::net::{
 use scsi_pr::{Cdb, Command, Completion};
 
 use crate::deadline::Deadline;
-use crate::descriptor;
+use crate::descriptor::{self, IoMode};
 use crate::wire::{self, FEATURE_CLEANUP, ResponseDecoder};
+
+const NONBLOCKING: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
 /// A connection whose handshake is done.
 #[derive(Debug)]
@@ -66,7 +68,7 @@ impl Connection {
         let features = wire::decode_features(offered) & FEATURE_CLEANUP;
         let mut word = &wire::feature_word(features)[..];
         while !word.is_empty() {
-            word = &word[sending(&socket, deadline, |flags| send(&socket, word, flags))?..];
+            word = &word[sending(&socket, deadline, || Ok(send(&socket, word, NONBLOCKING)?))?..];
         }
         Ok(Self { socket, features })
     }
@@ -102,9 +104,9 @@ impl Connection {
         let mut sent = 0;
         while sent < request.len() {
             let rest = &request[sent..];
-            sent += sending(&self.socket, deadline, |flags| match sent {
-                0 => descriptor::send(&self.socket, rest, device.as_fd(), flags),
-                _ => send(&self.socket, rest, flags),
+            sent += sending(&self.socket, deadline, || match sent {
+                0 => descriptor::send(&self.socket, rest, device.as_fd(), IoMode::Nonblocking),
+                _ => Ok(send(&self.socket, rest, NONBLOCKING)?),
             })
             .map_err(if sent < cdb.len() { SendError::Before } else { SendError::After })?;
         }
@@ -139,17 +141,12 @@ fn receive(socket: &OwnedFd, room: &mut [u8], deadline: &Deadline) -> io::Result
 }
 
 /// Calls `send` until it takes some bytes.
-fn sending(
-    socket: &OwnedFd,
-    deadline: &Deadline,
-    send: impl Fn(SendFlags) -> Result<usize, Errno>,
-) -> io::Result<usize> {
+fn sending(socket: &OwnedFd, deadline: &Deadline, send: impl Fn() -> io::Result<usize>) -> io::Result<usize> {
     loop {
-        match send(SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            Ok(count) => return Ok(count),
-            Err(Errno::AGAIN) => deadline.wait(socket, PollFlags::OUT)?,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        match send() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => deadline.wait(socket, PollFlags::OUT)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
         }
     }
 }

@@ -129,7 +129,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
                             name: "pr_helper_accept_failed",
                             Level::WARN,
                             "Unable to accept a connection, trying again: {}{suppressed}",
-                            reason(errno)
+                            reason(io::Error::from(errno))
                         );
                     }
                     return false;
@@ -167,9 +167,9 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
 
     fn start_thread(&mut self, connection: Connection, work: fn(Connection)) {
         connection.set_idle_timeout();
-        if let Err((connection, errno)) = spawn_with("pr-connection", STACK, connection, work) {
+        if let Err((connection, error)) = spawn_with("pr-connection", STACK, connection, work) {
             let Connection { socket, peer, slot, .. } = connection;
-            self.refuse(socket, peer, slot.process(), DisconnectReason::NoThread(errno));
+            self.refuse(socket, peer, slot.process(), DisconnectReason::NoThread(error));
         }
     }
 

@@ -198,7 +198,7 @@ impl Connection {
         let may_wait = || !self.registry().is_stopping();
         let allocation_length = request.cdb().allocation_length();
         request_stream::answer(self.socket.as_fd(), completion, allocation_length, timeout, may_wait)
-            .map_err(|errno| Ended::Broken(DisconnectReason::Send(errno)))
+            .map_err(|errno| Ended::Broken(DisconnectReason::Send(errno.into())))
     }
 }
 

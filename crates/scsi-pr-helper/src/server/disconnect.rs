@@ -1,23 +1,23 @@
 //! [`DisconnectReason`]: why the server closes a connection.
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
-use rustix::io::Errno;
 use scsi_pr::InvalidCommand;
 use scsi_pr_daemon::reason;
 
 use crate::wire::RequestViolation;
 
 /// The reason why the server closes a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) enum DisconnectReason {
     Violation(RequestViolation),
     NoDescriptor,
     ManyDescriptors,
     EndInParameterList,
-    Receive(Errno),
-    Send(Errno),
+    Receive(io::Error),
+    Send(io::Error),
     /// The client is not one of those that are served.
     NotAdmitted,
     /// The peer process has this many connections, its share.
@@ -25,7 +25,7 @@ pub(super) enum DisconnectReason {
     /// There are this many connections.
     Connections(usize),
     HalfSent(Duration),
-    NoThread(Errno),
+    NoThread(io::Error),
 }
 
 /// The causes that are counted: a [`DisconnectReason`] without its details.
@@ -69,7 +69,7 @@ impl Cause {
 }
 
 impl DisconnectReason {
-    pub(super) const fn cause(self) -> Cause {
+    pub(super) const fn cause(&self) -> Cause {
         match self {
             Self::Violation(_) | Self::NoDescriptor | Self::ManyDescriptors | Self::EndInParameterList => {
                 Cause::Violation
@@ -86,7 +86,7 @@ impl DisconnectReason {
 
     /// Whether the log should say it. A client that breaks the protocol finds its connection closed, and its guest a
     /// command that failed without a reason. A client that is gone needs no line.
-    pub(super) const fn should_log(self) -> bool {
+    pub(super) const fn should_log(&self) -> bool {
         !matches!(self, Self::Receive(_))
     }
 }
@@ -102,8 +102,8 @@ impl fmt::Display for DisconnectReason {
             Self::NoDescriptor => f.write_str("No file descriptor in request."),
             Self::ManyDescriptors => f.write_str("More than one file descriptor in request, closing socket."),
             Self::EndInParameterList => f.write_str("Unexpected end-of-file before all data were read"),
-            Self::Receive(errno) => write!(f, "Unable to read from socket: {}", reason(*errno)),
-            Self::Send(errno) => write!(f, "Unable to write to socket: {}", reason(*errno)),
+            Self::Receive(error) => write!(f, "Unable to read from socket: {}", reason(error)),
+            Self::Send(error) => write!(f, "Unable to write to socket: {}", reason(error)),
             Self::NotAdmitted => f.write_str(
                 "Client not allowed, closing socket: permit its user with --allow-user, or its group with --allow-group",
             ),
@@ -120,10 +120,10 @@ impl fmt::Display for DisconnectReason {
             Self::HalfSent(timeout) => {
                 write!(f, "Half a request and nothing more for {} s, closing socket.", timeout.as_secs())
             }
-            Self::NoThread(errno) => write!(
+            Self::NoThread(error) => write!(
                 f,
                 "Unable to start a thread for a connection, closing socket: {}; raise the limit on tasks",
-                reason(*errno)
+                reason(error)
             ),
         }
     }

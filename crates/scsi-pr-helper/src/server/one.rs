@@ -54,6 +54,7 @@ pub fn serve_one(socket: OwnedFd, manager: Arc<dyn PrManager>) -> Served {
 mod tests {
     use super::*;
     use crate::HelperClient;
+    use crate::descriptor::IoMode;
     use crate::wire::RESPONSE_HEADER_LENGTH;
     use scsi_pr::{Command, Error};
     use std::fs::File;
@@ -131,7 +132,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (device, request) = (File::open("/dev/null").unwrap(), command(0x5e));
         rustix::net::send(&ours, &[0; 4], SendFlags::empty()).unwrap();
-        crate::descriptor::send(&ours, request.cdb().bytes(), device.as_fd(), SendFlags::empty()).unwrap();
+        crate::descriptor::send(&ours, request.cdb().bytes(), device.as_fd(), IoMode::Blocking).unwrap();
         match serve_one(theirs.into(), Arc::new(Slow(std::sync::Mutex::new(Some(ours))))) {
             Served::Unheard(command, Completion::Good(data)) => assert_eq!((command, data), (request, vec![1])),
             other => panic!("{other:?}"),

@@ -1,6 +1,6 @@
 //! [`RequestStream`]: reads requests with their descriptors from a socket, and sends answers.
 
-use std::io::IoSlice;
+use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 use scsi_pr::{CommandBuf, Completion};
 
 use super::disconnect::DisconnectReason;
-use crate::descriptor::{Passed, receive};
+use crate::descriptor::{IoMode, Passed, receive};
 use crate::wire::{Event, RequestDecoder, encode_response};
 
 /// Reads requests. The socket's SO_RCVTIMEO bounds every wait for bytes.
@@ -48,11 +48,12 @@ impl RequestStream {
             let room = self.decoder.wanted();
             let wanted = room.len();
             let received = if takes_descriptor {
-                receive(socket, room, RecvFlags::empty())
+                receive(socket, room, IoMode::Blocking)
             } else {
                 // Without room for a control message the kernel drops the descriptors.
                 rustix::io::retry_on_intr(|| recv(socket, &mut *room, RecvFlags::empty()))
                     .map(|(_, count)| (count, Passed::None))
+                    .map_err(io::Error::from)
             };
             let (count, passed) = match received {
                 Ok((0, _)) if self.decoder.is_in_parameter_list() => {
@@ -60,10 +61,12 @@ impl RequestStream {
                 }
                 Ok((0, _)) => return Read::End,
                 Ok(received) => received,
-                Err(Errno::AGAIN) if self.decoder.is_idle() => return Read::Idle,
-                Err(Errno::AGAIN) if self.is_late(timeout) => return Read::Broken(DisconnectReason::HalfSent(timeout)),
-                Err(Errno::AGAIN) => continue,
-                Err(errno) => return Read::Broken(DisconnectReason::Receive(errno)),
+                Err(error) if error.kind() != ErrorKind::WouldBlock => {
+                    return Read::Broken(DisconnectReason::Receive(error));
+                }
+                Err(_) if self.decoder.is_idle() => return Read::Idle,
+                Err(_) if self.is_late(timeout) => return Read::Broken(DisconnectReason::HalfSent(timeout)),
+                Err(_) => continue,
             };
             if takes_descriptor && let Err(reason) = self.keep(passed, count == wanted) {
                 return Read::Broken(reason);

@@ -12,10 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 
-use rustix::net::RecvFlags;
 use scsi_pr::{Cdb, Command, CommandBuf, Completion};
 use scsi_pr_helper::client::Config;
-use scsi_pr_helper::descriptor::{self, Passed};
+use scsi_pr_helper::descriptor::{self, IoMode, Passed};
 use scsi_pr_helper::wire::{self, Event, RequestDecoder};
 use testing_support::{command, eventually};
 
@@ -155,7 +154,7 @@ impl Peer {
     fn event(&mut self) -> Option<(Event, Option<OwnedFd>)> {
         let mut descriptor = None;
         loop {
-            let (count, passed) = descriptor::receive(&self.stream, self.decoder.wanted(), RecvFlags::empty()).ok()?;
+            let (count, passed) = descriptor::receive(&self.stream, self.decoder.wanted(), IoMode::Blocking).ok()?;
             match passed {
                 Passed::None => {}
                 Passed::One(one) => assert!(descriptor.replace(one).is_none(), "a second descriptor"),
@@ -177,7 +176,7 @@ impl Peer {
     /// Waits until the client has closed the connection.
     pub(crate) fn wait_for_end(&mut self) {
         let mut room = [0; 64];
-        while matches!(descriptor::receive(&self.stream, &mut room, RecvFlags::empty()), Ok((1.., _))) {}
+        while matches!(descriptor::receive(&self.stream, &mut room, IoMode::Blocking), Ok((1.., _))) {}
     }
 }
 

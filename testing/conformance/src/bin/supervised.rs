@@ -11,8 +11,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall, scmp_cmp};
-use rustix::net::SendFlags;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use scsi_pr_helper::descriptor::{self, IoMode};
 
 const SG_IO: u64 = 0x2285;
 
@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     filter.load()?;
     // A copy that this process owns, without a claim on a bare number.
     let notifications = pidfd_getfd(&this, filter.get_notify_fd()?, PidfdGetfdFlags::empty())?;
-    scsi_pr_helper::descriptor::send(&socket, &[0], notifications.as_fd(), SendFlags::empty())?;
+    descriptor::send(&socket, &[0], notifications.as_fd(), IoMode::Blocking)?;
     // exec returns only when it failed. All descriptors of this program are close-on-exec.
     Err(Command::new(program).args(arguments).exec().into())
 }

@@ -10,9 +10,9 @@ use std::thread;
 
 use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
-use rustix::net::SendFlags;
 use scsi_pr::{Command, Completion, PrManager, SenseCode, Status};
-use scsi_pr_helper::{HelperClient, descriptor};
+use scsi_pr_helper::HelperClient;
+use scsi_pr_helper::descriptor::{self, IoMode};
 
 use crate::commands::{Request, clear, read_keys, read_reservation, register_ignoring, release, reserve};
 use crate::disk;
@@ -266,7 +266,7 @@ fn interrupted(
     socket.read_exact(&mut features)?;
     socket.write_all(&[0; 4])?;
     let command: Command<'_> = request.command();
-    descriptor::send(&socket, command.cdb().bytes(), device.as_fd(), SendFlags::empty())?;
+    descriptor::send(&socket, command.cdb().bytes(), device.as_fd(), IoMode::Blocking)?;
     act()?;
     socket.write_all(command.parameter_list())?;
     crate::fixture::answer(&mut socket)
