@@ -303,7 +303,7 @@ fn by_path(path: &Disk, request: &Request) -> Result<()> {
 }
 
 /// The answer of a disk to SG_IO, after pending unit attentions.
-fn past_the_helper(disk: &File, request: &Request) -> Result<Completion> {
+pub(crate) fn past_the_helper(disk: &File, request: &Request) -> Result<Completion> {
     let sg_io = SgIo::new();
     while is_attention(&sg_io.execute(disk.as_fd(), read_keys().command())?) {}
     Ok(sg_io.execute(disk.as_fd(), request.command())?)

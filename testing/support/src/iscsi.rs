@@ -149,6 +149,15 @@ impl Initiator {
     /// The connection fails, or the target breaks the protocol.
     pub fn run(&mut self, command: ScsiCommand<'_>) -> Result<(u8, Vec<u8>)> {
         self.start(command)?;
+        self.finish(command)
+    }
+
+    /// Waits for the answer to a command that was [started](Self::start) alone. Returns the status and the data.
+    ///
+    /// # Errors
+    ///
+    /// The connection fails, or the target breaks the protocol.
+    pub fn finish(&mut self, command: ScsiCommand<'_>) -> Result<(u8, Vec<u8>)> {
         let mut data = Vec::new();
         loop {
             let pdu = self.receive()?;

@@ -6,6 +6,7 @@ mod blocks;
 mod deadlock;
 mod disk;
 mod histories;
+mod hosts;
 mod identity;
 mod killed;
 mod libvirt;
@@ -56,6 +57,7 @@ pub(crate) const ALL: &[Scenario] = &[
     deadlock::DEADLOCK,
     disk::MULTIPATH,
     stamps::STAMPS,
+    hosts::TAKEOVER,
     blocks::SCSI,
     blocks::SCSI_BY_HELPER,
     administration::NVME,
