@@ -105,8 +105,11 @@ fn systemd_s_activation_starts_it_with_the_first_client() {
     }
     let place = Place::new();
     let socket = place.path("vm1.sock");
+    let example = fs::read_to_string(Path::new(UNITS).join("../serve.toml")).unwrap();
+    let config = place.path("serve.toml");
+    fs::write(&config, example.replace("sqlite:/var/lib/scsi-pr/reservations.db", &place.sqlite())).unwrap();
     let mut activate = Launcher::new("systemd-socket-activate");
-    activate.arg("-l").arg(&socket).args(["--fdname=vm1", PROGRAM, "serve"]).arg(format!("--store={}", place.sqlite()));
+    activate.arg("-l").arg(&socket).args(["--fdname=vm1", PROGRAM, "serve", "--config"]).arg(&config);
     let _server = activate.spawn();
     testing_support::eventually("the socket", || socket.exists().then_some(()));
     assert!(!place.path("reservations.db").exists(), "it was started before anybody came");

@@ -243,9 +243,16 @@ device = "252:0"
 
     #[test]
     fn example_of_the_packaging_is_valid() {
-        let example = include_str!("../../../../packaging/serve.toml").replace("\"kvm\"", "\"root\"");
-        let settings = read(&example).unwrap();
+        let example = include_str!("../../../../packaging/serve.toml");
+        assert!(read(example).unwrap().listen.is_empty(), "each instance of scsi-pr@.service would make the sockets");
+        // Each key has its value after "# ", and "#" is an empty line.
+        let (settings, initiators) = example.rsplit_once("# socket-mode").unwrap();
+        let commented: String =
+            initiators.lines().map(|line| line.trim_start_matches(['#', ' ']).to_owned() + "\n").collect();
+        let all = settings.replace("# pass", "pass") + "socket-mode" + &commented.replace("\"kvm\"", "\"root\"");
+        let settings = read(&all).unwrap();
         assert_eq!((settings.socket_mode, settings.listen.len()), (0o660, 2));
+        assert_eq!(settings.pass, Some("/run/qemu-pr-helper.sock".into()));
     }
 
     #[test]
