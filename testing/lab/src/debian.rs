@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::system::{make, run};
 
@@ -24,8 +25,8 @@ impl<'a> Package<'a> {
         Self { directory, name, program }
     }
 
-    /// Installs the revision, or upgrades to it. The empty text stands for any.
-    pub(crate) fn install(&self, revision: &str) -> Result<()> {
+    /// Installs the revision, or upgrades to it. Returns the messages on standard error.
+    pub(crate) fn install(&self, revision: &str) -> Result<String> {
         dpkg(&["--force-confdef", "--force-confold", "--install", utf8(&self.file(revision)?)?])
     }
 
@@ -51,7 +52,7 @@ impl<'a> Package<'a> {
         Ok(match dpkg(&["--install", file]) {
             Err(error) if format!("{error:#}").contains("trying to overwrite") => Ok(()),
             Err(error) => Err(format!("{error:#}")),
-            Ok(()) => Err("dpkg installed it".to_owned()),
+            Ok(_) => Err("dpkg installed it".to_owned()),
         })
     }
 
@@ -61,11 +62,11 @@ impl<'a> Package<'a> {
     }
 
     pub(crate) fn remove(&self) -> Result<()> {
-        dpkg(&["--remove", self.name])
+        dpkg(&["--remove", self.name]).map(drop)
     }
 
     pub(crate) fn purge(&self) -> Result<()> {
-        dpkg(&["--purge", self.name])
+        dpkg(&["--purge", self.name]).map(drop)
     }
 
     /// The version that is installed.
@@ -92,11 +93,20 @@ pub(crate) fn divert_list(package: &str) -> Result<String> {
     Ok(all.lines().filter(|line| line.ends_with(&of_package)).collect::<Vec<_>>().join("; "))
 }
 
-/// Runs dpkg without questions, and without triggers: man-db's would read all manual pages of the machine. An error has
-/// all output.
-pub(crate) fn dpkg(arguments: &[&str]) -> Result<()> {
-    let arguments = [&["DEBIAN_FRONTEND=noninteractive", "dpkg", "--no-triggers"], arguments].concat();
-    run("env", &arguments).map(drop)
+/// Runs dpkg without questions, and without triggers: man-db's would read all manual pages of the machine. Returns its standard
+/// error; a failure has all output.
+pub(crate) fn dpkg(arguments: &[&str]) -> Result<String> {
+    let mut dpkg = Command::new("dpkg");
+    dpkg.arg("--no-triggers").args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    let output = dpkg.output().context("start dpkg")?;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.success(),
+        "{dpkg:?} failed ({}): {}{errors}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout)
+    );
+    Ok(errors)
 }
 
 fn utf8(path: &Path) -> Result<&str> {

@@ -48,6 +48,9 @@ const SOCKET: &str = "/run/qemu-pr-helper.sock";
 const SOCKET_UNIT: &str = "qemu-pr-helper.socket";
 const SERVICE: &str = "qemu-pr-helper.service";
 
+/// The settings of scsi-pr@.service.
+const SERVE_SETTINGS: &str = "/etc/scsi-pr/serve.toml";
+
 fn helper(lab: &mut Lab, report: &mut Report) -> Result<()> {
     let disk = lab.target()?.unit()?.disks[0].clone();
     let package = Package::new(lab.packages()?, "scsi-pr-helper", "qemu-pr-helper");
@@ -87,6 +90,15 @@ fn helper(lab: &mut Lab, report: &mut Report) -> Result<()> {
     let after = main_process(SERVICE)?;
     report.check("the service runs the new program", different(&before, &after));
     report.equal("version", "0.1.0-2", &package.version()?);
+
+    let drop_in = format!("/etc/systemd/system/{SERVICE}.d");
+    make(&drop_in)?;
+    write(format!("{drop_in}/fails.conf"), "[Service]\nExecStart=\nExecStart=/bin/false\n")?;
+    report_restart_failures(report, &package, &[SERVICE])?;
+    fs::remove_dir_all(&drop_in)?;
+    run("systemctl", &["daemon-reload"])?;
+    run("systemctl", &["reset-failed", SERVICE, SOCKET_UNIT])?;
+    run("systemctl", &["restart", SOCKET_UNIT])?;
 
     let failed = package.install_conflicting("3")?;
     report.check("an upgrade that fails is reported", failed);
@@ -194,6 +206,15 @@ fn scsi_pr(lab: &mut Lab, report: &mut Report) -> Result<()> {
     report.check("scsi-pr-disk runs the new program", different(&disks_before, &main_process("scsi-pr-disk")?));
     report.check("settings that were changed stay", unchanged(settings, &changed));
 
+    let settings_of_vm1 = fs::read_to_string(SERVE_SETTINGS)?;
+    write(settings, "mistake = 1\n")?;
+    write(SERVE_SETTINGS, "mistake = 1\n")?;
+    report_restart_failures(report, &package, &["scsi-pr-disk.service", "scsi-pr@vm1.service"])?;
+    write(settings, &changed)?;
+    write(SERVE_SETTINGS, &settings_of_vm1)?;
+    run("systemctl", &["reset-failed", "scsi-pr-disk", "scsi-pr@vm1.service", "scsi-pr@vm1.socket"])?;
+    run("systemctl", &["restart", "scsi-pr-disk", "scsi-pr@vm1.socket"])?;
+
     let failed = package.install_conflicting("3")?;
     report.check("an upgrade that fails is reported", failed);
     let answer = client.execute(device.as_fd(), read_keys().command());
@@ -206,6 +227,7 @@ fn scsi_pr(lab: &mut Lab, report: &mut Report) -> Result<()> {
     report.check("settings stay after the removal", unchanged(settings, &changed));
     package.purge()?;
     report.check("a purge removes the settings", absent(settings));
+    report.check("a purge removes the settings of vm1", absent(SERVE_SETTINGS));
     report.check("a purge keeps disks", present(disk));
     for unit in ["multi-user.target.wants/scsi-pr-disk.service", "sockets.target.wants/scsi-pr@vm1.socket"] {
         report.check(format!("a purge removes {unit}"), absent(format!("/etc/systemd/system/{unit}")));
@@ -214,6 +236,18 @@ fn scsi_pr(lab: &mut Lab, report: &mut Report) -> Result<()> {
     package.install("2")?;
     package.purge()?;
     report.check("a purge removes an empty /var/lib/scsi-pr", absent("/var/lib/scsi-pr"));
+    Ok(())
+}
+
+/// Installs revision 2 while the services cannot start. dpkg succeeds, and its output names each service.
+fn report_restart_failures(report: &mut Report, package: &Package<'_>, services: &[&str]) -> Result<()> {
+    let errors = package.install("2")?;
+    for service in services {
+        let message = format!("try-restart of {service} failed. See: systemctl status '{service}'");
+        let outcome = if errors.contains(&message) { Ok(()) } else { Err(errors.clone()) };
+        report.check(format!("dpkg reports that {service} did not start again"), outcome);
+    }
+    report.equal("version", "0.1.0-2", &package.version()?);
     Ok(())
 }
 
