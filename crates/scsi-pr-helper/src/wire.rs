@@ -12,8 +12,6 @@
 //!    ── status (4), size (4), sense (96) ──▶   ── data (IN and GOOD only) ──▶
 //! ```
 
-use std::fmt;
-
 use scsi_pr::{Cdb, CommandBuf, Completion, InvalidCommand, Sense, Status};
 use zerocopy::byteorder::big_endian::{I32, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -33,25 +31,16 @@ pub const fn feature_word(features: u32) -> [u8; 4] {
 }
 
 /// A client's violation of the protocol. The connection cannot go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestViolation {
     /// It wants features that the helper does not know.
+    #[error("unknown features {0:#010x} were requested")]
     Features(u32),
     /// Its CDB is none.
+    #[error("{0}")]
     Command(InvalidCommand),
 }
-
-impl fmt::Display for RequestViolation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Features(word) => write!(f, "unknown features {word:#010x} were requested"),
-            Self::Command(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for RequestViolation {}
 
 /// A message that the received bytes complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,12 +185,14 @@ pub fn encode_response(completion: &Completion, allocation_length: usize) -> ([u
 }
 
 /// A helper's violation of the protocol. The connection cannot go on, and the command has no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResponseViolation {
     /// A status that is no SCSI status: not 0 to 255.
+    #[error("the helper answered with status {0}, which is no SCSI status")]
     Status(i32),
     /// A size that is negative, over the allocation length, or not zero although there can be no data.
+    #[error("the helper announced {size} bytes of data where at most {limit} may come")]
     Size {
         /// The size that was announced.
         size: i32,
@@ -209,19 +200,6 @@ pub enum ResponseViolation {
         limit: usize,
     },
 }
-
-impl fmt::Display for ResponseViolation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Status(status) => write!(f, "the helper answered with status {status}, which is no SCSI status"),
-            Self::Size { size, limit } => {
-                write!(f, "the helper announced {size} bytes of data where at most {limit} may come")
-            }
-        }
-    }
-}
-
-impl std::error::Error for ResponseViolation {}
 
 /// The client's side of the handshake: the feature word that a helper offers.
 pub fn decode_features(bytes: [u8; 4]) -> u32 {

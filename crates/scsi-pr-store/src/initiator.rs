@@ -71,21 +71,12 @@ impl fmt::Display for InitiatorName {
 }
 
 /// A text that is no name for an initiator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "an initiator has a name of visible ASCII characters without commas, at most 203 (223 when it begins with iqn., eui. or \
+     naa.), unlike {0:?}"
+)]
 pub struct InvalidInitiatorName(String);
-
-impl fmt::Display for InvalidInitiatorName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "an initiator has a name of visible ASCII characters without commas, at most 203 (223 when it begins with \
-             iqn., eui. or naa.), unlike {:?}",
-            self.0
-        )
-    }
-}
-
-impl std::error::Error for InvalidInitiatorName {}
 
 #[cfg(test)]
 mod tests {

@@ -211,14 +211,17 @@ impl CommandBuf {
 }
 
 /// Why bytes are not a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidCommand {
     /// The first byte of the CDB is none of the three opcodes.
+    #[error("opcode {0:#04x} is not PERSISTENT RESERVE IN (0x5e), OUT (0x5f) or CLEANUP (0xff)")]
     Opcode(u8),
     /// A CDB of fewer than 10 or more than 16 bytes.
+    #[error("a CDB has 10 to 16 bytes, not {0}")]
     CdbLength(usize),
     /// More bytes to move than one command may.
+    #[error("{opcode} of {length} bytes, more than the {max} that one command may move")]
     TransferLength {
         /// The command.
         opcode: Opcode,
@@ -228,6 +231,7 @@ pub enum InvalidCommand {
         max: usize,
     },
     /// A parameter list of another length than the CDB says.
+    #[error("the CDB announces a parameter list of {expected} bytes, not {actual}")]
     ParameterList {
         /// The length in the CDB.
         expected: usize,
@@ -235,25 +239,6 @@ pub enum InvalidCommand {
         actual: usize,
     },
 }
-
-impl fmt::Display for InvalidCommand {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Opcode(byte) => {
-                write!(f, "opcode {byte:#04x} is not PERSISTENT RESERVE IN (0x5e), OUT (0x5f) or CLEANUP (0xff)")
-            }
-            Self::CdbLength(length) => write!(f, "a CDB has 10 to 16 bytes, not {length}"),
-            Self::TransferLength { opcode, length, max } => {
-                write!(f, "{opcode} of {length} bytes, more than the {max} that one command may move")
-            }
-            Self::ParameterList { expected, actual } => {
-                write!(f, "the CDB announces a parameter list of {expected} bytes, not {actual}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for InvalidCommand {}
 
 #[cfg(test)]
 mod tests {

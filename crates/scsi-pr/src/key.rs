@@ -46,16 +46,9 @@ impl FromStr for Key {
 }
 
 /// A text that is no [`Key`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a reservation key has 1 to 16 hexadecimal digits, as in 0x123abc")]
 pub struct InvalidKey;
-
-impl fmt::Display for InvalidKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a reservation key has 1 to 16 hexadecimal digits, as in 0x123abc")
-    }
-}
-
-impl std::error::Error for InvalidKey {}
 
 /// PRGENERATION (SPC-4 6.15.2): how often registrations have changed, counted in 32 bits that wrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -160,10 +160,11 @@ impl<T: fmt::Display> fmt::Display for Parsed<T> {
 }
 
 /// The cause for which bytes cannot be read as data of PERSISTENT RESERVE IN.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidData {
     /// The data are too short.
+    #[error("{actual} bytes of data came where at least {needed} are needed")]
     Short {
         /// The least number of bytes.
         needed: usize,
@@ -171,24 +172,12 @@ pub enum InvalidData {
         actual: usize,
     },
     /// An impossible length field: no multiple of an entry, or beyond the data around it.
+    #[error("a length of {0} in the data cannot be")]
     Length(u32),
     /// A reservation of another scope than LU_SCOPE, or of an obsolete or reserved type: this byte.
+    #[error("a reservation of the unknown scope and type {0:#04x}")]
     ScopeType(u8),
 }
-
-impl fmt::Display for InvalidData {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Short { needed, actual } => {
-                write!(f, "{actual} bytes of data came where at least {needed} are needed")
-            }
-            Self::Length(length) => write!(f, "a length of {length} in the data cannot be"),
-            Self::ScopeType(byte) => write!(f, "a reservation of the unknown scope and type {byte:#04x}"),
-        }
-    }
-}
-
-impl std::error::Error for InvalidData {}
 
 /// The header of READ KEYS, READ RESERVATION and READ FULL STATUS.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]

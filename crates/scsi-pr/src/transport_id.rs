@@ -252,10 +252,11 @@ impl fmt::Display for TransportId {
 }
 
 /// Why bytes are no TransportID, or a name is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidTransportId {
     /// It is cut off, or other bytes follow it.
+    #[error("a TransportID of {expected} bytes in {actual} bytes")]
     Length {
         /// How long it says that it is.
         expected: usize,
@@ -263,43 +264,30 @@ pub enum InvalidTransportId {
         actual: usize,
     },
     /// A first byte (TPID FORMAT and PROTOCOL IDENTIFIER) that names no known layout.
+    #[error("a TransportID of the unknown format {0:#04x}")]
     Format(u8),
     /// An ADDITIONAL LENGTH that is under 20, over 252 or no multiple of 4.
+    #[error(
+        "an iSCSI TransportID of additional length {0}, which must be a multiple of 4 from 20 to {ISCSI_MAX_ADDITIONAL_LENGTH}"
+    )]
     IscsiLength(usize),
     /// An iSCSI name of no or more than 223 bytes, with a comma, white space or control characters, that is not UTF-8
     /// or not ended by NULs.
+    #[error(
+        "an iSCSI name must have 1 to {ISCSI_MAX_NAME} bytes of UTF-8 without commas, white space and control characters, \
+         then only NULs"
+    )]
     IscsiName,
     /// An iSCSI name that lacks its `,i,0x` and twelve hexadecimal digits.
+    #[error("an iSCSI port name must end in {ISID_SEPARATOR} and 12 hexadecimal digits")]
     IscsiIsid,
     /// A text that names no initiator port.
+    #[error(
+        "an initiator port is an iSCSI name, with or without its ISID (iqn.2001-04.com.example:a,i,0x00023d000001), \
+         or the text of another protocol (SAS address 0x5000c50012345678)"
+    )]
     Text,
 }
-
-impl fmt::Display for InvalidTransportId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Length { expected, actual } => write!(f, "a TransportID of {expected} bytes in {actual} bytes"),
-            Self::Format(byte) => write!(f, "a TransportID of the unknown format {byte:#04x}"),
-            Self::IscsiLength(length) => write!(
-                f,
-                "an iSCSI TransportID of additional length {length}, which must be a multiple of 4 \
-                 from 20 to {ISCSI_MAX_ADDITIONAL_LENGTH}"
-            ),
-            Self::IscsiName => write!(
-                f,
-                "an iSCSI name must have 1 to {ISCSI_MAX_NAME} bytes of UTF-8 without commas, white space and \
-                 control characters, then only NULs"
-            ),
-            Self::IscsiIsid => write!(f, "an iSCSI port name must end in {ISID_SEPARATOR} and 12 hexadecimal digits"),
-            Self::Text => f.write_str(
-                "an initiator port is an iSCSI name, with or without its ISID (iqn.2001-04.com.example:a,i,0x00023d000001), \
-                 or the text of another protocol (SAS address 0x5000c50012345678)",
-            ),
-        }
-    }
-}
-
-impl std::error::Error for InvalidTransportId {}
 
 /// Fibre Channel and SBP.
 #[derive(Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]

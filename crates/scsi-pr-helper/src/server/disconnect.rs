@@ -1,6 +1,5 @@
 //! [`DisconnectReason`]: why the server closes a connection.
 
-use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -9,22 +8,42 @@ use scsi_pr_daemon::reason;
 
 use crate::wire::RequestViolation;
 
-/// The reason why the server closes a connection.
-#[derive(Debug)]
+/// The reason why the server closes a connection. Its texts are those of the C helper, and of strerror(3), where there are any: users
+/// search their logs for them.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum DisconnectReason {
+    #[error("{}", match .0 {
+        RequestViolation::Command(InvalidCommand::Opcode(_)) => "Invalid CDB, closing socket.".to_owned(),
+        violation => format!("Invalid request, closing socket: {violation}"),
+    })]
     Violation(RequestViolation),
+    #[error("No file descriptor in request.")]
     NoDescriptor,
+    #[error("More than one file descriptor in request, closing socket.")]
     ManyDescriptors,
+    #[error("Unexpected end-of-file before all data were read")]
     EndInParameterList,
+    #[error("Unable to read from socket: {}", reason(.0))]
     Receive(io::Error),
+    #[error("Unable to write to socket: {}", reason(.0))]
     Send(io::Error),
     /// The client is not one of those that are served.
+    #[error("Client not allowed, closing socket: permit its user with --allow-user, or its group with --allow-group")]
     NotAdmitted,
     /// The peer process has this many connections, its share.
+    #[error(
+        "Too many connections of one process, closing socket: {0} are allowed; raise --max-connections if the process is right \
+         to have more"
+    )]
     PeerConnections(usize),
     /// There are this many connections.
+    #[error(
+        "Too many connections, closing socket: {0} are allowed; raise --max-connections, or the limits on open files and tasks"
+    )]
     Connections(usize),
+    #[error("Half a request and nothing more for {} s, closing socket.", .0.as_secs())]
     HalfSent(Duration),
+    #[error("Unable to start a thread for a connection, closing socket: {}; raise the limit on tasks", reason(.0))]
     NoThread(io::Error),
 }
 
@@ -88,43 +107,5 @@ impl DisconnectReason {
     /// command that failed without a reason. A client that is gone needs no line.
     pub(super) const fn should_log(&self) -> bool {
         !matches!(self, Self::Receive(_))
-    }
-}
-
-impl fmt::Display for DisconnectReason {
-    /// In the words of the C helper, and of strerror(3), where it has any: its users search their logs for them.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Violation(RequestViolation::Command(InvalidCommand::Opcode(_))) => {
-                f.write_str("Invalid CDB, closing socket.")
-            }
-            Self::Violation(violation) => write!(f, "Invalid request, closing socket: {violation}"),
-            Self::NoDescriptor => f.write_str("No file descriptor in request."),
-            Self::ManyDescriptors => f.write_str("More than one file descriptor in request, closing socket."),
-            Self::EndInParameterList => f.write_str("Unexpected end-of-file before all data were read"),
-            Self::Receive(error) => write!(f, "Unable to read from socket: {}", reason(error)),
-            Self::Send(error) => write!(f, "Unable to write to socket: {}", reason(error)),
-            Self::NotAdmitted => f.write_str(
-                "Client not allowed, closing socket: permit its user with --allow-user, or its group with --allow-group",
-            ),
-            Self::PeerConnections(limit) => write!(
-                f,
-                "Too many connections of one process, closing socket: {limit} are allowed; raise --max-connections if \
-                 the process is right to have more"
-            ),
-            Self::Connections(limit) => write!(
-                f,
-                "Too many connections, closing socket: {limit} are allowed; raise --max-connections, or the limits on \
-                 open files and tasks"
-            ),
-            Self::HalfSent(timeout) => {
-                write!(f, "Half a request and nothing more for {} s, closing socket.", timeout.as_secs())
-            }
-            Self::NoThread(error) => write!(
-                f,
-                "Unable to start a thread for a connection, closing socket: {}; raise the limit on tasks",
-                reason(error)
-            ),
-        }
     }
 }

@@ -5,7 +5,6 @@
 //! are not tested.
 
 use std::ffi::{c_int, c_uint};
-use std::fmt;
 use std::mem::{self, ManuallyDrop, offset_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
@@ -58,44 +57,29 @@ pub(super) struct Library {
 }
 
 /// Why there is no [`Library`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unavailable {
     /// It cannot be opened; the loader's reason.
+    #[error(
+        "{NAME} cannot be opened ({0}): install multipath-tools {OLDEST_VERSION} or later (package multipath-tools of Debian \
+         and Ubuntu, device-mapper-multipath-libs of Fedora and RHEL, libmpathpersist0 of SUSE)"
+    )]
     NotInstalled(String),
     /// It lacks a symbol of 0.9.4, or needs one of its caller; the loader's reason.
+    #[error(
+        "{NAME} is of an old multipath-tools, as 0.8.5 ({0}), and {OLDEST_VERSION} is needed: install multipath-tools \
+         {OLDEST_VERSION} or later"
+    )]
     MissingSymbol(String),
     /// It uses this interface of libmultipath, which is older than that of 0.9.4.
+    #[error(
+        "{NAME} is of an old multipath-tools, as 0.8.7 (it uses LIBMULTIPATH_{0}), and {OLDEST_VERSION} \
+         (LIBMULTIPATH_{OLDEST_INTERFACE}) is needed: install multipath-tools {OLDEST_VERSION} or later"
+    )]
     OldInterface(u32),
     /// Its own start failed, with this return value: it cannot read its configuration, or was started before.
+    #[error("{NAME} does not start (libmpathpersist_init returned {0}): check /etc/multipath.conf with `multipath -t`")]
     NotStarted(c_int),
-}
-
-impl fmt::Display for Unavailable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotInstalled(why) => write!(
-                f,
-                "{NAME} cannot be opened ({why}): install multipath-tools {OLDEST_VERSION} or later (package \
-                 multipath-tools of Debian and Ubuntu, device-mapper-multipath-libs of Fedora and RHEL, libmpathpersist0 of \
-                 SUSE)"
-            ),
-            Self::MissingSymbol(why) => write!(
-                f,
-                "{NAME} is of an old multipath-tools, as 0.8.5 ({why}), and {OLDEST_VERSION} is needed: install \
-                 multipath-tools {OLDEST_VERSION} or later"
-            ),
-            Self::OldInterface(interface) => write!(
-                f,
-                "{NAME} is of an old multipath-tools, as 0.8.7 (it uses LIBMULTIPATH_{interface}), and {OLDEST_VERSION} \
-                 (LIBMULTIPATH_{OLDEST_INTERFACE}) is needed: install multipath-tools {OLDEST_VERSION} or later"
-            ),
-            Self::NotStarted(code) => write!(
-                f,
-                "{NAME} does not start (libmpathpersist_init returned {code}): check /etc/multipath.conf with \
-                 `multipath -t`"
-            ),
-        }
-    }
 }
 
 /// The oldest multipath-tools whose library is used.

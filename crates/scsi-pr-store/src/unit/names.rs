@@ -1,6 +1,5 @@
 //! Names that an administrator gives to units.
 
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -130,31 +129,19 @@ impl FromStr for Naming {
 }
 
 /// Why a name is invalid.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidNaming {
     /// It is not `NAME=PATH`.
+    #[error("the name of a unit is given as NAME=PATH, not as {0:?}")]
     Shape(String),
     /// The name has characters that are not allowed, or too many or too few.
+    #[error("the name of a unit has 1 to 128 letters, digits and . _ : + -, unlike {0:?}")]
     Name(String),
     /// The text after `=` is neither an absolute path nor a device number nor an identifier.
+    #[error(
+        "a unit is found by an absolute path, by the MAJOR:MINOR number of its block device or by its identifier (naa.…), \
+         not by {0:?}"
+    )]
     Place(String),
 }
-
-impl fmt::Display for InvalidNaming {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Shape(text) => write!(f, "the name of a unit is given as NAME=PATH, not as {text:?}"),
-            Self::Name(name) => {
-                write!(f, "the name of a unit has 1 to 128 letters, digits and . _ : + -, unlike {name:?}")
-            }
-            Self::Place(place) => write!(
-                f,
-                "a unit is found by an absolute path, by the MAJOR:MINOR number of its block device or by its \
-                 identifier (naa.…), not by {place:?}"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for InvalidNaming {}

@@ -12,8 +12,6 @@
 //! Numbers are big endian. The holder is the place of its registration, FFFFFFFFh for none or all. Equal values have
 //! equal records. A SPC-2 reservation is not recorded: such a one does not survive the device server (SPC-2 5.5.1).
 
-use std::fmt;
-
 use super::attention::{Attention, Attentions};
 use super::{Holding, MOST_ROOM, Nexus, Reservations};
 use crate::{Generation, Key, TransportId, Type};
@@ -28,12 +26,14 @@ const APTPL: u8 = 0x01;
 const NO_HOLDER: u32 = u32::MAX;
 
 /// The cause for which bytes cannot be read as a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidRecord {
     /// The bytes do not begin as a record does.
+    #[error("this is no record of persistent reservations")]
     NotOurs,
     /// The end is missing.
+    #[error("the record of persistent reservations is cut off: {actual} of at least {expected} bytes")]
     Truncated {
         /// How many bytes there must be; at least, when even the length is missing.
         expected: usize,
@@ -41,29 +41,14 @@ pub enum InvalidRecord {
         actual: usize,
     },
     /// The checksum is wrong, or the content cannot be.
+    #[error("the record of persistent reservations is damaged")]
     Damaged,
     /// The record has a format of a later version of this library: this number.
+    #[error(
+        "the record of persistent reservations has format {0}, and this program knows formats up to {VERSION}: use a later one"
+    )]
     Newer(u16),
 }
-
-impl fmt::Display for InvalidRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotOurs => f.write_str("this is no record of persistent reservations"),
-            Self::Truncated { expected, actual } => {
-                write!(f, "the record of persistent reservations is cut off: {actual} of at least {expected} bytes")
-            }
-            Self::Damaged => f.write_str("the record of persistent reservations is damaged"),
-            Self::Newer(version) => write!(
-                f,
-                "the record of persistent reservations has format {version}, and this program knows formats up to \
-                 {VERSION}: use a later one"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for InvalidRecord {}
 
 impl Reservations {
     /// The record: everything except a SPC-2 reservation.
