@@ -10,6 +10,7 @@ use scsi_pr_disk::{
 use scsi_pr_iscsi::chap::Secret;
 use scsi_pr_iscsi::directory::{Account, Allowed, Directory, TargetEntry};
 use scsi_pr_iscsi::login::{Login, LoginStep, Negotiated, is_name};
+use scsi_pr_iscsi::memory;
 use scsi_pr_iscsi::pdu::{Decoder, MAX_RECV_DATA_SEGMENT};
 use scsi_pr_iscsi::reply::{Bounds, Replies, ScsiResponse};
 use scsi_pr_iscsi::session::{Action, CommandWindow, Session};
@@ -140,7 +141,7 @@ pub fn iscsi_session(mut data: &[u8]) {
     let (_, target) = negotiated.target.clone().expect("a session with a target");
     let nexus = Nexus::new(transport_id(&negotiated.initiator), 1);
     let units = target.open_session(nexus);
-    let mut session = Session::new(&negotiated);
+    let mut session = Session::new(&negotiated, Arc::new(memory::Memory::new(1 << 20)));
     let window = CommandWindow::new(negotiated.command_number);
     let bounds = Bounds {
         digests: negotiated.digests,
@@ -185,8 +186,12 @@ pub fn iscsi_session(mut data: &[u8]) {
                     assert!(out.len() >= 48 && out.len().is_multiple_of(4));
                 }
                 window.end(command.delivery);
+                session.give_back(command.held);
             }
-            Action::Fail(command, _) => window.end(command.delivery),
+            Action::Fail(command, _) => {
+                window.end(command.delivery);
+                session.give_back(command.held);
+            }
             Action::Manage(management) => {
                 let _ = units.manage(Lun::from_bytes(management.lun).unwrap_or(Lun(255)), management.function);
             }

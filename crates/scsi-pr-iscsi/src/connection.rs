@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -34,6 +34,8 @@ struct Connection {
     socket: TcpStream,
     writer: Writer,
     window: CommandWindow,
+    /// Locked for a moment: by its [`Requests`], and at the end of a command whose data was asked for.
+    requests: Mutex<Session>,
     session: TargetSession,
     port: Port,
 }
@@ -105,14 +107,14 @@ fn log_in(
     let target = negotiated.target.as_ref().map(|(_, target)| Arc::clone(target)).unwrap_or_default();
     let connection = Connection {
         socket: socket.try_clone()?,
-        writer: Writer::new(Replies::new(bounds, login.next_stat_sn())),
+        writer: Writer::new(Replies::new(bounds, login.next_stat_sn()), Arc::clone(&shared.memory)),
         window: CommandWindow::new(negotiated.command_number),
+        requests: Mutex::new(Session::new(&negotiated, Arc::clone(&shared.memory))),
         session: target.open_session(nexus(&negotiated.initiator, *portal_group)),
         port: port(&negotiated, *portal_group),
     };
     let requests = Requests {
         connection: Arc::new(connection),
-        session: Session::new(&negotiated),
         negotiated,
         shared: Arc::clone(shared),
         data_in: DataIn::new(),
@@ -251,7 +253,7 @@ impl FullFeature {
             let wait = if is_due { Wait::No } else { Wait::UntilIdle };
             let received = receive(&connection.socket, &mut self.decoder, wait);
             if self.entry.shared.is_stopping() {
-                self.requests.session.abandon(&connection.window);
+                connection.requests().abandon(&connection.window);
                 return Err(DisconnectReason::Stopping);
             }
             match received {
@@ -304,7 +306,6 @@ impl FullFeature {
 /// The requests of a connection.
 struct Requests {
     connection: Arc<Connection>,
-    session: Session,
     negotiated: Negotiated,
     shared: Arc<Shared>,
     data_in: DataIn,
@@ -314,7 +315,7 @@ struct Requests {
 
 impl Requests {
     fn handle(&mut self, pdu: &Pdu<'_>) -> Result<(), DisconnectReason> {
-        let action = self.session.receive(pdu, &self.connection.window)?;
+        let action = self.connection.requests().receive(pdu, &self.connection.window)?;
         self.act(pdu, action)?;
         Ok(self.connection.writer.send_if_full(&self.connection.socket)?)
     }
@@ -331,6 +332,7 @@ impl Requests {
             Action::Fail(command, code) => {
                 drop(writer);
                 connection.answer(&command, &Completion::check(code), &[], 0, None);
+                connection.free(command);
             }
             Action::RefuseManagement(tag, response) => replies.task_management(buffer, tag, response, window),
             Action::Pong => replies.nop_in(buffer, header, pdu.data, window),
@@ -349,16 +351,12 @@ impl Requests {
             }
             Action::Manage(management) => {
                 drop(writer);
+                connection.request_data(connection.requests());
                 self.manage(management)?;
             }
             Action::Run(command) => {
                 drop(writer);
                 self.command(command)?;
-                while let Some((lun, transfer)) = self.session.next_transfer() {
-                    let mut writer = self.connection.writer.lock();
-                    let Collected { replies, buffer, .. } = &mut *writer;
-                    replies.ready_to_transfer(buffer, lun, &transfer, self.connection.window.now());
-                }
             }
         }
         Ok(())
@@ -375,6 +373,7 @@ impl Requests {
         };
         if task.is_quick(&command.cdb) {
             connection.execute(task, &command, &mut self.data_in);
+            connection.free(command);
             return Ok(());
         }
         let promise = Promise::new(connection, command.expected_in)?;
@@ -383,6 +382,7 @@ impl Requests {
         let connection = Arc::clone(connection);
         self.shared.pool.run(move |data_in| {
             connection.execute(task, &command, data_in);
+            connection.free(command);
             drop(promise);
             // A failure closes the socket, which the reader notices.
             let _ = connection.send();
@@ -487,6 +487,30 @@ impl Drop for Promise {
 }
 
 impl Connection {
+    fn requests(&self) -> MutexGuard<'_, Session> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees the data of a command that has its answer. Others may have waited for the room.
+    fn free(&self, command: ScsiCommand) {
+        let ScsiCommand { held, data, .. } = command;
+        drop(data);
+        if held > 0 {
+            let mut requests = self.requests();
+            requests.give_back(held);
+            self.request_data(requests);
+        }
+    }
+
+    /// Puts a Ready To Transfer for each command for which there is room into the buffer of the writer.
+    fn request_data(&self, mut requests: MutexGuard<'_, Session>) {
+        while let Some((lun, transfer)) = requests.next_transfer() {
+            let mut writer = self.writer.lock();
+            let Collected { replies, buffer, .. } = &mut *writer;
+            replies.ready_to_transfer(buffer, lun, &transfer, self.window.now());
+        }
+    }
+
     /// Sends what is collected.
     fn send(&self) -> io::Result<()> {
         self.writer.send(&self.socket)

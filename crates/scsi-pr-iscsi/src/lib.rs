@@ -11,6 +11,7 @@
 pub mod chap;
 pub mod directory;
 pub mod login;
+pub mod memory;
 pub mod pdu;
 pub mod reply;
 pub mod session;

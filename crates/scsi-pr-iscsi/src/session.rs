@@ -1,6 +1,7 @@
 //! [`Session`]: the requests of the full feature phase (RFC 7143 11), without I/O.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use scsi_pr::{SenseCode, SenseKey};
@@ -8,6 +9,7 @@ use scsi_pr_disk::{MAX_TRANSFER, TaskManagement};
 use thiserror::Error;
 
 use crate::login::Negotiated;
+use crate::memory::Memory;
 use crate::pdu::{Header, NO_TAG, Pdu, Request};
 use crate::reply::{ReadyToTransfer, RejectReason, TaskManagementResponse, Window};
 
@@ -16,10 +18,6 @@ pub const COMMANDS: u32 = 128;
 
 /// The immediate commands, besides.
 const IMMEDIATE_COMMANDS: u32 = 16;
-
-/// The most data that a session's commands may be about to send, in bytes; over it, commands wait for their
-/// Ready To Transfer.
-const DATA_OUT: usize = 32 << 20;
 
 /// 0B/47/05.
 const PROTOCOL_SERVICE_CRC_ERROR: SenseCode = SenseCode { key: SenseKey::ABORTED_COMMAND, asc: 0x47, ascq: 0x05 };
@@ -94,6 +92,8 @@ pub struct ScsiCommand {
     pub expected_out: Option<u32>,
     /// The data that the initiator sent.
     pub data: Vec<u8>,
+    /// The bytes for [`Session::give_back`], once the data is freed.
+    pub held: usize,
     /// How it was delivered.
     pub delivery: Delivery,
 }
@@ -116,9 +116,9 @@ pub struct Management {
 pub enum Action {
     /// Nothing.
     None,
-    /// Run the command, answer it, and call [`CommandWindow::end`].
+    /// Run the command, answer it, and call [`CommandWindow::end`] and [`Session::give_back`].
     Run(ScsiCommand),
-    /// Answer the command, whose data came out of order, with this sense code, and call [`CommandWindow::end`].
+    /// The data of the command came out of order. Answer it with this sense code, and end it as one that ran.
     Fail(ScsiCommand, SenseCode),
     /// Send Ready To Transfer for the unit with this LUN field.
     Transfer([u8; 8], ReadyToTransfer),
@@ -162,10 +162,11 @@ pub struct Session {
     next_transfer_tag: u32,
     /// Commands that wait for data, by Initiator Task Tag.
     writes: HashMap<u32, Write>,
-    /// The bytes that the commands in `writes` were promised room for.
-    promised: usize,
+    /// The bytes of the commands that were asked for their data, until it is freed.
+    held: usize,
+    memory: Arc<Memory>,
     /// Task tags of commands that wait for room, in their order.
-    queue: std::collections::VecDeque<u32>,
+    queue: VecDeque<u32>,
 }
 
 /// A command that waits for data.
@@ -190,8 +191,8 @@ enum Phase {
 }
 
 impl Session {
-    /// The requests after a login.
-    pub fn new(negotiated: &Negotiated) -> Self {
+    /// The requests after a login. Commands hold their data in `memory`.
+    pub fn new(negotiated: &Negotiated, memory: Arc<Memory>) -> Self {
         Self {
             initial_r2t: negotiated.initial_r2t,
             immediate_data: negotiated.immediate_data,
@@ -199,8 +200,9 @@ impl Session {
             max_burst: negotiated.max_burst,
             next_transfer_tag: 0,
             writes: HashMap::new(),
-            promised: 0,
-            queue: std::collections::VecDeque::new(),
+            held: 0,
+            memory,
+            queue: VecDeque::new(),
         }
     }
 
@@ -237,26 +239,32 @@ impl Session {
         })
     }
 
-    /// The Ready To Transfer of the next command that waits for room, if there is room now. To be asked after every
-    /// [`Action::Run`].
+    /// The Ready To Transfer of the next command that waits for room, if there is room now. To be asked after
+    /// [`give_back`](Self::give_back) and [`Action::Manage`].
     pub fn next_transfer(&mut self) -> Option<([u8; 8], ReadyToTransfer)> {
-        while let Some(tag) = self.queue.front().copied() {
-            let Some(write) = self.writes.get(&tag) else {
-                self.queue.pop_front();
-                continue;
-            };
-            if self.promised > 0 && self.promised + write.wanted > DATA_OUT {
-                return None;
-            }
-            self.promised += write.wanted;
-            self.queue.pop_front();
-            return Some(self.begin_burst(tag));
+        let tag = *self.queue.front()?;
+        let wanted = self.writes[&tag].wanted;
+        if !self.memory.has_room(self.held, wanted) {
+            return None;
         }
-        None
+        self.queue.pop_front();
+        self.hold(self.held + wanted);
+        Some(self.begin_burst(tag))
+    }
+
+    /// The data of a command was freed.
+    pub fn give_back(&mut self, held: usize) {
+        self.hold(self.held - held);
+    }
+
+    fn hold(&mut self, held: usize) {
+        self.memory.update(self.held, held);
+        self.held = held;
     }
 
     /// The commands that wait for data end without an answer: no more data will come.
     pub fn abandon(&mut self, window: &CommandWindow) {
+        self.queue.clear();
         for (_, write) in self.writes.drain() {
             window.end(write.command.delivery);
         }
@@ -299,6 +307,7 @@ impl Session {
             expected_in: (reads && !writes).then_some(expected),
             expected_out: writes.then_some(expected),
             data: pdu.data.to_vec(),
+            held: 0,
             delivery,
         };
         // A longer transfer is refused by the unit, which needs no data for that.
@@ -326,6 +335,7 @@ impl Session {
     fn begin_burst(&mut self, task_tag: u32) -> ([u8; 8], ReadyToTransfer) {
         self.next_transfer_tag = (self.next_transfer_tag + 1) % NO_TAG;
         let write = self.writes.get_mut(&task_tag).expect("the command waits for data");
+        write.command.held = write.wanted;
         let offset = write.command.data.len();
         let length = self.max_burst.min(write.wanted - offset);
         write.phase = Phase::Burst(self.next_transfer_tag, offset + length);
@@ -385,11 +395,7 @@ impl Session {
 
     /// The command does not wait for data any more.
     fn take_write(&mut self, task_tag: u32) -> ScsiCommand {
-        let write = self.writes.remove(&task_tag).expect("the command waits for data");
-        if matches!(write.phase, Phase::Burst(..)) {
-            self.promised -= write.wanted;
-        }
-        write.command
+        self.writes.remove(&task_tag).expect("the command waits for data").command
     }
 
     fn task_management(&mut self, header: &Header, window: &CommandWindow) -> Action {
@@ -415,10 +421,19 @@ impl Session {
             })
             .map(|(tag, _)| *tag)
             .collect();
+        self.queue.retain(|tag| !dropped.contains(tag));
         for tag in &dropped {
-            window.end(self.take_write(*tag).delivery);
+            let command = self.take_write(*tag);
+            self.give_back(command.held);
+            window.end(command.delivery);
         }
         Action::Manage(Management { lun, task_tag, function, has_dropped: !dropped.is_empty() })
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.hold(0);
     }
 }
 
@@ -438,4 +453,98 @@ fn number(header: &Header, window: &CommandWindow) -> Result<Option<Delivery>, P
         return Err(ProtocolError::CommandNumber { received, expected });
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pdu::Digests;
+
+    const LENGTH: u32 = 1 << 20;
+
+    fn session(memory: &Arc<Memory>) -> Session {
+        let negotiated = Negotiated {
+            initiator: "iqn.2026-11.test:node".to_owned(),
+            isid: [0; 6],
+            target: None,
+            digests: Digests::default(),
+            max_send_segment: 8192,
+            max_burst: LENGTH as usize,
+            first_burst: 65_536,
+            initial_r2t: true,
+            immediate_data: false,
+            command_number: 1,
+        };
+        Session::new(&negotiated, Arc::clone(memory))
+    }
+
+    /// A request with its words 16, 20 and 24: the tag, and CmdSN for all but data.
+    fn request(opcode: u8, flags: u8, words: [u32; 3]) -> Header {
+        let mut header = [0; 48];
+        (header[0], header[1]) = (opcode, flags);
+        for (at, word) in [16, 20, 24].into_iter().zip(words) {
+            header[at..at + 4].copy_from_slice(&word.to_be_bytes());
+        }
+        Header(header)
+    }
+
+    fn receive(session: &mut Session, window: &CommandWindow, header: Header, data: &[u8]) -> Action {
+        session.receive(&Pdu { header, ahs: &[], data }, window).unwrap()
+    }
+
+    fn write(session: &mut Session, window: &CommandWindow, tag: u32) -> Action {
+        let number = window.now().expected;
+        receive(session, window, request(0x01, 0xa0, [tag, LENGTH, number]), &[])
+    }
+
+    fn is_transfer_of(action: &Action, tag: u32) -> bool {
+        matches!(action, Action::Transfer(_, transfer) if transfer.task_tag == tag)
+    }
+
+    #[test]
+    fn write_waits_until_the_data_of_another_is_freed() {
+        let memory = Arc::new(Memory::new(LENGTH as usize));
+        let (mut session, window) = (session(&memory), CommandWindow::new(1));
+        let first = write(&mut session, &window, 1);
+        let Action::Transfer(_, transfer) = first else { panic!("{first:?}") };
+        assert_eq!(write(&mut session, &window, 2), Action::None);
+        let data = request(0x05, 0x80, [1, transfer.transfer_tag, 0]);
+        let run = receive(&mut session, &window, data, &vec![7; LENGTH as usize]);
+        let Action::Run(command) = run else { panic!("{run:?}") };
+        assert_eq!(session.next_transfer(), None, "the command may still run");
+        session.give_back(command.held);
+        assert_eq!(session.next_transfer().map(|(_, transfer)| transfer.task_tag), Some(2));
+    }
+
+    #[test]
+    fn aborted_write_gives_its_room_to_the_next_and_its_tag_can_be_used_again() {
+        let memory = Arc::new(Memory::new(LENGTH as usize));
+        let (mut session, window) = (session(&memory), CommandWindow::new(1));
+        assert!(is_transfer_of(&write(&mut session, &window, 1), 1));
+        for tag in [2, 3] {
+            assert_eq!(write(&mut session, &window, tag), Action::None);
+        }
+        for tag in [1, 2] {
+            let abort = request(0x02, 0x81, [9, tag, window.now().expected]);
+            assert!(matches!(receive(&mut session, &window, abort, &[]), Action::Manage(_)));
+        }
+        assert!(is_transfer_of(&write(&mut session, &window, 2), 3), "it has waited for longer");
+        assert_eq!(session.next_transfer(), None);
+        session.give_back(LENGTH as usize);
+        assert_eq!(session.next_transfer().map(|(_, transfer)| transfer.task_tag), Some(2));
+        session.give_back(LENGTH as usize);
+        assert_eq!(session.next_transfer(), None);
+    }
+
+    #[test]
+    fn session_that_ends_gives_back_all_it_holds() {
+        let memory = Arc::new(Memory::new(LENGTH as usize));
+        let (mut one, mut other, window) = (session(&memory), session(&memory), CommandWindow::new(1));
+        assert!(is_transfer_of(&write(&mut one, &window, 1), 1));
+        assert!(is_transfer_of(&write(&mut other, &window, 1), 1), "one command each goes on");
+        assert_eq!(write(&mut other, &window, 2), Action::None);
+        assert!(!memory.has_room(1, 0));
+        drop((one, other));
+        assert!(memory.has_room(1, LENGTH as usize));
+    }
 }

@@ -11,6 +11,7 @@ use scsi_pr_daemon::RateLimiter;
 use crate::directory::Directory;
 use crate::disconnect::DisconnectReason;
 use crate::login::Negotiated;
+use crate::memory::Memory;
 use crate::pool::Pool;
 use crate::server_options::ServerOptions;
 
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     next_session: Mutex<u64>,
     addresses: Vec<(SocketAddr, u16)>,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) ping_interval: Duration,
     /// By their number, which grows.
     connections: Mutex<BTreeMap<u64, OpenConnection>>,
@@ -106,6 +108,7 @@ impl Shared {
             next_session: Mutex::new(0),
             addresses,
             pool: Pool::new(options.threads),
+            memory: Arc::new(Memory::new(options.memory)),
             ping_interval: options.ping_interval,
             connections: Mutex::default(),
             connection_ended: Condvar::new(),

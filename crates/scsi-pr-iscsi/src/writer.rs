@@ -3,14 +3,13 @@
 use std::io::{self, Write};
 use std::mem;
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::memory::Memory;
 use crate::reply::{Replies, Window};
 
 /// The bytes that may be collected while more requests are there, or while another thread sends.
 const COLLECTED: usize = 256 << 10;
-/// The most bytes of answers, those of running commands included; over it, further commands wait.
-const DATA_IN: usize = 32 << 20;
 /// The memory for answers that a connection keeps until it is idle, in bytes: that of a usual transfer.
 const KEPT: usize = 2 << 20;
 
@@ -21,6 +20,7 @@ const KEPT: usize = 2 << 20;
 pub(crate) struct Writer {
     collected: Mutex<Collected>,
     sent: Condvar,
+    memory: Arc<Memory>,
 }
 
 /// PDUs that wait to be sent.
@@ -34,6 +34,8 @@ pub(crate) struct Collected {
     sending: usize,
     /// The bytes that running commands may add.
     promised: usize,
+    /// The bytes that [`Memory`] knows of.
+    held: usize,
     /// The threads that wait for the one that sends.
     waiting: u32,
     has_failed: bool,
@@ -44,10 +46,16 @@ impl Collected {
     pub(crate) fn ping(&mut self, window: Window) {
         self.replies.ping(&mut self.buffer, 0, window);
     }
+
+    /// The bytes of answers, those that running commands may add included.
+    fn used(&self) -> usize {
+        self.buffer.len() + self.sending + self.promised
+    }
 }
 
 impl Writer {
-    pub(crate) fn new(replies: Replies) -> Self {
+    /// Answers hold their data in `memory`; over its bounds, commands wait.
+    pub(crate) fn new(replies: Replies, memory: Arc<Memory>) -> Self {
         let collected = Collected {
             replies,
             buffer: Vec::new(),
@@ -55,10 +63,11 @@ impl Writer {
             is_sending: false,
             sending: 0,
             promised: 0,
+            held: 0,
             waiting: 0,
             has_failed: false,
         };
-        Self { collected: Mutex::new(collected), sent: Condvar::new() }
+        Self { collected: Mutex::new(collected), sent: Condvar::new(), memory }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Collected> {
@@ -113,9 +122,9 @@ impl Writer {
     pub(crate) fn promise(&self, length: usize, socket: &TcpStream) -> io::Result<()> {
         let mut collected = self.lock();
         loop {
-            let used = collected.buffer.len() + collected.sending + collected.promised;
-            if used == 0 || used + length <= DATA_IN || collected.has_failed {
+            if self.memory.has_room(collected.used(), length) || collected.has_failed {
                 collected.promised += length;
+                self.update_memory(&mut collected);
                 return Ok(());
             }
             if collected.is_sending || collected.buffer.is_empty() {
@@ -131,6 +140,7 @@ impl Writer {
     pub(crate) fn end_promise(&self, length: usize) {
         let mut collected = self.lock();
         collected.promised -= length;
+        self.update_memory(&mut collected);
         if collected.waiting > 0 {
             self.sent.notify_all();
         }
@@ -146,6 +156,11 @@ impl Writer {
         let mut collected = self.lock();
         collected.buffer.shrink_to(0);
         collected.spare = Vec::new();
+    }
+
+    fn update_memory(&self, collected: &mut Collected) {
+        let used = collected.used();
+        self.memory.update(mem::replace(&mut collected.held, used), used);
     }
 
     fn wait<'a>(&self, mut collected: MutexGuard<'a, Collected>) -> MutexGuard<'a, Collected> {
@@ -169,6 +184,7 @@ impl Writer {
             collected = self.lock();
             collected.spare = bytes;
             collected.sending = 0;
+            self.update_memory(&mut collected);
             if result.is_err() {
                 // A part of a PDU may be on the wire, so nothing may follow it.
                 collected.has_failed = true;
@@ -180,6 +196,7 @@ impl Writer {
         }
         if collected.has_failed {
             collected.buffer.clear();
+            self.update_memory(&mut collected);
         }
         collected.is_sending = false;
         if collected.waiting > 0 {
@@ -189,14 +206,21 @@ impl Writer {
     }
 }
 
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let held = self.lock().held;
+        self.memory.update(held, 0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::SESSION;
     use crate::pdu::Digests;
     use crate::reply::Bounds;
     use std::io::Read;
     use std::net::TcpListener;
-    use std::sync::Arc;
     use std::sync::mpsc;
     use std::thread;
     use std::time::Duration;
@@ -206,13 +230,13 @@ mod tests {
         let own = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (peer, _) = listener.accept().unwrap();
         let bounds = Bounds { digests: Digests::default(), max_segment: 8192, max_burst: 65536 };
-        (Arc::new(Writer::new(Replies::new(bounds, 1))), own, peer)
+        (Arc::new(Writer::new(Replies::new(bounds, 1), Arc::new(Memory::new(1 << 30)))), own, peer)
     }
 
     #[test]
     fn commands_over_the_bound_wait_for_those_before() {
         let (writer, own, _peer) = writer();
-        writer.promise(DATA_IN, &own).unwrap();
+        writer.promise(SESSION, &own).unwrap();
         let (done, has_room) = mpsc::channel();
         let waiting = {
             let (writer, own) = (Arc::clone(&writer), own.try_clone().unwrap());
@@ -222,7 +246,7 @@ mod tests {
             })
         };
         assert!(has_room.recv_timeout(Duration::from_millis(100)).is_err());
-        writer.end_promise(DATA_IN);
+        writer.end_promise(SESSION);
         has_room.recv_timeout(Duration::from_secs(60)).unwrap();
         waiting.join().unwrap();
     }
@@ -230,9 +254,9 @@ mod tests {
     #[test]
     fn answers_of_a_peer_that_does_not_read_stop_further_commands() {
         let (writer, own, mut peer) = writer();
-        writer.promise(DATA_IN, &own).unwrap();
-        writer.lock().buffer.resize(DATA_IN, 7);
-        writer.end_promise(DATA_IN);
+        writer.promise(SESSION, &own).unwrap();
+        writer.lock().buffer.resize(SESSION, 7);
+        writer.end_promise(SESSION);
         let (done, has_room) = mpsc::channel();
         let waiting = {
             let (writer, own) = (Arc::clone(&writer), own.try_clone().unwrap());
@@ -242,7 +266,7 @@ mod tests {
             })
         };
         assert!(has_room.recv_timeout(Duration::from_millis(100)).is_err());
-        let mut read = vec![0; DATA_IN];
+        let mut read = vec![0; SESSION];
         peer.read_exact(&mut read).unwrap();
         assert!(read.iter().all(|byte| *byte == 7));
         has_room.recv_timeout(Duration::from_secs(60)).unwrap();
@@ -253,10 +277,10 @@ mod tests {
     fn failed_connection_holds_up_no_command() {
         let (writer, own, peer) = writer();
         drop(peer);
-        writer.lock().buffer.resize(DATA_IN, 7);
+        writer.lock().buffer.resize(SESSION, 7);
         assert!(writer.send_all(&own).is_err());
-        writer.promise(DATA_IN, &own).unwrap();
-        writer.promise(DATA_IN, &own).unwrap();
+        writer.promise(SESSION, &own).unwrap();
+        writer.promise(SESSION, &own).unwrap();
         writer.send(&own).unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::Duration;
 
@@ -70,6 +71,57 @@ fn a_server_that_stops_answers_the_commands_that_run_and_reads_no_more() {
     let answer = node.receive();
     assert_eq!((answer.opcode(), &answer.header[16..20], answer.header[3]), (0x21, &running[16..20], 0));
     assert!(node.try_receive().is_none(), "the connection is closed");
+}
+
+const MIB: usize = 1 << 20;
+
+/// Sends so many writes of 1 MiB, and their data as the target asks for it. All of them must be GOOD. Returns the number of those
+/// that were asked for data before the first answer.
+fn asked_before_the_first_answer(node: &mut Initiator, count: usize) -> usize {
+    for _ in 0..count {
+        let header = node.command_header(0xa0, MIB as u32, &ten(0x2a, 0, (MIB / BLOCK) as u16));
+        node.send(header, &[]);
+    }
+    let data = vec![7; MIB];
+    let (mut asked, mut asked_first) = (BTreeSet::new(), None);
+    let mut answered = 0;
+    while answered < count {
+        let received = node.receive();
+        match received.opcode() {
+            0x31 => {
+                asked.insert(received.header[16..20].to_vec());
+                node.send_burst(&received, &data);
+            }
+            0x21 => {
+                assert_eq!(received.header[3], 0);
+                asked_first.get_or_insert(asked.len());
+                answered += 1;
+            }
+            opcode => panic!("{opcode:x}"),
+        }
+    }
+    asked_first.unwrap()
+}
+
+#[test]
+fn a_session_holds_32_mib_of_the_data_of_its_writes() {
+    let fixture = Fixture::with_delay(Vec::new(), Allowed::All, Duration::from_secs(2));
+    let mut node = ready(&fixture, NODE1);
+    assert!(asked_before_the_first_answer(&mut node, 40) <= 32);
+}
+
+#[test]
+fn over_the_memory_of_all_sessions_each_has_one_write_at_a_time() {
+    let fixture = Fixture::with_memory(Duration::from_millis(200), 4 * MIB);
+    let run = || asked_before_the_first_answer(&mut ready(&fixture, NODE1), 8);
+    assert!(run() <= 4);
+    let (mut one, mut other) = (ready(&fixture, NODE1), ready(&fixture, NODE2));
+    std::thread::scope(|scope| {
+        let one = scope.spawn(move || asked_before_the_first_answer(&mut one, 8));
+        let other = scope.spawn(move || asked_before_the_first_answer(&mut other, 8));
+        let asked = one.join().unwrap() + other.join().unwrap();
+        assert!((2..=5).contains(&asked), "{asked}");
+    });
 }
 
 #[test]

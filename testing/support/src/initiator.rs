@@ -29,6 +29,11 @@ impl Received {
         self.header[0] & 0x3f
     }
 
+    /// The 32-bit number at this byte of the header.
+    fn word(&self, at: usize) -> usize {
+        u32::from_be_bytes(self.header[at..at + 4].try_into().unwrap()) as usize
+    }
+
     /// The status class and detail of a Login Response.
     pub fn login_status(&self) -> u16 {
         u16::from_be_bytes([self.header[36], self.header[37]])
@@ -155,29 +160,32 @@ impl Initiator {
     pub fn write(&mut self, cdb: &[u8], data: &[u8]) -> Answer {
         let header = self.command_header(0xa0, data.len() as u32, cdb);
         self.send(header, &[]);
-        let tag = header[16..20].to_vec();
         let mut sent = 0;
         while sent < data.len() {
             let request = self.receive();
             if request.opcode() != 0x31 {
                 return answer_of(request, Vec::new());
             }
-            let word = |at: usize| u32::from_be_bytes(request.header[at..at + 4].try_into().unwrap()) as usize;
-            assert_eq!(word(40), sent, "the target asks for the data in their order");
-            let burst = &data[sent..sent + word(44)];
-            for (number, segment) in burst.chunks(64 << 10).enumerate() {
-                let mut out = [0; 48];
-                out[0] = 0x05;
-                out[1] = if (number + 1) * (64 << 10) >= burst.len() { 0x80 } else { 0 };
-                out[16..20].copy_from_slice(&tag);
-                out[20..24].copy_from_slice(&request.header[20..24]);
-                out[36..40].copy_from_slice(&(number as u32).to_be_bytes());
-                out[40..44].copy_from_slice(&((sent + number * (64 << 10)) as u32).to_be_bytes());
-                self.send(out, segment);
-            }
-            sent += burst.len();
+            assert_eq!(request.word(40), sent, "the target asks for the data in their order");
+            sent += self.send_burst(&request, data);
         }
         self.answer()
+    }
+
+    /// Sends the burst of `data` that a Ready To Transfer asks for. Returns its length.
+    pub fn send_burst(&mut self, request: &Received, data: &[u8]) -> usize {
+        let (offset, length) = (request.word(40), request.word(44));
+        let burst = &data[offset..offset + length];
+        for (number, segment) in burst.chunks(64 << 10).enumerate() {
+            let mut out = [0; 48];
+            out[0] = 0x05;
+            out[1] = if (number + 1) * (64 << 10) >= burst.len() { 0x80 } else { 0 };
+            out[16..24].copy_from_slice(&request.header[16..24]);
+            out[36..40].copy_from_slice(&(number as u32).to_be_bytes());
+            out[40..44].copy_from_slice(&((offset + number * (64 << 10)) as u32).to_be_bytes());
+            self.send(out, segment);
+        }
+        length
     }
 
     /// LOGICAL UNIT RESET, and its response.

@@ -87,6 +87,11 @@ impl Fixture {
         Self::with(Vec::new(), Allowed::All, Duration::ZERO, server)
     }
 
+    /// With a medium whose writes take so long, and a bound of memory in bytes.
+    pub(crate) fn with_memory(delay: Duration, memory: usize) -> Self {
+        Self::with(Vec::new(), Allowed::All, delay, ServerOptions::default().with_memory(memory))
+    }
+
     fn with(accounts: Vec<Account>, allowed: Allowed, delay: Duration, server: ServerOptions) -> Self {
         let mut options = DiskOptions::new(Identity::from_uuid(*b"0123456789abcdef"));
         options.physical_block_size = 512;
