@@ -34,6 +34,8 @@ const LAB: &[Need] = &[
     need("multipathd", "multipath-tools", "multipath maps, and the library that reserves them"),
     need("/lib/systemd/systemd-udevd", "udev", "reports disks to multipathd"),
     need("addpart", "util-linux", "a partition of a disk"),
+    need("mkfs.ext4", "e2fsprogs", "a file system for a store and an image file"),
+    need("unshare", "util-linux", "the namespaces of an imitated host"),
     need("xz", "xz-utils", "unpacks kernels and their modules"),
     need("ldd", "libc-bin", "finds the libraries of a program"),
     need("libvirtd", "libvirt-daemon", "starts virtual machines, and a helper for them"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::system::run;
+use crate::system::{make, run};
 
 /// A device over other devices. It is removed when dropped.
 pub(crate) struct Layer {
@@ -25,6 +25,23 @@ impl Layer {
     pub(crate) fn delayed(disk: &Path, delay: Duration) -> Result<Self> {
         let disk_name = disk.display();
         map("delay", "LAB-", disk, &format!("delay {disk_name} 0 0 {disk_name} 0 {}", delay.as_millis()))
+    }
+
+    /// A map of the whole of `disk` that logs writes to `log` as soon as they are durable: dm-log-writes.
+    pub(crate) fn logged(disk: &Path, log: &Path) -> Result<Self> {
+        map("log-writes", "LAB-LOG-", disk, &format!("log-writes {} {}", disk.display(), log.display()))
+    }
+
+    /// Writes a mark to the log of a [logged](Self::logged) device.
+    pub(crate) fn mark(&self, mark: &str) -> Result<()> {
+        run("dmsetup", &["message", &self.path.to_string_lossy(), "0", "mark", mark])?;
+        Ok(())
+    }
+
+    /// Suspends the device: reads and writes wait until the guard is dropped. The file system on it is not frozen before.
+    pub(crate) fn suspend(&self) -> Result<Suspended<'_>> {
+        run("dmsetup", &["suspend", "--nolockfs", &self.path.to_string_lossy()])?;
+        Ok(Suspended(&self.path))
     }
 
     /// A multipath map of two paths to one unit, as multipathd makes it. Its second path has failed, because the kernel
@@ -49,6 +66,52 @@ impl Layer {
         let separator = if disk.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };
         Ok(Self { path: format!("{disk}{separator}1").into(), remove: owned(&["delpart", &disk, "1"]) })
     }
+}
+
+/// A device that is suspended. It is resumed when this is dropped.
+pub(crate) struct Suspended<'a>(&'a Path);
+
+impl Drop for Suspended<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = run("dmsetup", &["resume", &self.0.to_string_lossy()]) {
+            eprintln!("lab-guest: cannot resume {}: {error:#}", self.0.display());
+        }
+    }
+}
+
+/// A file system that is mounted. It is unmounted when this is dropped.
+pub(crate) struct Mount {
+    pub(crate) path: &'static str,
+}
+
+impl Mount {
+    /// Mounts the ext4 file system of `device`. It writes its journal for fsync(2) and the like alone, not from time to time.
+    pub(crate) fn ext4(device: &Path, path: &'static str) -> Result<Self> {
+        make(path)?;
+        run("mount", &["-t", "ext4", "-o", "commit=3600", &device.to_string_lossy(), path])?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = run("umount", &[self.path]) {
+            eprintln!("lab-guest: {error:#}");
+        }
+    }
+}
+
+/// Makes memory disks `/dev/ram0` to `/dev/ram3` of 32 MiB, and loads the modules of the layers over them.
+pub(crate) fn load_memory_disks() -> Result<()> {
+    run("modprobe", &["brd", "rd_nr=4", "rd_size=32768"])?;
+    run("modprobe", &["--all", "dm-delay", "dm-log-writes", "ext4"])?;
+    Ok(())
+}
+
+/// Makes an ext4 file system.
+pub(crate) fn make_ext4(device: &Path) -> Result<()> {
+    run("mkfs.ext4", &["-q", "-F", &device.to_string_lossy()])?;
+    Ok(())
 }
 
 /// A map as large as `disk`. `uuid` is the start of its UUID, which names the kind of map.

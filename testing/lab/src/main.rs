@@ -41,6 +41,7 @@ mod stamps;
 mod system;
 mod target;
 mod tracer;
+mod write_log;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

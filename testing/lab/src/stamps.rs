@@ -22,7 +22,7 @@ pub(crate) const BLOCK: usize = 512;
 
 pub(crate) const GOOD: u8 = 0x00;
 const CHECK_CONDITION: u8 = 0x02;
-const RESERVATION_CONFLICT: u8 = 0x18;
+pub(crate) const RESERVATION_CONFLICT: u8 = 0x18;
 
 pub(crate) const RESERVE: u8 = 1;
 pub(crate) const PREEMPT: u8 = 4;
@@ -145,6 +145,13 @@ pub(crate) fn write_stamp(session: &mut Initiator, block: u16, stamp: u64, durab
     cdb[1] = if durability == Durability::Durable { 0x08 } else { 0 };
     cdb[4..6].copy_from_slice(&block.to_be_bytes());
     Ok(session.run(ScsiCommand { cdb, data: &data, expected: 0 })?.0)
+}
+
+/// SYNCHRONIZE CACHE. Returns the status.
+pub(crate) fn synchronize_cache(session: &mut Initiator) -> Result<u8> {
+    let mut cdb = [0; 16];
+    cdb[0] = 0x35;
+    Ok(session.run(ScsiCommand { cdb, data: &[], expected: 0 })?.0)
 }
 
 /// PERSISTENT RESERVE OUT with Write Exclusive – Registrants Only, and with APTPL for a registration: the CDB and the

@@ -16,6 +16,7 @@ mod multipath;
 mod neighbours;
 mod packages;
 mod parts;
+mod power;
 mod routing;
 mod stamps;
 
@@ -57,6 +58,7 @@ pub(crate) const ALL: &[Scenario] = &[
     deadlock::DEADLOCK,
     disk::MULTIPATH,
     stamps::STAMPS,
+    power::POWER_CUT,
     hosts::TAKEOVER,
     blocks::SCSI,
     blocks::SCSI_BY_HELPER,
