@@ -120,6 +120,71 @@ fn change_with_a_condition_that_does_not_hold_is_refused_by_the_disk() {
     assert_eq!(state(&way("vm1"), Path::new("shared")).0, [0_u64; 0]);
 }
 
+/// RESERVE and RELEASE do not change the generation, and the two machines have one key.
+fn move_reservation(from: &Way, to: &Way, device: &Path) {
+    run(from, "release --key=1", device);
+    run(to, "reserve --key=1 --type=ea", device);
+}
+
+#[test]
+fn change_is_refused_when_another_machine_with_the_same_key_holds_the_reservation_meanwhile() {
+    let place = Place::new();
+    let socket = |name: &str| place.path(&format!("{name}.sock"));
+    let _server = place.serve(&place.sqlite()).listen("vma", socket("vma")).listen("vmb", socket("vmb")).start();
+    let disk = place.path("disk.img");
+    let [vma, vmb] = ["vma", "vmb"].map(|name| Way::via(&socket(name)));
+    let [vma_by_store, vmb_by_store] = ["vma", "vmb"].map(|name| Way::store(&place.sqlite(), name));
+    [&vma, &vmb].iter().for_each(|way| run(way, "register --key=1", &disk));
+    run(&vma, "reserve --key=1 --type=ea", &disk);
+    for (asks, from, to) in [(&vmb, &vma, &vmb), (&vmb_by_store, &vmb, &vma), (&vma_by_store, &vma, &vmb)] {
+        let (code, text) = asks.agree_after("clear --key=1", &disk, || move_reservation(from, to, &disk));
+        assert!(code == 3 && text.contains(CHANGED), "{code}: {text}");
+    }
+    assert_eq!(state(&vmb, &disk), (vec![1, 1], json!("exclusive-access")));
+}
+
+/// A control socket in front of a disk, which lets `before_change` run between the last reading of a command and its change.
+fn socket_with_a_change_before_the_change(path: &Path, disk: PathBuf, before_change: impl Fn() + Send + 'static) {
+    let listener = UnixListener::bind(path).unwrap();
+    let serve = move |mut stream: UnixStream| {
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        if line.contains(r#""cdb":"5f"#) {
+            before_change();
+        }
+        let mut backend = UnixStream::connect(&disk).unwrap();
+        backend.write_all(line.as_bytes()).unwrap();
+        let mut answer = String::new();
+        BufReader::new(backend).read_line(&mut answer).unwrap();
+        let _ = stream.write_all(answer.as_bytes());
+    };
+    thread::spawn(move || listener.incoming().flatten().for_each(serve));
+}
+
+#[test]
+fn change_is_refused_by_the_disk_when_another_machine_with_the_same_key_holds_the_reservation() {
+    let place = Place::new();
+    let _disks = Start::shared(&place).start();
+    let shared = Path::new("shared");
+    let way = |name: &str| Way::disk(&place.path("control"), &initiator(name));
+    let [vma, vmb] = ["vma", "vmb"].map(way);
+    [&vma, &vmb].iter().for_each(|way| run(way, "register --key=1", shared));
+    run(&vma, "reserve --key=1 --type=ea", shared);
+    let proxy = place.path("proxy");
+    let [from, to] = ["vma", "vmb"].map(way);
+    socket_with_a_change_before_the_change(&proxy, place.path("control"), move || {
+        from.run("release --key=1 --yes", shared);
+        to.run("reserve --key=1 --type=ea", shared);
+    });
+    let ended = Way::disk(&proxy, &initiator("vmb")).run("clear --key=1 --yes", shared);
+    assert!(ended.code == 3 && ended.stderr.contains(CHANGED), "{ended:?}");
+    assert_eq!(state(&vmb, shared), (vec![1, 1], json!("exclusive-access")));
+    // Now vmb holds it, and stays the holder.
+    let ended = Way::disk(&proxy, &initiator("vmb")).run("clear --key=1 --yes", shared);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert_eq!(state(&vmb, shared), (vec![], Value::Null));
+}
+
 #[test]
 fn preempt_is_refused_when_victims_or_type_change_meanwhile() {
     let place = Place::new();

@@ -25,8 +25,10 @@ pub fn execute(
     })
 }
 
-/// The same if the unit has this reservation and generation. The check and the change are one compare-and-swap. `None`: the
-/// unit has another reservation or generation, and nothing was changed.
+/// The same if the unit has this reservation and generation, and this holder. RESERVE and RELEASE do not change the generation, and
+/// another nexus may have the same key, so the reservation alone does not tell who holds it. A `holder` of `None` stands for any.
+///
+/// The check and the change are one compare-and-swap. `None`: the unit has another state, and nothing was changed.
 ///
 /// # Errors
 ///
@@ -37,8 +39,11 @@ pub fn execute_if(
     nexus: &Nexus,
     command: Command<'_>,
     expected: &Reservation,
+    holder: Option<&Nexus>,
 ) -> Result<Option<Completion>, StoreError> {
-    run(store, unit, nexus, command, &|reservations| reservations.read_reservation() == *expected)
+    run(store, unit, nexus, command, &|reservations| {
+        reservations.read_reservation() == *expected && holder.is_none_or(|holder| reservations.is_holder(holder))
+    })
 }
 
 /// `None`: the reservations are not `expected`.

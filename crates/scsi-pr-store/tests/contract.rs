@@ -111,7 +111,7 @@ fn command_under_a_condition_runs_only_if_the_reservation_and_the_generation_are
         let command = register.encode().expect("a command");
         let run = |generation, held| {
             let expected = Reservation { generation: Generation(generation), held };
-            execute_if(&*store, &unit("a"), &nexus(1), command.command(), &expected).expect("an answer")
+            execute_if(&*store, &unit("a"), &nexus(1), command.command(), &expected, None).expect("an answer")
         };
         let held = Held { key: Key(1), reservation_type: Type::WriteExclusive };
         assert_eq!((run(1, None), run(0, Some(held))), (None, None));
@@ -123,6 +123,36 @@ fn command_under_a_condition_runs_only_if_the_reservation_and_the_generation_are
         execute(&*store, &unit("a"), &nexus(1), reserve.command()).expect("an answer");
         // RESERVE does not change the generation.
         assert_eq!((run(1, None), run(1, Some(held))), (None, Some(Completion::Good(Vec::new()))));
+    });
+}
+
+#[test]
+fn command_under_a_condition_runs_only_if_the_holder_is_the_expected_one() {
+    on_each(|store| {
+        let execute = |number, request: ReserveOut| {
+            let command = request.encode().expect("a command");
+            let completion = execute(&*store, &unit("a"), &nexus(number), command.command()).expect("an answer");
+            assert_eq!(completion, Completion::Good(Vec::new()));
+        };
+        let (key, reservation_type) = (Key(1), Type::WriteExclusive);
+        for number in [1, 2] {
+            let (all_tg_pt, aptpl) = (false, false);
+            execute(number, ReserveOut::RegisterAndIgnoreExistingKey { service_action_key: key, all_tg_pt, aptpl });
+        }
+        execute(1, ReserveOut::Reserve { key, reservation_type });
+        let expected = store.load(&unit("a")).expect("a record").reservations.read_reservation();
+        execute(1, ReserveOut::Release { key, reservation_type });
+        execute(2, ReserveOut::Reserve { key, reservation_type });
+        // The key, the type and the generation are the same.
+        assert_eq!(store.load(&unit("a")).expect("a record").reservations.read_reservation(), expected);
+        let clear = ReserveOut::Clear { key }.encode().expect("a command");
+        let run = |holder| {
+            let nexus = nexus(2);
+            execute_if(&*store, &unit("a"), &nexus, clear.command(), &expected, Some(&holder)).expect("an answer")
+        };
+        assert_eq!(run(nexus(1)), None);
+        assert_eq!(store.load(&unit("a")).expect("a record").reservations.registrations().len(), 2);
+        assert_eq!(run(nexus(2)), Some(Completion::Good(Vec::new())));
     });
 }
 

@@ -10,7 +10,9 @@ mod store;
 
 use std::path::Path;
 
-use scsi_pr::{Command, Completion, Nexus, Reservation, ReserveInAction, SenseKey, TransportId};
+use scsi_pr::{
+    Command, Completion, FullStatus, FullStatusDescriptor, Nexus, Reservation, ReserveInAction, SenseKey, TransportId,
+};
 use scsi_pr_daemon::log::escape;
 use scsi_pr_linux::device::HostPorts;
 use scsi_pr_store::InitiatorName;
@@ -45,8 +47,21 @@ pub(crate) enum Sender<'a> {
 pub(crate) struct Condition {
     /// The reservation and the generation.
     pub(crate) reservation: Reservation,
+    /// The only holder; `None` if there is none, or if the unit does not name it.
+    pub(crate) holder: Option<Nexus>,
     /// An initiator that must have no session with the disk.
     pub(crate) without_session: Option<InitiatorName>,
+}
+
+impl Condition {
+    /// That the unit has `reservation`, and the holder of `status`.
+    pub(crate) fn new(reservation: Reservation, status: Option<&FullStatus>) -> Self {
+        let is_only_holder =
+            |one: &&FullStatusDescriptor| !one.all_tg_pt && one.held.is_some_and(|held| !held.is_all_registrants());
+        let descriptor = status.and_then(|status| status.descriptors.iter().find(is_only_holder));
+        let holder = descriptor.and_then(|one| Some(Nexus::new(one.transport_id().ok()?, one.relative_target_port)));
+        Self { reservation, holder, without_session: None }
+    }
 }
 
 /// Runs commands on one unit.

@@ -1,6 +1,6 @@
 //! The commands by which an initiator changes reservations: PERSISTENT RESERVE OUT.
 
-use scsi_pr::{Completion, Key, Reservation, ReserveOut, ScopeType, Type};
+use scsi_pr::{Completion, Key, ReserveOut, ScopeType, Type};
 use scsi_pr_daemon::log::escape;
 use serde_json::json;
 
@@ -91,14 +91,14 @@ pub(crate) fn release(options: &Release) -> Result<(), Failure> {
 pub(crate) fn clear(options: &Clear) -> Result<(), Failure> {
     let key = options.own.key;
     run(&options.target, |_, unit| {
-        let (state, reservation) = read::state_for_change(unit)?;
+        let (state, condition) = read::state_for_change(unit)?;
         let intention = format!(
             "CLEAR removes the reservation of {} ({}) and all registrations: {}",
             unit.name,
             text::reservation(state.reservation.as_ref()),
             consent::names(&state.registrations)
         );
-        let condition = agree(unit, options.consent, &intention, &state, reservation)?;
+        let condition = agree(unit, options.consent, &intention, &state, condition)?;
         let request = ReserveOut::Clear { key };
         Ok(Change { request, done: "cleared".to_owned(), hint: not_registered(key), condition })
     })
@@ -107,7 +107,7 @@ pub(crate) fn clear(options: &Clear) -> Result<(), Failure> {
 pub(crate) fn preempt(options: &Preempt) -> Result<(), Failure> {
     let (key, victim) = (options.own.key, options.victim);
     run(&options.target, |_, unit| {
-        let (state, reservation) = read::state_for_change(unit)?;
+        let (state, condition) = read::state_for_change(unit)?;
         let held = state.reservation.as_ref().map(|held| held.reservation_type);
         let reservation_type = match options.reservation_type {
             Some(option) => option.0,
@@ -115,7 +115,7 @@ pub(crate) fn preempt(options: &Preempt) -> Result<(), Failure> {
             None => held.unwrap_or(Type::WriteExclusiveRegistrantsOnly),
         };
         let intention = intention_of_preempt(&unit.name, options, &state);
-        let condition = agree(unit, options.consent, &intention, &state, reservation)?;
+        let condition = agree(unit, options.consent, &intention, &state, condition)?;
         let scope_type = ScopeType::from(reservation_type);
         let request = match options.abort {
             true => ReserveOut::PreemptAndAbort { key, service_action_key: victim, scope_type },
@@ -151,7 +151,7 @@ fn intention_of_preempt(name: &str, options: &Preempt, state: &StateReport) -> S
 pub(crate) fn hand_over(options: &Move) -> Result<(), Failure> {
     let (key, to) = (options.own.key, &options.to.0);
     run(&options.target, |_, unit| {
-        let (state, reservation) = read::state_for_change(unit)?;
+        let (state, condition) = read::state_for_change(unit)?;
         let after = match options.unregister {
             true => "; this initiator is unregistered",
             false => "; this initiator stays registered",
@@ -164,7 +164,7 @@ pub(crate) fn hand_over(options: &Move) -> Result<(), Failure> {
             shown(options.to_key),
             text::reservation(state.reservation.as_ref())
         );
-        let condition = agree(unit, options.consent, &intention, &state, reservation)?;
+        let condition = agree(unit, options.consent, &intention, &state, condition)?;
         let request = ReserveOut::RegisterAndMove {
             key,
             service_action_key: options.to_key,
@@ -185,13 +185,13 @@ fn agree(
     consent: Consent,
     intention: &str,
     state: &StateReport,
-    reservation: Reservation,
+    condition: Condition,
 ) -> Result<Option<Condition>, Failure> {
     consent::ask(consent, intention)?;
     if read::state(unit)? != *state {
         return Err(Failure::changed_meanwhile());
     }
-    Ok(Some(Condition { reservation, without_session: None }))
+    Ok(Some(condition))
 }
 
 /// The same of a change as another initiator (`--as`), whose machine may rely on its reservation. Without `--as`, there is no
@@ -205,7 +205,7 @@ fn agree_as_other(
 ) -> Result<Option<Condition>, Failure> {
     let Some(name) = &target.access.initiator else { return Ok(None) };
     let name = access.initiator(name)?;
-    let (state, reservation) = read::state_for_change(unit)?;
+    let (state, condition) = read::state_for_change(unit)?;
     let own = consent::names(state.registrations.iter().filter(|one| one.own));
     let held = text::reservation(state.reservation.as_ref());
     let session = match access.has_session(unit, &name)? {
@@ -213,7 +213,7 @@ fn agree_as_other(
         _ => "",
     };
     let intention = format!("{act} {name}: {own}; {}: {held}{session}", unit.name);
-    agree(unit, consent, &intention, &state, reservation)
+    agree(unit, consent, &intention, &state, condition)
 }
 
 fn not_registered(key: Key) -> String {

@@ -122,7 +122,10 @@ impl Eviction {
     fn check_plan(&self, unit: &Unit, steps: &[Step]) -> Result<Condition, Failure> {
         let Registrants { status, reservation, aptpl } = read::registrants(unit)?;
         match plan(&status, aptpl, &self.name, self.successor.as_ref()) {
-            Ok(now) if now == steps => Ok(Condition { reservation, without_session: Some(self.name.clone()) }),
+            Ok(now) if now == steps => {
+                let condition = Condition::new(reservation, Some(&status.value));
+                Ok(Condition { without_session: Some(self.name.clone()), ..condition })
+            }
             _ => Err(Failure::changed_meanwhile()),
         }
     }

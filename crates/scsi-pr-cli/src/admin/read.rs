@@ -6,7 +6,7 @@ use scsi_pr::{
 use scsi_pr_daemon::log::escape;
 use tracing::info;
 
-use super::access::{Sender, Unit};
+use super::access::{Condition, Sender, Unit};
 use super::failure::{Code, Effect, Failure};
 use super::report::{Reading, StateReport};
 
@@ -53,8 +53,8 @@ pub(crate) fn state(unit: &Unit) -> Result<StateReport, Failure> {
     state_for_change(unit).map(|(report, _)| report)
 }
 
-/// The same, with its reservation as the condition of a change.
-pub(crate) fn state_for_change(unit: &Unit) -> Result<(StateReport, Reservation), Failure> {
+/// The same, with the condition of a change.
+pub(crate) fn state_for_change(unit: &Unit) -> Result<(StateReport, Condition), Failure> {
     let own = unit.path.own();
     let mut last = None;
     for _ in 0..MAX_CHANGES {
@@ -71,16 +71,17 @@ pub(crate) fn state_for_change(unit: &Unit) -> Result<(StateReport, Reservation)
         let generations = [Some(keys.value.generation), status.as_ref().map(|status| status.value.generation)];
         if generations.iter().flatten().all(|generation| *generation == reservation.generation) {
             let report = StateReport::new(&keys, &reservation, status.as_ref(), &own);
+            let condition = Condition::new(reservation, status.as_ref().map(|status| &status.value));
             if status.is_none_or(|status| is_of_one_reservation(&status, &reservation)) {
-                return Ok((report, reservation));
+                return Ok((report, condition));
             }
-            last = Some((report, reservation));
+            last = Some((report, condition));
         }
         info!("{}: the reservations changed meanwhile: they are read again", escape(&unit.name));
     }
-    let (mut report, reservation) = last.ok_or_else(always_changing)?;
+    let (mut report, condition) = last.ok_or_else(always_changing)?;
     report.notes.push("READ RESERVATION and READ FULL STATUS disagree about the holder".to_owned());
-    Ok((report, reservation))
+    Ok((report, condition))
 }
 
 /// Everything that an eviction needs to know, of one generation.

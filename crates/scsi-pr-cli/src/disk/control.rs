@@ -113,7 +113,16 @@ fn answer(line: &[u8], served: &Served) -> Result<Answer> {
         Request::Units {} => {
             Ok(Answer::Units { units: served.units().iter().map(|(_, unit)| describe(unit)).collect() })
         }
-        Request::Execute { unit, initiator, target_port, cdb, data, expected_reservation, without_session } => {
+        Request::Execute {
+            unit,
+            initiator,
+            target_port,
+            cdb,
+            data,
+            expected_reservation,
+            expected_holder,
+            without_session,
+        } => {
             let unit = served.unit(&unit).ok_or_else(|| anyhow!("no unit {unit} is served"))?;
             let cdb = hex::decode(&cdb).context("the CDB is not hexadecimal")?;
             let data = hex::decode(&data).context("the data are not hexadecimal")?;
@@ -122,6 +131,7 @@ fn answer(line: &[u8], served: &Served) -> Result<Answer> {
             let nexus = nexus(initiator.as_ref(), target_port)?;
             let condition = ChangeCondition {
                 reservation: expected_reservation.as_deref().map(reservation).transpose()?,
+                holder: expected_holder.map(Nexus::try_from).transpose()?,
                 without_session: without_session.map(|name| name.as_ref().to_owned()),
             };
             let completion = match command.opcode() {

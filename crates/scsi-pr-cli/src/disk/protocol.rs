@@ -16,16 +16,20 @@
 //! the disk's gate. `cdb`, `data` and `sense` are hexadecimal, `status` is the SCSI status.
 //!
 //! PERSISTENT RESERVE OUT may have conditions, which the gate checks together with the change. `expected-reservation` is the
-//! hexadecimal data of READ RESERVATION: the reservation and the generation. `without-session` names an initiator that must have
-//! no session. If a condition does not hold, nothing is changed, and the answer is `{"unmet":"reservation"}` or
-//! `{"unmet":"session"}`.
+//! hexadecimal data of READ RESERVATION: the reservation and the generation. `expected-holder` is the nexus that must hold the
+//! reservation, `{"transport-id":"05…","target-port":1}`, with its TransportID in hexadecimal digits. `without-session` names an
+//! initiator that must have no session. If a condition does not hold, nothing is changed, and the answer is
+//! `{"unmet":"reservation"}` or `{"unmet":"session"}`.
 //!
 //! `read` returns all data of a service action of PERSISTENT RESERVE IN, also those beyond the longest allocation length.
 //!
 //! A request that cannot be understood has the answer `{"error":"…"}`.
 
+use anyhow::{Context, Result};
+use scsi_pr::{Nexus, TransportId};
 use serde::{Deserialize, Serialize};
 
+use super::hex;
 use super::names::InitiatorIqn;
 
 /// The longest request, in bytes.
@@ -47,6 +51,8 @@ pub(crate) enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expected_reservation: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected_holder: Option<ExpectedHolder>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         without_session: Option<InitiatorIqn>,
     },
     Read {
@@ -54,6 +60,29 @@ pub(crate) enum Request {
         /// The code of the service action.
         action: u8,
     },
+}
+
+/// The nexus that must hold the reservation.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(crate) struct ExpectedHolder {
+    transport_id: String,
+    target_port: u16,
+}
+
+impl From<&Nexus> for ExpectedHolder {
+    fn from(nexus: &Nexus) -> Self {
+        Self { transport_id: hex::encode(nexus.initiator().bytes()), target_port: nexus.relative_target_port() }
+    }
+}
+
+impl TryFrom<ExpectedHolder> for Nexus {
+    type Error = anyhow::Error;
+
+    fn try_from(ExpectedHolder { transport_id, target_port }: ExpectedHolder) -> Result<Self> {
+        let bytes = hex::decode(&transport_id).context("the TransportID of the expected holder is not hexadecimal")?;
+        Ok(Self::new(TransportId::from_bytes(&bytes)?, target_port))
+    }
 }
 
 const fn first_port() -> u16 {

@@ -234,13 +234,15 @@ impl State {
         if self.change != Change::None {
             return None;
         }
-        let ChangeCondition { reservation, without_session } = condition;
+        let ChangeCondition { reservation, holder, without_session } = condition;
         let is_of = |nexus: &Nexus, wanted: &str| matches!(nexus.initiator().port(), InitiatorPort::Iscsi { name, .. } if name == wanted);
         let has_session =
             |wanted: &str| self.sessions.iter().any(|(id, other)| *id != by && is_of(&other.nexus, wanted));
         Some(if without_session.as_deref().is_some_and(has_session) {
             Err(UnmetCondition::Session)
-        } else if reservation.is_some_and(|expected| self.reservations.read_reservation() != expected) {
+        } else if reservation.is_some_and(|expected| self.reservations.read_reservation() != expected)
+            || holder.as_ref().is_some_and(|holder| !self.reservations.is_holder(holder))
+        {
             Err(UnmetCondition::Reservation)
         } else {
             Ok(())

@@ -15,7 +15,7 @@ use crate::admin::options::AccessOptions;
 use crate::admin::report::Own;
 use crate::disk::hex;
 use crate::disk::names::InitiatorIqn;
-use crate::disk::protocol::{self, Answer, Request};
+use crate::disk::protocol::{self, Answer, ExpectedHolder, Request};
 
 /// The longest answer in bytes: one of units, with all their sessions.
 const MAX_ANSWER: u64 = 16 << 20;
@@ -122,6 +122,7 @@ impl OfDisk {
             cdb: hex::encode(command.cdb().bytes()),
             data: hex::encode(command.parameter_list()),
             expected_reservation: condition.map(|condition| hex::encode(&condition.reservation.encode())),
+            expected_holder: condition.and_then(|condition| condition.holder.as_ref()).map(ExpectedHolder::from),
             without_session: without_session
                 .map(|name| name.iscsi_name().parse())
                 .transpose()

@@ -108,7 +108,8 @@ impl AccessPath for OfStore {
         condition: &Condition,
     ) -> Result<Completion, Failure> {
         let nexus = self.own.sender(sender, Effect::of(command))?;
-        let completion = store::execute_if(&*self.store, &self.unit, &nexus, command, &condition.reservation)?;
+        let Condition { reservation, holder, .. } = condition;
+        let completion = store::execute_if(&*self.store, &self.unit, &nexus, command, reservation, holder.as_ref())?;
         completion.ok_or_else(Failure::changed_meanwhile)
     }
 
