@@ -60,6 +60,7 @@ pub(crate) fn run(task: &AdminTask) -> ExitCode {
         AdminTask::Clear(options) => change::clear(options),
         AdminTask::Preempt(options) => change::preempt(options),
         AdminTask::Move(options) => change::hand_over(options),
+        AdminTask::ReplaceLost(options) => change::replace_lost(options),
         AdminTask::Evict(options) => evict::run(options),
         AdminTask::Check(target) => check::run(target),
         AdminTask::Doctor(options) => doctor::run(options),

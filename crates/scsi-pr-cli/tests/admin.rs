@@ -117,6 +117,51 @@ fn disk_is_shown_and_changed_through_its_control_socket() {
 }
 
 #[test]
+fn register_with_spec_i_pt_registers_the_named_initiators_too() {
+    let place = Place::new();
+    let server = serve(&place, &place.sqlite());
+    let disk = place.path("disk.img");
+    let [vm1, vm2] = ["vm1", "vm2"].map(|name| Way::via(&place.path(&format!("{name}.sock"))));
+    let other = "iqn.2026-11.example:other,i,0x00023d000001";
+    let command = format!("register --key=7 --spec-i-pt=vm2 --spec-i-pt={other}");
+    assert_eq!(vm1.run(&command, &disk).code, 0);
+    let initiators = || {
+        let (json, _) = vm2.run("show --json", &disk).json();
+        registrations(&json["units"][0]).into_iter().map(|(name, key, ..)| (name, key)).collect::<Vec<_>>()
+    };
+    let all = ["vm1", "vm2", other].map(|name| (name.to_owned(), "0x0000000000000007".to_owned()));
+    assert_eq!(initiators(), all);
+    // The sender is registered now, and so is vm2.
+    let ended = vm2.run("register --key=8 --spec-i-pt=vm1", &disk);
+    assert_eq!(ended.code, 3, "{ended:?}");
+    assert_eq!(vm2.run("unregister --key=7", &disk).code, 0);
+    let ended = vm2.run("register --key=8 --spec-i-pt=vm1", &disk);
+    assert!(ended.refusal(1).contains("05/26/00"), "{ended:?}");
+    assert_eq!(initiators(), [all[0].clone(), all[2].clone()]);
+    for option in ["--ignore-existing", "--old-key=7"] {
+        assert_eq!(vm2.run(&format!("register --key=8 --spec-i-pt=vm1 {option}"), &disk).code, 2);
+    }
+    drop(server);
+    // By the store.
+    let vm2 = Way::store(&place.sqlite(), "vm2");
+    assert_eq!(vm2.run("register --key=8 --spec-i-pt=vm3", &disk).code, 0);
+    let (json, _) = vm2.run("show --json", &disk).json();
+    assert_eq!(registrations(&json["units"][0]).len(), 4);
+}
+
+#[test]
+fn replacing_a_reservation_that_is_not_lost_asks_and_is_refused() {
+    let place = Place::new();
+    let _server = serve(&place, &place.sqlite());
+    let disk = place.path("disk.img");
+    let vm1 = Way::via(&place.path("vm1.sock"));
+    let ended = vm1.run("replace-lost --key=1 --type=wero", &disk);
+    assert!(ended.code == 2 && ended.stderr.contains("--yes") && ended.stderr.contains("REPLACE LOST"), "{ended:?}");
+    let ended = vm1.run("replace-lost --key=1 --type=wero --yes", &disk);
+    assert!(ended.code == 1 && ended.stderr.contains("05/26/04"), "{ended:?}");
+}
+
+#[test]
 fn unit_that_a_disk_serves_is_refused_with_the_socket_of_the_disk() {
     let place = Place::new();
     let mut disks = Start::shared(&place).start();

@@ -6,7 +6,9 @@ use serde_json::json;
 
 use super::access::{Access, Condition, Sender, Unit};
 use super::failure::{Code, Effect, Failure};
-use super::options::{Clear, Consent, Move, OwnKey, Preempt, Register, Release, Reserve, Target, Unregister};
+use super::options::{
+    Clear, Consent, Move, OwnKey, Preempt, Register, Release, ReplaceLost, Reserve, Target, Unregister,
+};
 use super::output::{self, Format};
 use super::report::{KeyReport, ReservationReport, StateReport};
 use super::{causes, consent, read, show, text};
@@ -23,7 +25,7 @@ struct Change {
 }
 
 pub(crate) fn register(options: &Register) -> Result<(), Failure> {
-    let Register { target, key, old_key, ignore_existing, aptpl, all_tg_pt } = options;
+    let Register { target, key, old_key, ignore_existing, aptpl, all_tg_pt, spec_i_pt } = options;
     let (aptpl, all_tg_pt, service_action_key) = (*aptpl, *all_tg_pt, *key);
     run(target, |_, _| {
         let request = match ignore_existing {
@@ -31,7 +33,10 @@ pub(crate) fn register(options: &Register) -> Result<(), Failure> {
             false => ReserveOut::Register {
                 key: old_key.unwrap_or(Key::ZERO),
                 service_action_key,
-                initiator_ports: None,
+                initiator_ports: match &spec_i_pt[..] {
+                    [] => None,
+                    ports => Some(ports.iter().map(|port| port.0.clone()).collect()),
+                },
                 all_tg_pt,
                 aptpl,
             },
@@ -176,6 +181,30 @@ pub(crate) fn hand_over(options: &Move) -> Result<(), Failure> {
         let hint = format!("this initiator does not hold the reservation with key {key}: see \"scsi-pr show\"");
         let done = format!("moved the reservation to {}", super::report::initiator_name(to));
         Ok(Change { request, done, hint, condition })
+    })
+}
+
+pub(crate) fn replace_lost(options: &ReplaceLost) -> Result<(), Failure> {
+    let ReplaceLost { key, reservation_type, aptpl, consent, target } = options;
+    run(target, |_, unit| {
+        // The unit may not be able to report its state.
+        let intention = format!(
+            "REPLACE LOST RESERVATION ends all registrations and reservations of {} that the unit has lost. Other initiators must \
+             register again. This initiator is registered with key {}, and holds the reservation: {}",
+            unit.name,
+            shown(*key),
+            reservation_type.0
+        );
+        consent::ask(*consent, &intention)?;
+        let request = ReserveOut::ReplaceLostReservation {
+            key: Key::ZERO,
+            service_action_key: *key,
+            reservation_type: reservation_type.0,
+            aptpl: *aptpl,
+        };
+        let hint = "the unit has lost no reservation: see \"scsi-pr show\"";
+        let done = format!("replaced the lost reservation, {}", reservation_type.0);
+        Ok(Change { request, done, hint: hint.to_owned(), condition: None })
     })
 }
 

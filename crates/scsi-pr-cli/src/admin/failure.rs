@@ -148,7 +148,9 @@ fn explain<'a>(completion: &Completion, effect: Effect, hint: &'a str) -> (Code,
     match code {
         SenseCode::INVALID_OPCODE => (Code::Unsupported, "the unit has no persistent reservations by this way"),
         SenseCode::INVALID_FIELD_IN_CDB => (Code::Unsupported, "the unit does not know this service action or type"),
-        SenseCode::INVALID_RELEASE => (Code::Failure, "the reservation has another type: see \"scsi-pr reservation\""),
+        SenseCode::INVALID_RELEASE => {
+            (Code::Failure, "the reservation has another type, or none was lost: see \"scsi-pr reservation\"")
+        }
         SenseCode::INSUFFICIENT_REGISTRATION_RESOURCES => {
             (Code::Failure, "the unit has no room for another registration")
         }

@@ -47,6 +47,10 @@ pub(crate) enum AdminTask {
     Preempt(Preempt),
     /// Register another initiator, and hand it the reservation (REGISTER AND MOVE)
     Move(Move),
+    /// Register and reserve anew after the unit has lost its reservations (REPLACE LOST RESERVATION)
+    ///
+    /// A unit that has lost nothing refuses it, and so does one that does not know the service action: exit code 4.
+    ReplaceLost(ReplaceLost),
     /// Remove the registrations of a machine that no longer exists
     ///
     /// Removes every registration of the initiator NAME: of the units DEVICE, or of all units of the store or disk. All other
@@ -96,6 +100,7 @@ impl AdminTask {
             Self::Clear(options) => options.target.output,
             Self::Preempt(options) => options.target.output,
             Self::Move(options) => options.target.output,
+            Self::ReplaceLost(options) => options.target.output,
             Self::Evict(options) => options.output,
             Self::Check(target) => target.output,
             Self::Doctor(options) => options.output,
@@ -238,6 +243,14 @@ pub(crate) struct Register {
     #[arg(long)]
     pub(crate) all_tg_pt: bool,
 
+    /// Register also this initiator, with the same key (SPEC_I_PT); may be given any number of times. The value is that of
+    /// "move --to"
+    ///
+    /// The standard permits it to an initiator that is not registered itself, and for others that are not. Many targets,
+    /// multipath maps of several paths, and NVMe refuse it.
+    #[arg(long, value_name = "INITIATOR", conflicts_with_all = ["ignore_existing", "old_key"])]
+    pub(crate) spec_i_pt: Vec<PortOption>,
+
     #[command(flatten)]
     pub(crate) target: Target,
 }
@@ -346,6 +359,28 @@ pub(crate) struct Move {
     /// Remove this initiator's registration afterwards (UNREG)
     #[arg(long)]
     pub(crate) unregister: bool,
+
+    /// Keep registrations and reservation also through a loss of power (APTPL)
+    #[arg(long)]
+    pub(crate) aptpl: bool,
+
+    #[command(flatten)]
+    pub(crate) consent: Consent,
+
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+/// `replace-lost`.
+#[derive(Args, Debug)]
+pub(crate) struct ReplaceLost {
+    /// The key to register, in hexadecimal digits
+    #[arg(long, value_name = "KEY", value_parser = key)]
+    pub(crate) key: Key,
+
+    /// The type of the reservation
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) reservation_type: TypeOption,
 
     /// Keep registrations and reservation also through a loss of power (APTPL)
     #[arg(long)]
