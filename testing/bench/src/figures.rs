@@ -10,6 +10,7 @@ use crate::blocking_files::BlockingFiles;
 use crate::client::{Connection, null};
 use crate::crowd::Crowd;
 use crate::full_status;
+use crate::journal;
 use crate::machine::Pinned;
 use crate::multipath;
 use crate::program::{Program, Running};
@@ -22,9 +23,10 @@ use crate::stats::{percentile, ratios, summary};
 type Measure = fn(&Programs) -> Result<Vec<Row>>;
 
 /// All figures, by name.
-pub(crate) const ALL: [(&str, Measure); 10] = [
+pub(crate) const ALL: [(&str, Measure); 11] = [
     ("busy", busy),
     ("sandbox", sandbox),
+    ("journal", journal::measure),
     ("idle", idle),
     ("many", many),
     ("memory", memory),

@@ -22,6 +22,7 @@ mod disk;
 mod figures;
 mod floor;
 mod full_status;
+mod journal;
 mod machine;
 mod multipath;
 mod program;

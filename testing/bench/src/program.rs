@@ -20,11 +20,14 @@ const START_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// wakes.
 const LONGEST_LIFE: Duration = Duration::from_secs(300);
 
+/// The arguments of a program in this directory.
+pub(crate) type Arguments = Box<dyn Fn(&Path) -> Vec<OsString>>;
+
 /// Something that serves the protocol on the socket [`SOCKET`] of a directory.
 pub(crate) struct Program {
     pub(crate) path: PathBuf,
     /// Its arguments in this directory.
-    pub(crate) arguments: fn(&Path) -> Vec<OsString>,
+    pub(crate) arguments: Arguments,
     /// Whether the directory has to be on a disk.
     pub(crate) on_disk: bool,
 }
@@ -238,7 +241,7 @@ mod tests {
     fn a_program_that_ends_is_an_error_with_its_words() {
         let program = Program {
             path: "/bin/sh".into(),
-            arguments: |_| vec!["-c".into(), "echo no good >&2; exit 3".into()],
+            arguments: Box::new(|_| vec!["-c".into(), "echo no good >&2; exit 3".into()]),
             on_disk: false,
         };
         let error = program.start().err().expect("it cannot listen").to_string();

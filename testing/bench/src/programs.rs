@@ -44,29 +44,35 @@ impl Programs {
             }
         };
         Ok(Self {
-            c: Program { path: c, arguments: |directory| option_and_socket("-k", directory), on_disk: false },
-            shared: Program { path: scsi_pr.with_file_name("scsi-pr"), arguments: serve_arguments, on_disk: true },
+            c: Program { path: c, arguments: Box::new(|directory| option_and_socket("-k", directory)), on_disk: false },
+            shared: Program {
+                path: scsi_pr.with_file_name("scsi-pr"),
+                arguments: Box::new(serve_arguments),
+                on_disk: true,
+            },
             without_sandbox: Program {
                 path: scsi_pr.clone(),
-                arguments: |directory| [vec!["--sandbox=off".into()], option_and_socket("-k", directory)].concat(),
+                arguments: Box::new(|directory| {
+                    [vec!["--sandbox=off".into()], option_and_socket("-k", directory)].concat()
+                }),
                 on_disk: false,
             },
             with_metrics: Program {
                 path: scsi_pr.clone(),
-                arguments: |directory| {
+                arguments: Box::new(|directory| {
                     [option_and_socket("-k", directory), vec!["--metrics".into(), directory.join("metrics").into()]]
                         .concat()
-                },
+                }),
                 on_disk: false,
             },
             scsi_pr: Program {
                 path: scsi_pr,
-                arguments: |directory| option_and_socket("-k", directory),
+                arguments: Box::new(|directory| option_and_socket("-k", directory)),
                 on_disk: false,
             },
             floor: Program {
                 path: bench,
-                arguments: |directory| option_and_socket("floor", directory),
+                arguments: Box::new(|directory| option_and_socket("floor", directory)),
                 on_disk: false,
             },
         })
