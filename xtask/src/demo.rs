@@ -15,7 +15,6 @@ use anyhow::{Context, Result, bail};
 use crate::cargo;
 use crate::disk_server::{DiskServer, TARGET};
 use crate::initiator::Initiator;
-use crate::output::say;
 use crate::workspace::Workspace;
 use requests::{
     Request, preempt_and_abort, read, read_full_status, read_keys, register, reserve, test_unit_ready, write,
@@ -42,18 +41,20 @@ pub(crate) fn run(workspace: &Workspace, program: Option<&Path>) -> Result<bool>
     let start = Instant::now();
     let directory = tempfile::Builder::new().prefix("scsi-pr-demo-").tempdir()?;
     play(&program, directory.path())?;
-    say(&format!("\nDone in {:.1} seconds.", start.elapsed().as_secs_f64()));
+    println!("\nDone in {:.1} seconds.", start.elapsed().as_secs_f64());
     Ok(true)
 }
 
 fn play(program: &Path, directory: &Path) -> Result<()> {
-    say(
+    println!(
         "Two virtual machines share a disk. One hangs, the other takes over: what stops the late write of the first?\n",
     );
-    say("The disk is an image file, which has no reservations. scsi-pr serves it over iSCSI, and enforces them:\n");
+    println!(
+        "The disk is an image file, which has no reservations. scsi-pr serves it over iSCSI, and enforces them:\n"
+    );
     let mut server = DiskServer::start(program, directory, SIZE)?;
-    say(&format!("  $ {}\n", server.command_line()));
-    say("vm1 and vm2 are iSCSI initiators with names of their own. They send what fence_scsi sends.");
+    println!("  $ {}\n", server.command_line());
+    println!("vm1 and vm2 are iSCSI initiators with names of their own. They send what fence_scsi sends.");
     let mut demo = Demo { machines: log_in_both(&server)?, steps: 0 };
 
     demo.step("Both machines register a key. vm1 reserves the disk: only registered machines may write.");
@@ -83,8 +84,10 @@ fn play(program: &Path, directory: &Path) -> Result<()> {
     drop(demo);
     server.stop()?;
 
-    say("\nThe disk itself refused the fenced machine: the cluster does not depend on a machine that stops by itself.");
-    say("docs/guide/disk.md says how to give such a disk to QEMU, libvirt, Proxmox, Linux and Windows.");
+    println!(
+        "\nThe disk itself refused the fenced machine: the cluster does not depend on a machine that stops by itself."
+    );
+    println!("docs/guide/disk.md says how to give such a disk to QEMU, libvirt, Proxmox, Linux and Windows.");
     Ok(())
 }
 
@@ -114,13 +117,13 @@ struct Demo {
 impl Demo {
     fn step(&mut self, sentence: &str) {
         self.steps += 1;
-        say(&format!("\n{}. {sentence}", self.steps));
+        println!("\n{}. {sentence}", self.steps);
     }
 
     /// Machine `number` sends `request`, and must get this answer.
     fn ask(&mut self, number: usize, request: &Request, expected: &str) -> Result<()> {
         let answer = request.run(&mut self.machines[number - 1])?;
-        say(&format!("     vm{number}  {:<44} {answer}", request.to_string()));
+        println!("     vm{number}  {:<44} {answer}", request.to_string());
         if answer == expected { Ok(()) } else { bail!("vm{number} should have got: {expected}") }
     }
 }

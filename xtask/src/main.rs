@@ -1,6 +1,9 @@
 //! The tasks of the project: see `cargo xtask help`.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod output;
+
 mod cargo;
 mod command;
 mod container;
@@ -15,7 +18,6 @@ mod initramfs;
 mod kernel;
 mod lab;
 mod machine;
-mod output;
 mod package;
 mod packages;
 mod prose;
@@ -31,7 +33,6 @@ use anyhow::{Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 
 use lab::{Lab, Tally};
-use output::say;
 use workspace::Workspace;
 
 const HELP: &str = "\
@@ -80,7 +81,7 @@ fn run() -> Result<bool> {
         "demo" => demo(&workspace, arguments),
         "guests" => {
             none(arguments)?;
-            let Tally { passed, failed } = guests::checks::run(&workspace, say)?;
+            let Tally { passed, failed } = guests::checks::run(&workspace, |line| println!("{line}"))?;
             println!("{passed} passed, {failed} failed");
             Ok(failed == 0)
         }
@@ -145,7 +146,7 @@ fn demo(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
 fn helper_demo(workspace: &Workspace) -> Result<bool> {
     println!("Preparing: building the helper, and booting a virtual machine that has a SCSI target.\n");
     let lab = Lab::prepare(workspace)?;
-    let Tally { failed, .. } = lab.boot("demo", ["--demo".to_owned()], say)?;
+    let Tally { failed, .. } = lab.boot("demo", ["--demo".to_owned()], |line| println!("{line}"))?;
     Ok(failed == 0)
 }
 
@@ -163,7 +164,8 @@ fn lab(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
         }
     }
     if let Some(programs) = measured {
-        let Tally { failed, .. } = Lab::prepare_without_programs(workspace)?.measure(&programs.canonicalize()?, say)?;
+        let Tally { failed, .. } =
+            Lab::prepare_without_programs(workspace)?.measure(&programs.canonicalize()?, |line| println!("{line}"))?;
         return Ok(failed == 0);
     }
     let lab = Lab::prepare(workspace)?;
@@ -171,11 +173,11 @@ fn lab(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
         let scenarios = lab.scenarios()?;
         let width = scenarios.iter().map(|scenario| scenario.name.len()).max().unwrap_or_default();
         for scenario in scenarios {
-            say(&format!("{:<width$}  {}", scenario.name, scenario.purpose));
+            println!("{:<width$}  {}", scenario.name, scenario.purpose);
         }
         return Ok(true);
     }
-    let Tally { passed, failed } = lab.run(&names, say)?;
+    let Tally { passed, failed } = lab.run(&names, |line| println!("{line}"))?;
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
 }

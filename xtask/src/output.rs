@@ -1,8 +1,16 @@
-//! Printing.
+//! `print!` and `println!` for this program. A closed standard output, as with `cargo xtask prose | head`, is no error for
+//! them; the macros of the standard library panic.
 
-use std::io::Write;
+macro_rules! print {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = write!(std::io::stdout(), $($text)*);
+    }};
+}
 
-/// Prints a line. A closed pipe is no error.
-pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+macro_rules! println {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
 }

@@ -5,7 +5,6 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use super::{Guests, SCSI_BLOCK, disk_options};
-use crate::output::say;
 use crate::shell::Ending;
 use crate::workspace::Workspace;
 
@@ -26,23 +25,18 @@ const CONFLICT: &str = "Invalid exchange";
 pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     let start = Instant::now();
     let mut guests = Guests::start(workspace)?;
-    say("Two QEMU guests share a disk. fence_scsi, the agent of Pacemaker, fences one of them while it writes.\n");
-    say("The disk is an image file, which scsi-pr serves over iSCSI:\n");
-    say(&format!("  $ {}\n", guests.server.command_line()));
-    say("Each guest is a stock QEMU, and an initiator with a name of its own:\n");
+    println!("Two QEMU guests share a disk. fence_scsi, the agent of Pacemaker, fences one of them while it writes.\n");
+    println!("The disk is an image file, which scsi-pr serves over iSCSI:\n");
+    println!("  $ {}\n", guests.server.command_line());
+    println!("Each guest is a stock QEMU, and an initiator with a name of its own:\n");
     let disk = disk_options(&guests.server, "vm1").replace(",target", ",\\\n          target");
-    say(&format!(
-        "  $ qemu-system-x86_64 … -blockdev {disk} \\\n        -device virtio-scsi-pci -device {SCSI_BLOCK}\n"
-    ));
-    say("They boot now, in emulation; each step takes seconds.");
+    println!("  $ qemu-system-x86_64 … -blockdev {disk} \\\n        -device virtio-scsi-pci -device {SCSI_BLOCK}\n");
+    println!("They boot now, in emulation; each step takes seconds.");
     guests.wait_for_disks()?;
     let mut demo = Demo { guests, steps: 0 };
     steps(&mut demo)?;
     demo.guests.server.stop()?;
-    say(&format!(
-        "\nDone in {:.0} seconds. docs/guide/disk.md says how to set this up.",
-        start.elapsed().as_secs_f64()
-    ));
+    println!("\nDone in {:.0} seconds. docs/guide/disk.md says how to set this up.", start.elapsed().as_secs_f64());
     Ok(true)
 }
 
@@ -87,7 +81,7 @@ struct Demo {
 impl Demo {
     fn step(&mut self, sentence: &str) {
         self.steps += 1;
-        say(&format!("\n{}. {sentence}", self.steps));
+        println!("\n{}. {sentence}", self.steps);
     }
 
     /// Runs a line in a guest, which must end with this status and print this text.
@@ -104,11 +98,11 @@ fn show(number: usize, line: &str, ending: &Ending) {
 }
 
 fn show_command(number: usize, line: &str) {
-    say(&format!("     vm{number} # {line}"));
+    println!("     vm{number} # {line}");
 }
 
 fn show_output(number: usize, ending: &Ending) {
-    ending.output.lines().for_each(|line| say(&format!("     vm{number}   {line}")));
+    ending.output.lines().for_each(|line| println!("     vm{number}   {line}"));
 }
 
 fn expect(ending: &Ending, status: i32, containing: &str) -> Result<()> {

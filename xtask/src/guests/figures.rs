@@ -9,7 +9,6 @@ use super::{MEMORY, SIZE, disk_options};
 use crate::disk_server::DiskServer;
 use crate::kernel::Kernel;
 use crate::lab::lock;
-use crate::output::say;
 use crate::shell::Shell;
 use crate::workspace::Workspace;
 use crate::{cargo, command, packages};
@@ -44,8 +43,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
         run_line(&mut guest, &format!("dd if=/dev/urandom of=/dev/{disk} bs=1M count={} conv=fsync", SIZE >> 20))?;
         disks.push(disk);
     }
-    say("| 4 KiB random, in a guest (TCG) | QEMU's virtio-scsi | scsi-pr disk over iSCSI | ratio |");
-    say("| --- | --- | --- | --- |");
+    println!("| 4 KiB random, in a guest (TCG) | QEMU's virtio-scsi | scsi-pr disk over iSCSI | ratio |");
+    println!("| --- | --- | --- | --- |");
     for depth in [1, 32] {
         for load in ["randread", "randwrite"] {
             let mut rates = [const { Vec::new() }; 2];
@@ -55,7 +54,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
                 }
             }
             let [own, qemu] = rates.map(median);
-            say(&format!("| {load}, depth {depth} | {qemu:.0}/s | {own:.0}/s | {:.2} |", own / qemu));
+            println!("| {load}, depth {depth} | {qemu:.0}/s | {own:.0}/s | {:.2} |", own / qemu);
         }
     }
     Ok(true)
