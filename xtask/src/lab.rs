@@ -16,6 +16,9 @@ use crate::{cargo, machine, package, packages, testing_kernel};
 /// The longest time for a boot and its scenarios. It is long because the machine may be slow and busy.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
 
+/// The environment variable that multiplies the number of the random histories, and the deadline with it.
+const SOAK: &str = "SCSI_PR_SOAK";
+
 /// The boots that need the kernel of Debian testing.
 const TESTING: &[&str] = &["nvme", "nvme-paths"];
 
@@ -158,8 +161,10 @@ impl<'a> Lab<'a> {
         if name == PACKAGES {
             program.extend(["--packages".to_owned(), utf8(package::for_test(self.workspace)?)?]);
         }
-        if let Ok(seed) = std::env::var(SEED) {
-            program.extend(["--seed".to_owned(), seed]);
+        for (variable, option) in [(SEED, "--seed"), (SOAK, "--factor")] {
+            if let Ok(value) = std::env::var(variable) {
+                program.extend([option.to_owned(), value]);
+            }
         }
         program.extend(arguments);
         let mut tally = Tally::default();
@@ -167,8 +172,10 @@ impl<'a> Lab<'a> {
         let testing = if TESTING.contains(&name) { Some(testing_kernel::fetch(&self.workspace.lab)?) } else { None };
         let kernel = testing.as_ref().unwrap_or(&self.kernel);
         let devices = LAB_MEMORY.map(str::to_owned);
+        let factor = std::env::var(SOAK).ok().map_or(Ok(1), |factor| factor.parse::<u32>())?;
+        let deadline = DEADLINE.saturating_mul(factor);
         let init = if name == PACKAGES { Init::Systemd } else { Init::Script };
-        Boot { name, program: &program, devices: &devices, deadline: DEADLINE, init }.run(
+        Boot { name, program: &program, devices: &devices, deadline, init }.run(
             kernel,
             &self.workspace.lab,
             |text| {

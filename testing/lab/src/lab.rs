@@ -9,6 +9,7 @@ use crate::cluster::Cluster;
 use crate::libvirt::Libvirt;
 use crate::map::{self, Multipath};
 use crate::nvmet::Nvmet;
+use crate::scenarios::DEFAULT_SEED;
 use crate::script::Entry;
 use crate::scripts;
 use crate::sg_raw::SgRaw;
@@ -20,6 +21,8 @@ pub(crate) struct Lab {
     pub(crate) programs: PathBuf,
     /// The seed of the random histories.
     pub(crate) seed: u64,
+    /// Multiplies the number of the random histories.
+    pub(crate) factor: u32,
     /// The directory with the files of a virtual machine.
     machine: Option<PathBuf>,
     /// The directory with the Debian packages of this project.
@@ -34,10 +37,11 @@ pub(crate) struct Lab {
 
 impl Lab {
     /// Sets up nothing yet.
-    pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>, packages: Option<PathBuf>, seed: u64) -> Self {
+    pub(crate) fn new(programs: PathBuf, machine: Option<PathBuf>, packages: Option<PathBuf>) -> Self {
         Self {
             programs,
-            seed,
+            seed: DEFAULT_SEED,
+            factor: 1,
             machine,
             packages,
             target: None,

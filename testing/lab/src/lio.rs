@@ -44,6 +44,7 @@ deviations! {
     ALL_TG_PT_SHOWN = "ALL_TG_PT shown", "READ FULL STATUS shows the bit, and then no target port";
     CLEAR_APTPL = "CLEAR ends APTPL", "CLEAR disables APTPL";
     PREEMPT_REMEMBERED = "one of all registrants", "LIO stores one of all registrants as the holder; PREEMPT with its key takes the reservation over";
+    MOVED_SCOPE = "type as scope", "REGISTER AND MOVE stores the type as the sender's scope; if the reservation moves back, RESERVE and RELEASE conflict, and PREEMPT is a change of type";
     ALLOW_COMMANDS = "ALLOW COMMANDS 001b", "LIO allows fewer commands than SPC-4 does";
     SHORT_READ = "05/24/00 for a short allocation length", "LIO requires space for the header";
     SPC2_HOLDER = "SPC-2 for the holder alone", "under registrants only and all registrants, a registrant that is not the holder gets a conflict for RESERVE and RELEASE of SPC-2";
@@ -51,6 +52,7 @@ deviations! {
     SPC2_CONFLICTS_MORE = "SPC-2 conflicts with more", "under another's RESERVE of SPC-2 even READ CAPACITY conflicts";
     NO_DATA = "no data, no write", "under write exclusive, a command without data, SYNCHRONIZE CACHE too, passes from an unregistered initiator and conflicts from a registrant";
     READ_CAPACITY = "READ CAPACITY reads", "READ CAPACITY (10) and (16) are not among the commands that always pass";
+    LOSS_UNREPORTED = "no 06/29/07", "LIO establishes no unit attention for a new session after the loss of the nexus";
     MODE_SENSE = "MODE SENSE for registrants", "a registrant may send it under another's exclusive access";
 }
 
@@ -63,6 +65,8 @@ pub(crate) struct Lio {
     remembered: Option<Nexus>,
     /// The nexuses that registered with ALL_TG_PT.
     all_tg_pt: Vec<Nexus>,
+    /// The registrants with a scope other than zero.
+    scopes: Vec<(Nexus, u8)>,
 }
 
 /// The expected result of a command.
@@ -106,7 +110,7 @@ fn number(bytes: &[u8]) -> u64 {
 
 impl Lio {
     pub(crate) fn new(model: Model) -> Self {
-        Self { model, remembered: None, all_tg_pt: Vec::new() }
+        Self { model, remembered: None, all_tg_pt: Vec::new(), scopes: Vec::new() }
     }
 
     /// Whether the histories leave this command out, because it would bring LIO into an invalid or invisible state. With
@@ -141,7 +145,11 @@ impl Lio {
                     *self = before;
                     return expected(answer, name.filter(|_| differs));
                 }
-                None => self.effect(&before, nexus, cdb, list, done.answer),
+                None => {
+                    let result = self.effect(&before, nexus, cdb, list, done.answer);
+                    self.update_scopes(&before, nexus, cdb[1], list);
+                    result
+                }
             },
         };
         self.update_holder(nexus);
@@ -162,6 +170,23 @@ impl Lio {
             return expected(CONFLICT, Some(SPC2_HOLDER));
         }
         expected(done.answer, None)
+    }
+
+    /// LOGICAL UNIT RESET; these are the nexuses with a session.
+    pub(crate) fn reset(&mut self, nexuses: &[Nexus]) -> Expected {
+        let pending = std::mem::take(&mut self.model.attentions);
+        let done = self.model.reset();
+        // SPC-4 permits the more specific code of a reset, BUS DEVICE RESET FUNCTION OCCURRED.
+        self.model.attentions = nexuses.iter().map(|nexus| (nexus.clone(), (0x29, 0x03))).chain(pending).collect();
+        Expected { answer: done.answer, way: done.way, deviation: None }
+    }
+
+    /// The loss of a nexus, and a new session of it.
+    pub(crate) fn lose_nexus(&mut self, nexus: &Nexus) -> Expected {
+        let pending = self.model.attentions.clone();
+        let done = self.model.lose_nexus(nexus);
+        self.model.attentions = pending;
+        Expected { answer: done.answer, way: done.way, deviation: Some(LOSS_UNREPORTED) }
     }
 
     /// Any other command that the model knows; with `data` to or from the unit.
@@ -281,6 +306,7 @@ impl Lio {
             7 => self.checks_of_move(nexus, wrong_key, list),
             _ if wrong_key => differs(CONFLICT, KEY_FIRST),
             1 | 4 | 5 if cdb[2] >> 4 != 0 => differs(LIST, SCOPE_IN_LIST),
+            1 if self.model.is_holder(nexus) && self.scope() != 0 => differs(CONFLICT, MOVED_SCOPE),
             4 | 5 => self.checks_of_preempt(number(&list[8..16])),
             _ => None,
         }
@@ -304,6 +330,8 @@ impl Lio {
         match &self.model.reservation {
             Some(reservation) if self.model.is_holder(nexus) => match () {
                 () if wrong_key => differs(CONFLICT, KEY_FIRST),
+                () if self.scope() << 4 | reservation.kind == scope_type => None,
+                () if self.scope() != 0 => differs(CONFLICT, MOVED_SCOPE),
                 () if reservation.kind != scope_type => differs(CONFLICT, RELEASE_TYPE),
                 () => None,
             },
@@ -338,6 +366,16 @@ impl Lio {
     /// The holder, or the registrant that LIO treats as the holder.
     fn apparent_holder(&self) -> Option<&Nexus> {
         self.model.reservation.as_ref()?.holder.as_ref().or(self.remembered.as_ref())
+    }
+
+    /// The scope that LIO has stored for the reservation.
+    fn scope(&self) -> u8 {
+        let holder = self.model.reservation.as_ref().and_then(|reservation| reservation.holder.as_ref());
+        self.scopes.iter().find(|(nexus, _)| Some(nexus) == holder).map_or(0, |(_, scope)| *scope)
+    }
+
+    fn holders_key(&self) -> Option<u64> {
+        self.apparent_holder().and_then(|nexus| self.model.key_of(nexus))
     }
 
     fn remembered_key(&self) -> Option<u64> {
@@ -386,6 +424,23 @@ impl Lio {
                 self.model.aptpl = false;
                 (standard, before.model.aptpl.then_some(CLEAR_APTPL))
             }
+            2 if standard != good() => {
+                // The scope is the stored one.
+                *self = before.clone();
+                let mut cdb = *cdb;
+                cdb[2] &= 0xf;
+                (self.model.execute(nexus, &cdb, list).answer, Some(MOVED_SCOPE))
+            }
+            4 | 5 if before.scope() != 0 && before.holders_key() == Some(service_action_key) => {
+                // LIO acts as if the reservation had another type.
+                *self = before.clone();
+                let mut differs = false;
+                if let Some(reservation) = &mut self.model.reservation {
+                    differs = reservation.kind == cdb[2];
+                    reservation.kind = if cdb[2] == 1 { 3 } else { 1 };
+                }
+                (self.model.execute(nexus, cdb, list).answer, differs.then_some(MOVED_SCOPE))
+            }
             4 | 5 => {
                 let held_by_all = before.model.reservation.as_ref().is_some_and(|it| it.holder.is_none());
                 if !held_by_all {
@@ -409,6 +464,22 @@ impl Lio {
         }
     }
 
+    /// Updates the stored scopes after a command of `nexus` that took effect.
+    fn update_scopes(&mut self, before: &Self, nexus: &Nexus, action: u8, list: &[u8]) {
+        let holds = match action {
+            1 | 2 | 7 => true,
+            4 | 5 => [0, before.holders_key().unwrap_or(0)].contains(&number(&list[8..16])),
+            _ => false,
+        };
+        if holds {
+            self.scopes.retain(|(one, _)| one != nexus);
+        }
+        if let (7, Some(reservation)) = (action, &before.model.reservation) {
+            self.scopes.push((nexus.clone(), reservation.kind));
+        }
+        self.scopes.retain(|(one, _)| self.model.key_of(one).is_some());
+    }
+
     fn register(&mut self, nexus: &Nexus, key: u64, all_tg_pt: bool) {
         self.model.generation = self.model.generation.wrapping_add(1);
         self.model.registrants.push(Registrant { nexus: nexus.clone(), key });
@@ -419,7 +490,7 @@ impl Lio {
 
     /// Updates the registrant that LIO treats as the holder, after a command of `nexus`.
     fn update_holder(&mut self, nexus: &Nexus) {
-        let Self { model, remembered, all_tg_pt } = self;
+        let Self { model, remembered, all_tg_pt, .. } = self;
         all_tg_pt.retain(|one| model.key_of(one).is_some());
         match &model.reservation {
             Some(Holding { holder: None, .. }) => match remembered {

@@ -5,7 +5,8 @@
 //! lab-guest --programs DIRECTORY SCENARIO...    runs scenarios; only in the guest, as root
 //!     --packages DIRECTORY                      Debian packages of this project
 //!     --machine DIRECTORY                       the files of a virtual machine
-//!     --seed NUMBER                             the seed of the random histories (default: 1)
+//!     --seed NUMBER                             the seed of the random histories (default: 29)
+//!     --factor NUMBER                           multiplies the number of the random histories (default: 1)
 //! lab-guest --programs DIRECTORY --demo         runs the steps of `cargo xtask demo --helper`
 //! lab-guest --programs DIRECTORY --figures      measures for `cargo xtask bench multipath`
 //! ```
@@ -69,7 +70,7 @@ fn run() -> Result<()> {
     let mut programs: Option<PathBuf> = None;
     let mut machine: Option<PathBuf> = None;
     let mut packages: Option<PathBuf> = None;
-    let mut seed = DEFAULT_SEED;
+    let (mut seed, mut factor) = (DEFAULT_SEED, 1);
     let (mut demo, mut figures) = (false, false);
     let mut chosen: Vec<&Scenario> = Vec::new();
     let mut arguments = lexopt::Parser::from_env();
@@ -86,6 +87,7 @@ fn run() -> Result<()> {
             Arg::Long("machine") => machine = Some(arguments.value()?.into()),
             Arg::Long("packages") => packages = Some(arguments.value()?.into()),
             Arg::Long("seed") => seed = arguments.value()?.parse()?,
+            Arg::Long("factor") => factor = arguments.value()?.parse()?,
             Arg::Long("programs") => programs = Some(arguments.value()?.into()),
             Arg::Value(name) => {
                 let name = name.string()?;
@@ -103,7 +105,8 @@ fn run() -> Result<()> {
     if figures && let Err(error) = figures::run(&programs.join("qemu-pr-helper")) {
         report.check("the figures of multipath", Err(format!("{error:#}")));
     }
-    let mut lab = Lab::new(programs, machine, packages, seed);
+    let mut lab = Lab::new(programs, machine, packages);
+    (lab.seed, lab.factor) = (seed, factor);
     for scenario in chosen {
         report.scenario(scenario.name, scenario.purpose);
         let start = std::time::Instant::now();

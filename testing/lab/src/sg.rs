@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -13,7 +13,10 @@ use anyhow::{Context, Result, ensure};
 const HEADER: usize = 36;
 
 /// A disk, for any command.
-pub(crate) struct Sg(File);
+pub(crate) struct Sg {
+    path: PathBuf,
+    file: File,
+}
 
 /// The data transfer of a command.
 #[derive(Clone, Copy)]
@@ -31,6 +34,8 @@ pub(crate) struct Reply {
     pub(crate) status: u8,
     /// The first bytes of the sense data.
     pub(crate) sense: [u8; 16],
+    /// The data of the disk.
+    pub(crate) data: Vec<u8>,
 }
 
 impl Sg {
@@ -41,7 +46,13 @@ impl Sg {
         let entry = std::fs::read_dir(&directory)?.next().with_context(|| format!("{directory} is empty"))??;
         let path = Path::new("/dev").join(entry.file_name());
         let file = OpenOptions::new().read(true).write(true).open(&path);
-        Ok(Self(file.with_context(|| format!("open {}", path.display()))?))
+        let file = file.with_context(|| format!("open {}", path.display()))?;
+        Ok(Self { path, file })
+    }
+
+    /// The path of the device.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Sends a command of 6, 10 or 16 bytes, and waits until it ends.
@@ -54,15 +65,16 @@ impl Sg {
         request[4..8].copy_from_slice(&i32::try_from(capacity)?.to_ne_bytes());
         request.extend_from_slice(cdb);
         request.extend_from_slice(data);
-        let written = (&self.0).write(&request).context("send a command by sg")?;
+        let written = (&self.file).write(&request).context("send a command by sg")?;
         ensure!(written == request.len(), "sg accepted {written} of {} bytes", request.len());
         let mut reply = vec![0; capacity];
-        let count = (&self.0).read(&mut reply).context("read the answer of sg")?;
+        let count = (&self.file).read(&mut reply).context("read the answer of sg")?;
         ensure!(count >= HEADER, "sg answered {count} bytes");
         let bits = u32::from_ne_bytes(reply[16..20].try_into()?);
         // The field has bits 5 to 1 of the status.
         let (status, host) = ((bits >> 1 & 0x1f) << 1, bits >> 6 & 0xff);
         ensure!(host == 0, "the host reports error {host} about command {cdb:02x?}");
-        Ok(Reply { status: u8::try_from(status)?, sense: reply[20..36].try_into()? })
+        let sense = reply[20..HEADER].try_into()?;
+        Ok(Reply { status: u8::try_from(status)?, sense, data: reply.split_off(HEADER) })
     }
 }
