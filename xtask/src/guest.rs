@@ -31,6 +31,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) name: &'a str,
     /// The command line, with paths of this machine.
     pub(crate) program: &'a [String],
+    /// The program of QEMU.
+    pub(crate) qemu: &'a Path,
     /// QEMU's arguments for the guest's memory and for more devices.
     pub(crate) devices: &'a [String],
     /// The longest time for the boot and the program.
@@ -60,9 +62,27 @@ impl Boot<'_> {
             .with_modules(kernel, &["virtio_pci", "9pnet_virtio", "9p", "overlay"])?
             .pack(&initramfs, &self.script(kernel))?;
         let console = files.join("console.log");
-        let mut qemu = Qemu(start(kernel, &initramfs, &console, self.devices, input)?);
+        let mut qemu = Qemu(self.start_qemu(kernel, &initramfs, &console, input)?);
         let lines = lines_of(&mut qemu.0)?;
         Ok(Guest { qemu, lines, console })
+    }
+
+    fn start_qemu(&self, kernel: &Kernel, initramfs: &Path, console: &Path, input: Stdio) -> Result<Child> {
+        let mut console_option = std::ffi::OsString::from("file:");
+        console_option.push(console);
+        // The guest must not outlive this program, however this program ends.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL"]).arg(self.qemu);
+        qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]).args(self.devices);
+        qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(initramfs);
+        // On a busy machine, the kernel's check of its timer fails although the timer works.
+        qemu.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]);
+        qemu.args(["-fsdev", "local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap"]);
+        qemu.args(["-device", "virtio-9p-pci,fsdev=machine,mount_tag=machine"]);
+        qemu.arg("-serial").arg(console_option).args(["-serial", "stdio"]);
+        qemu.stdin(input).stdout(Stdio::piped());
+        qemu.spawn().context("start QEMU")
     }
 
     /// Boots, and passes every line that the program prints to `line`, until the guest powers off.
@@ -148,24 +168,6 @@ END
 mkdir -p /new/var/target/pr # the kernel's threads get the new root directory too
 exec switch_root /new /lib/systemd/systemd --unit=program.service
 ";
-
-fn start(kernel: &Kernel, initramfs: &Path, console: &Path, devices: &[String], input: Stdio) -> Result<Child> {
-    let mut console_option = std::ffi::OsString::from("file:");
-    console_option.push(console);
-    // The guest must not outlive this program, however this program ends.
-    let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]).args(devices);
-    qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(initramfs);
-    // On a busy machine, the kernel's check of its timer fails although the timer works.
-    qemu.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]);
-    qemu.args(["-fsdev", "local,id=machine,path=/,security_model=none,readonly=on,multidevs=remap"]);
-    qemu.args(["-device", "virtio-9p-pci,fsdev=machine,mount_tag=machine"]);
-    qemu.arg("-serial").arg(console_option).args(["-serial", "stdio"]);
-    qemu.stdin(input).stdout(Stdio::piped());
-    qemu.spawn().context("start QEMU")
-}
 
 /// The last lines of the kernel's log, for an error.
 pub(crate) fn end_of(console: &Path) -> String {

@@ -10,6 +10,7 @@ mod migration;
 mod outcomes;
 
 use std::fs::{self, File};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 use crate::disk_server::{DiskServer, TARGET};
 use crate::kernel::Kernel;
 use crate::lab::lock;
+use crate::qemu::QemuSource;
 use crate::shell::{Ending, Shell};
 use crate::workspace::Workspace;
 use crate::{cargo, packages};
@@ -34,7 +36,8 @@ const FIND_DISK: &str = "modprobe -a virtio_scsi sd_mod sg && until test -b /dev
 pub(crate) struct Guests {
     pub(crate) guests: [Shell; 2],
     pub(crate) server: DiskServer,
-    /// Files of the server and of guests.
+    /// The program of QEMU.
+    qemu: PathBuf,
     kernel: Kernel,
     /// Files of the server and of guests.
     directory: TempDir,
@@ -44,16 +47,17 @@ pub(crate) struct Guests {
 
 impl Guests {
     /// Installs and builds the missing parts, then starts the server and both guests. The guests may still be booting.
-    pub(crate) fn start(workspace: &Workspace) -> Result<Self> {
+    pub(crate) fn start(workspace: &Workspace, qemu: &QemuSource) -> Result<Self> {
         packages::ensure_guests()?;
         let lock = lock(&workspace.lab)?;
         let kernel = Kernel::fetch(&workspace.lab)?;
+        let qemu = qemu.fetch(&workspace.lab)?;
         cargo::build(workspace, &["scsi-pr-cli"])?;
         fs::create_dir_all(&workspace.lab)?;
         let directory = tempfile::Builder::new().prefix("guests-").tempdir_in(&workspace.lab)?;
         let server = DiskServer::start(&workspace.program("scsi-pr"), directory.path(), SIZE)?;
-        let start = |name| Shell::start(&kernel, &workspace.lab, name, &devices(&server, name));
-        Ok(Self { guests: [start("vm1")?, start("vm2")?], server, kernel, directory, _lock: lock })
+        let start = |name| Shell::start(&qemu, &kernel, &workspace.lab, name, &devices(&server, name));
+        Ok(Self { guests: [start("vm1")?, start("vm2")?], server, qemu, kernel, directory, _lock: lock })
     }
 
     /// Waits until both guests have found the disk.

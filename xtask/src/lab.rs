@@ -11,7 +11,7 @@ use crate::command;
 use crate::guest::{Boot, Init, LAB_MEMORY, end_of};
 use crate::kernel::Kernel;
 use crate::workspace::Workspace;
-use crate::{cargo, machine, package, packages, testing_kernel};
+use crate::{cargo, machine, package, packages, qemu, testing_kernel};
 
 /// The longest time for a boot and its scenarios. It is long because the machine may be slow and busy.
 const DEADLINE: Duration = Duration::from_secs(20 * 60);
@@ -175,7 +175,7 @@ impl<'a> Lab<'a> {
         let factor = std::env::var(SOAK).ok().map_or(Ok(1), |factor| factor.parse::<u32>())?;
         let deadline = DEADLINE.saturating_mul(factor);
         let init = if name == PACKAGES { Init::Systemd } else { Init::Script };
-        Boot { name, program: &program, devices: &devices, deadline, init }.run(
+        Boot { name, program: &program, qemu: Path::new(qemu::INSTALLED), devices: &devices, deadline, init }.run(
             kernel,
             &self.workspace.lab,
             |text| {

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::guest::Qemu;
 use crate::initramfs::Initramfs;
 use crate::kernel::Kernel;
+use crate::qemu::INSTALLED;
 
 /// Saves a booted machine in the directory that is returned. The file `state` is for QEMU's `-incoming`; `arguments` has
 /// QEMU's other arguments, one on each line.
@@ -60,7 +61,7 @@ fn save(directory: &Path) -> Result<()> {
     let (console, log) = (directory.join("console"), fs::File::create(directory.join("qemu.log"))?);
     fs::write(&console, "")?;
     let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]).args(arguments.lines()).current_dir(directory);
+    qemu.args(["--pdeathsig", "KILL", INSTALLED]).args(arguments.lines()).current_dir(directory);
     qemu.args(["-serial", "file:console", "-monitor", "stdio"]);
     qemu.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
     let mut qemu = Qemu(qemu.spawn().context("start QEMU")?);

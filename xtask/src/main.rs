@@ -4,6 +4,7 @@
 #[macro_use]
 mod output;
 
+mod apt;
 mod cargo;
 mod command;
 mod container;
@@ -21,6 +22,7 @@ mod machine;
 mod package;
 mod packages;
 mod prose;
+mod qemu;
 mod shell;
 mod test;
 mod testing_kernel;
@@ -33,6 +35,7 @@ use anyhow::{Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 
 use lab::{Lab, Tally};
+use qemu::QemuSource;
 use workspace::Workspace;
 
 const HELP: &str = "\
@@ -43,6 +46,7 @@ The tasks of the project. Each one installs missing packages of Debian, and name
   cargo xtask demo --helper        qemu-pr-helper on a real SCSI target, in a virtual machine; about a minute
   cargo xtask test                 every test; without root, those that take no root and no virtual machine
   cargo xtask guests               the checks of two QEMU guests on one disk; about two minutes
+  cargo xtask guests --release=forky  the same with the QEMU of that release of Debian; --qemu=PROGRAM: with that one
   cargo xtask lab [SCENARIO...]    scenarios on real SCSI targets, in a virtual machine (default: all)
   cargo xtask lab --list           the names of the scenarios
   cargo xtask soak [FACTOR]        random histories and changed inputs, FACTOR times as many as in a test (default: 100)
@@ -79,12 +83,7 @@ fn run() -> Result<bool> {
     };
     match task.as_str() {
         "demo" => demo(&workspace, arguments),
-        "guests" => {
-            none(arguments)?;
-            let Tally { passed, failed } = guests::checks::run(&workspace, |line| println!("{line}"))?;
-            println!("{passed} passed, {failed} failed");
-            Ok(failed == 0)
-        }
+        "guests" => check_guests(&workspace, arguments),
         "test" => {
             none(arguments)?;
             test::run(&workspace)
@@ -147,6 +146,20 @@ fn helper_demo(workspace: &Workspace) -> Result<bool> {
     println!("Preparing: building the helper, and booting a virtual machine that has a SCSI target.\n");
     let lab = Lab::prepare(workspace)?;
     let Tally { failed, .. } = lab.boot("demo", ["--demo".to_owned()], |line| println!("{line}"))?;
+    Ok(failed == 0)
+}
+
+fn check_guests(workspace: &Workspace, mut arguments: Parser) -> Result<bool> {
+    let mut qemu = QemuSource::Installed;
+    while let Some(argument) = arguments.next()? {
+        qemu = match argument {
+            Arg::Long("qemu") => QemuSource::Program(PathBuf::from(arguments.value()?)),
+            Arg::Long("release") => QemuSource::Release(arguments.value()?.string()?),
+            other => return Err(other.unexpected().into()),
+        };
+    }
+    let Tally { passed, failed } = guests::checks::run(workspace, &qemu, |line| println!("{line}"))?;
+    println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
 }
 

@@ -48,10 +48,10 @@ impl fmt::Display for Ending {
 }
 
 impl Shell {
-    /// Starts a guest with these arguments of QEMU for memory and devices. It may still be booting.
-    pub(crate) fn start(kernel: &Kernel, lab: &Path, name: &str, devices: &[String]) -> Result<Self> {
+    /// Starts a guest in `qemu` with these arguments for memory and devices. It may still be booting.
+    pub(crate) fn start(qemu: &Path, kernel: &Kernel, lab: &Path, name: &str, devices: &[String]) -> Result<Self> {
         let program = ["/bin/sh", "-c", SCRIPT].map(str::to_owned);
-        let boot = Boot { name, program: &program, devices, deadline: TIMEOUT, init: Init::Script };
+        let boot = Boot { name, program: &program, qemu, devices, deadline: TIMEOUT, init: Init::Script };
         Self::of(boot.start(kernel, lab, Stdio::piped())?)
     }
 

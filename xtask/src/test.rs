@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::dependencies::CargoDeny;
 use crate::lab::{Lab, Tally};
+use crate::qemu::QemuSource;
 use crate::workspace::Workspace;
 use crate::{cargo, command, demo, guests, packages, prose};
 use outcome::{Outcome, Summary};
@@ -110,7 +111,7 @@ fn step(workspace: &Workspace, arguments: &[&str], configure: impl FnOnce(&mut C
 }
 
 fn guests(workspace: &Workspace) -> Result<Outcome> {
-    Ok(Outcome { tally: guests::checks::run(workspace, failures())?, ..Outcome::default() })
+    Ok(Outcome { tally: guests::checks::run(workspace, &QemuSource::Installed, failures())?, ..Outcome::default() })
 }
 
 fn lab(workspace: &Workspace) -> Result<Outcome> {

@@ -9,11 +9,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::apt::Apt;
 use crate::command;
 use crate::kernel::Kernel;
-
-const SOURCE: &str =
-    "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian testing main\n";
 
 /// The kernel in `lab`. It is downloaded when it is missing.
 pub(crate) fn fetch(lab: &Path) -> Result<Kernel> {
@@ -30,7 +28,7 @@ fn download(lab: &Path, root: &Path) -> Result<()> {
     if aside.exists() {
         fs::remove_dir_all(&aside)?;
     }
-    let apt = Apt::new(aside.join("apt"))?;
+    let apt = Apt::new(aside.join("apt"), "testing")?;
     command::output(apt.program("apt-get").args(["update", "-qq"]))?;
     let depends = command::output(apt.program("apt-cache").args(["depends", "linux-image-amd64"]))?;
     let version = depends
@@ -63,35 +61,4 @@ fn download(lab: &Path, root: &Path) -> Result<()> {
     fs::remove_dir_all(aside.join("apt"))?;
     fs::rename(&aside, root)?;
     Ok(())
-}
-
-/// apt with Debian testing as its only source, and with all its files in one directory.
-struct Apt(Vec<String>);
-
-impl Apt {
-    fn new(directory: std::path::PathBuf) -> Result<Self> {
-        for part in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(directory.join(part))?;
-        }
-        let sources = directory.join("sources.list");
-        fs::write(&sources, SOURCE)?;
-        let settings = [
-            ("Dir::Etc::SourceList", sources),
-            ("Dir::Etc::SourceParts", "/dev/null".into()),
-            ("Dir::State::Lists", directory.join("lists")),
-            ("Dir::Cache", directory.join("cache")),
-            // The kernel of an outdated mirror is good enough. apt still checks its signature.
-            ("Acquire::Check-Valid-Until", "false".into()),
-            // As root, apt would download as the user _apt, who may not be able to write here.
-            ("APT::Sandbox::User", "root".into()),
-        ];
-        let options = settings.map(|(name, value)| ["-o".to_owned(), format!("{name}={}", value.display())]);
-        Ok(Self(options.concat()))
-    }
-
-    fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(name);
-        command.args(&self.0);
-        command
-    }
 }

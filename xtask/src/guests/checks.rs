@@ -11,6 +11,7 @@ use super::Guests;
 use super::migration::migration;
 use super::outcomes::{Checks, TIMEOUT};
 use crate::lab::Tally;
+use crate::qemu::{self, QemuSource};
 use crate::shell::Ending;
 use crate::workspace::Workspace;
 
@@ -36,9 +37,10 @@ const SECTIONS: [(&str, Section); 8] = [
 ];
 
 /// Runs every check. Each line of the report goes to `line`.
-pub(crate) fn run(workspace: &Workspace, mut line: impl FnMut(&str)) -> Result<Tally> {
-    let mut guests = Guests::start(workspace)?;
+pub(crate) fn run(workspace: &Workspace, qemu: &QemuSource, mut line: impl FnMut(&str)) -> Result<Tally> {
+    let mut guests = Guests::start(workspace, qemu)?;
     let mut checks = Checks::new(&mut line);
+    checks.print(&qemu::version(&guests.qemu)?);
     for (name, section) in SECTIONS {
         let start = Instant::now();
         section(&mut guests, &mut checks)?;

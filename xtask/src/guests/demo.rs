@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use super::{Guests, SCSI_BLOCK, disk_options};
+use crate::qemu::QemuSource;
 use crate::shell::Ending;
 use crate::workspace::Workspace;
 
@@ -24,7 +25,7 @@ const CONFLICT: &str = "Invalid exchange";
 /// Runs every step. Ends with an error at the first unexpected result.
 pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     let start = Instant::now();
-    let mut guests = Guests::start(workspace)?;
+    let mut guests = Guests::start(workspace, &QemuSource::Installed)?;
     println!("Two QEMU guests share a disk. fence_scsi, the agent of Pacemaker, fences one of them while it writes.\n");
     println!("The disk is an image file, which scsi-pr serves over iSCSI:\n");
     println!("  $ {}\n", guests.server.command_line());

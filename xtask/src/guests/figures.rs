@@ -9,6 +9,7 @@ use super::{MEMORY, SIZE, disk_options};
 use crate::disk_server::DiskServer;
 use crate::kernel::Kernel;
 use crate::lab::lock;
+use crate::qemu::INSTALLED;
 use crate::shell::Shell;
 use crate::workspace::Workspace;
 use crate::{cargo, command, packages};
@@ -32,7 +33,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     let image = directory.path().join("qemu.img");
     File::create_new(&image)?.set_len(SIZE)?;
 
-    let mut guest = Shell::start(&kernel, &workspace.lab, "figures", &devices(&server, &image))?;
+    let mut guest = Shell::start(Path::new(INSTALLED), &kernel, &workspace.lab, "figures", &devices(&server, &image))?;
     guest.wait_until_ready()?;
     run_line(&mut guest, "modprobe -a virtio_scsi sd_mod sg && until test -b /dev/sdb; do sleep 0.2; done")?;
     let mut disks = Vec::new();
