@@ -17,8 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use scsi_pr::{Access, Command, Completion, Nexus, Reservations, ReserveInAction, SenseCode};
 
-use crate::administration::{ChangeCondition, UnmetCondition};
 use crate::commands::UnitAttention;
+use crate::condition::{ChangeCondition, UnmetCondition};
 use crate::store::{ReservationStore, StoreError};
 use state::{Aborted, Begin, Entry, State, TaskKey};
 

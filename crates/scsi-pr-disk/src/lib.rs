@@ -11,6 +11,7 @@ mod administration;
 mod blocks;
 mod call;
 mod commands;
+mod condition;
 mod data;
 mod disk;
 mod gate;
@@ -25,8 +26,8 @@ pub mod sense_code;
 mod store;
 mod target;
 
-pub use administration::{ChangeCondition, UnmetCondition};
 pub use call::Port;
+pub use condition::{ChangeCondition, UnmetCondition};
 pub use data::DataIn;
 pub use disk::{Disk, DiskOptions, OpenError, Response, TaskManagement};
 pub use gate::{SessionId, Task};

@@ -12,8 +12,8 @@ use scsi_pr::{
 };
 
 use super::{AbortScope, AbortedStatus, Refusal, SessionId};
-use crate::administration::{ChangeCondition, UnmetCondition};
 use crate::commands::UnitAttention;
+use crate::condition::{ChangeCondition, UnmetCondition};
 use crate::sense_code;
 use crate::store::StoreError;
 
