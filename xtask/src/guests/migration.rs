@@ -155,8 +155,9 @@ fn wait_for_stamps(guest: &mut Shell, more: u64) -> Result<Result<(), String>> {
     loop {
         let ending = guest.run("test ! -e /ended && cat /count || { dmesg | tail; false; }")?;
         let Ok(count) = ending.output.trim().parse::<u64>() else {
-            // The first stamp may not be written yet.
-            match ending.output.contains("/count") && Instant::now() < end {
+            // The first stamp may not be written yet, and a shell empties the file before it writes.
+            let is_unwritten = ending.status == 0 || ending.output.contains("/count");
+            match is_unwritten && Instant::now() < end {
                 true => continue,
                 false => return Ok(Err(ending.to_string())),
             }
