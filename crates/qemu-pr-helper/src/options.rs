@@ -122,10 +122,12 @@ impl Options {
 
     /// The limits of the server.
     pub(crate) fn limits(&self) -> Limits {
-        let mut limits = Limits::default();
-        limits.connections = self.max_connections.unwrap_or(limits.connections);
-        limits.running = self.max_commands.unwrap_or(limits.running);
-        limits
+        let default = Limits::default();
+        Limits {
+            connections: self.max_connections.unwrap_or(default.connections),
+            running: self.max_commands.unwrap_or(default.running),
+            ..default
+        }
     }
 
     /// The least severe level that is logged.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use scsi_pr_daemon::notify::ServiceManager;
 use scsi_pr_daemon::privileges::Privileges;
 use scsi_pr_daemon::{limits, reason, signals};
-use scsi_pr_helper::Limits;
+use scsi_pr_helper::{Limits, Server};
 use scsi_pr_linux::policy::Counters;
 use scsi_pr_store::{InitiatorName, SharedReservations, Units};
 use tracing::{info, warn};
@@ -64,9 +64,10 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     });
     let sockets = sockets.collect();
     service_manager.ready();
-    let mut limits = Limits::default();
-    limits.connections = limits.connections.min(room);
-    let running = scsi_pr_helper::serve_all(sockets, limits, stop.as_fd())
+    let limits = Limits::default();
+    let limits = Limits { connections: limits.connections.min(room), ..limits };
+    let running = Server::new(limits)
+        .serve(sockets, stop.as_fd())
         .map_err(|error| anyhow::anyhow!("cannot serve: {}", reason(error)))?;
     // Before the running commands end, so that no client connects to a socket that this process no longer serves.
     drop(files);

@@ -3,7 +3,7 @@
 //! * [`wire`]: the bytes, as state machines that are fed and never read or write themselves.
 //! * [`descriptor`]: bytes with one passed descriptor, over a Unix stream socket.
 //! * [`client`]: [`HelperClient`], a manager that sends its commands to a helper.
-//! * [`server`]: [`serve`], which is a helper for any manager; [`serve_all`] is it on several sockets, [`serve_one`] for
+//! * [`server`]: [`serve`], which is a helper for any manager; [`Server`] is it on several sockets, [`serve_one`] for
 //!   a single command.
 //!
 //! The protocol is described in QEMU's `docs/interop/pr-helper.rst`; where the C helper does something else, this crate
@@ -17,7 +17,7 @@ pub mod server;
 pub mod wire;
 
 pub use client::HelperClient;
-pub use server::{Draining, Limits, Peer, Served, Server, ServerCounters, serve, serve_all, serve_one};
+pub use server::{Draining, Limits, Peer, Served, Server, ServerCounters, serve, serve_one};
 pub use wire::MAX_TRANSFER;
 
 /// Compiles the examples of README.md.

@@ -52,7 +52,6 @@ impl fmt::Display for Peer {
 
 /// The bounds of [`serve`]. A number of zero means one; a time of more than a year means a year.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Limits {
     /// Connections, with at most a thread each. The server closes further ones. It lowers the number to the threads for which
     /// RLIMIT_NPROC, the pids.max of the cgroup and vm.max_map_count leave room.
@@ -81,36 +80,6 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The same with so many connections.
-    #[must_use]
-    pub fn with_connections(self, connections: usize) -> Self {
-        Self { connections, ..self }
-    }
-
-    /// The same with so many commands at the same time.
-    #[must_use]
-    pub fn with_running(self, running: usize) -> Self {
-        Self { running, ..self }
-    }
-
-    /// The same with one part in so many for each peer process.
-    #[must_use]
-    pub fn with_peer_share(self, peer_share: usize) -> Self {
-        Self { peer_share, ..self }
-    }
-
-    /// The same with so much time for a client to read an answer.
-    #[must_use]
-    pub fn with_send_timeout(self, send_timeout: Duration) -> Self {
-        Self { send_timeout, ..self }
-    }
-
-    /// The same with so much time from the first byte of a request to the last.
-    #[must_use]
-    pub fn with_receive_timeout(self, receive_timeout: Duration) -> Self {
-        Self { receive_timeout, ..self }
-    }
-
     /// The limits that can be kept: at least one of everything, no time that an `Instant` cannot hold, and no more threads
     /// than the system has room for.
     fn within_reason(self) -> Self {
@@ -169,21 +138,7 @@ pub fn serve(
     limits: Limits,
     stop: BorrowedFd<'_>,
 ) -> io::Result<Draining> {
-    serve_all(vec![(listener, manager_for)], limits, stop)
-}
-
-/// Serves clients of several sockets, each with its own `manager_for`, as [`serve`] does those of one. The limits are for
-/// all of them together: another socket costs a descriptor.
-///
-/// # Errors
-///
-/// Those of [`serve`].
-pub fn serve_all<F: Fn(&Peer) -> Arc<dyn PrManager>>(
-    sockets: Vec<(OwnedFd, F)>,
-    limits: Limits,
-    stop: BorrowedFd<'_>,
-) -> io::Result<Draining> {
-    Server::new(limits).serve(sockets, stop)
+    Server::new(limits).serve(vec![(listener, manager_for)], stop)
 }
 
 /// Decides by its connected socket whether a client is served.
@@ -215,7 +170,8 @@ impl Server {
         Self { counters, ..self }
     }
 
-    /// Serves as [`serve_all`] does.
+    /// Serves clients of several sockets, each with its own `manager_for`, as [`serve`] does those of one. The limits are for
+    /// all of them together: another socket costs a descriptor.
     ///
     /// # Errors
     ///

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use scsi_pr::{Command, Completion, Error, PrManager, ReserveIn, ReserveInAction};
-use scsi_pr_helper::{Draining, HelperClient, Limits, Peer, serve_all};
+use scsi_pr_helper::{Draining, HelperClient, Limits, Peer, Server};
 use support::{LONG, wait_until};
 
 /// Answers with its number.
@@ -41,7 +41,7 @@ impl Sockets {
             })
             .collect();
         let (stopped, stop) = std::io::pipe().unwrap();
-        let thread = std::thread::spawn(move || serve_all(sockets, limits, stopped.as_fd()).unwrap());
+        let thread = std::thread::spawn(move || Server::new(limits).serve(sockets, stopped.as_fd()).unwrap());
         Self { directory, stop: Some(stop), thread: Some(thread) }
     }
 
@@ -85,7 +85,7 @@ fn each_socket_has_its_own_manager() {
 #[test]
 fn a_bound_is_for_all_sockets_together() {
     // The share of one process is the whole.
-    let limits = Limits::default().with_connections(2).with_peer_share(1);
+    let limits = Limits { connections: 2, peer_share: 1, ..Limits::default() };
     let sockets = Sockets::start(3, limits);
     let (first, second) = (sockets.client(0), sockets.client(1));
     assert_eq!((number(&first), number(&second)), (0, 1));
@@ -123,7 +123,7 @@ fn a_listener_that_another_process_has_as_well_stays_usable() {
         let (stopped, stop) = std::io::pipe().unwrap();
         let serving = std::thread::spawn(move || {
             let manager_for = move |_: &Peer| Arc::clone(&manager);
-            serve_all(vec![(listener, manager_for)], Limits::default(), stopped.as_fd()).unwrap()
+            Server::new(Limits::default()).serve(vec![(listener, manager_for)], stopped.as_fd()).unwrap()
         });
         let stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();

@@ -158,11 +158,7 @@ impl<F: Fn(&Peer) -> Arc<dyn PrManager>> Acceptor<F> {
         };
         let manager = (self.sockets[index].1)(&peer);
         let (requests, idle) = (RequestStream::default(), Arc::clone(&self.idle));
-        let serving = slot.begin_serving();
-        self.start_thread(
-            Connection { socket, peer, number, manager, slot, idle, requests, serving },
-            Connection::greet,
-        );
+        self.start_thread(Connection { socket, peer, number, manager, slot, idle, requests }, Connection::greet);
     }
 
     fn start_thread(&mut self, connection: Connection, work: fn(Connection)) {

@@ -16,7 +16,7 @@ use tracing::Level;
 
 use super::Peer;
 use super::disconnect::DisconnectReason;
-use super::registry::{Registry, Serving, Slot, TooManyCommands};
+use super::registry::{Registry, Slot, TooManyCommands};
 use super::request_stream::{self, Read, RequestStream, SLOW_READER_TIMEOUT};
 use crate::wire::feature_word;
 
@@ -48,8 +48,6 @@ pub(super) struct Connection {
     /// Where the connection goes when it is idle.
     pub(super) idle: Arc<IdleConnections<Connection>>,
     pub(super) requests: RequestStream,
-    /// From the acceptance on, until the server reads no more from it.
-    pub(super) serving: Serving,
 }
 
 impl AsFd for Connection {
@@ -98,13 +96,12 @@ impl Connection {
 
     /// Closes the connection, which may take long: the client may have sent any descriptors.
     pub(super) fn close(self) {
-        let Self { socket, peer: Peer { pid, .. }, number, slot, requests, serving, .. } = self;
-        drop(serving);
+        let Self { socket, peer: Peer { pid, .. }, number, slot, requests, .. } = self;
+        // From here this has the last reference to the socket, so the close is on this thread, and no lock is held meanwhile.
+        // The connection counts until it is closed.
+        slot.begin_close();
         // The client learns it at once.
         let _ = shutdown(&socket, Shutdown::Both);
-        // This is the last reference to the socket, so the close is on this thread, and no lock is held meanwhile. The
-        // connection counts until it is closed.
-        slot.begin_close();
         drop(requests);
         drop(socket);
         drop(slot);

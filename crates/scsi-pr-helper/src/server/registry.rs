@@ -38,9 +38,8 @@ pub(super) struct Registry {
     running: AtomicUsize,
     /// Commands that were begun and not answered.
     unanswered: AtomicUsize,
-    /// Connections that may have sent a request: the drain waits for these.
-    serving: AtomicUsize,
     is_stopping: AtomicBool,
+    /// No connection may send a request any more.
     drained: Condvar,
     disconnects: RateLimiter<ProcessKey>,
     failures: RateLimiter<ProcessKey>,
@@ -50,7 +49,7 @@ pub(super) struct Registry {
 struct State {
     /// The number of connections, those included that are being closed.
     connections: usize,
-    /// Sockets of the connections that are not being closed, by their number.
+    /// Sockets of the connections that are not being closed, by their number: each may have sent a request.
     sockets: HashMap<u64, Arc<OwnedFd>>,
     processes: HashMap<ProcessKey, Arc<ProcessUse>>,
 }
@@ -62,9 +61,6 @@ pub(super) struct Slot {
     process: ProcessKey,
     usage: Arc<ProcessUse>,
 }
-
-/// A connection that may have sent a request; dropping it says that the server reads no more from it.
-pub(super) struct Serving(Arc<Registry>);
 
 /// A command that was begun; dropping it says that it was answered.
 pub(super) struct BegunCommand<'a> {
@@ -89,7 +85,6 @@ impl Registry {
             state: Mutex::default(),
             running: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
-            serving: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
             drained: Condvar::new(),
             disconnects: RateLimiter::new(LINES_PER_PROCESS, LINES, LINE_PERIOD),
@@ -154,7 +149,7 @@ impl Registry {
     pub(super) fn wait_until_drained(&self, limit: Duration) -> usize {
         let deadline = Instant::now().checked_add(limit);
         let mut state = self.state();
-        while self.serving.load(Ordering::SeqCst) > 0 {
+        while !state.sockets.is_empty() {
             // An `Instant` cannot hold every `Duration`: a limit that is longer is none.
             let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
@@ -167,7 +162,7 @@ impl Registry {
 
     /// Counts that a connection is closed, and logs why, within the limit of lines.
     pub(super) fn record_disconnect(&self, peer: Peer, process: ProcessKey, reason: DisconnectReason) {
-        self.counters.disconnect(reason.cause());
+        self.counters.disconnect(&reason);
         let Peer { pid, uid, .. } = peer;
         if !reason.should_log() {
             tracing::event!(name: "pr_helper_violation", tracing::Level::DEBUG, pid, uid, "{reason}");
@@ -194,16 +189,16 @@ impl Slot {
         self.process
     }
 
-    /// Drops the registry's reference to the socket. The caller is about to close it, which may take long.
+    /// The server reads no more from the connection. Drops the registry's reference to the socket: the caller is about to
+    /// close it, which may take long.
     pub(super) fn begin_close(&self) {
-        let socket = self.registry.state().sockets.remove(&self.number);
+        let mut state = self.registry.state();
+        let socket = state.sockets.remove(&self.number);
+        if state.sockets.is_empty() {
+            self.registry.drained.notify_all();
+        }
+        drop(state);
         drop(socket);
-    }
-
-    /// The connection has a thread, or gets one.
-    pub(super) fn begin_serving(&self) -> Serving {
-        self.registry.serving.fetch_add(1, Ordering::SeqCst);
-        Serving(Arc::clone(&self.registry))
     }
 
     /// Begins a command, if it may run.
@@ -235,17 +230,6 @@ impl Drop for BegunCommand<'_> {
     fn drop(&mut self) {
         self.end_running();
         self.slot.registry.unanswered.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let Self(registry) = self;
-        let was_last = registry.serving.fetch_sub(1, Ordering::SeqCst) == 1;
-        if was_last && registry.is_stopping() {
-            drop(registry.state());
-            registry.drained.notify_all();
-        }
     }
 }
 

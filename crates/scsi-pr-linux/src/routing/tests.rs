@@ -281,18 +281,24 @@ fn device_beneath_a_volume_is_looked_up_each_time() {
     assert_eq!(recorded.choose(NUMBER, Some(1), reserve_in(0)), Ok(SG_IO), "unknown");
 }
 
+impl Cache {
+    fn len(&self) -> usize {
+        self.0.read().unwrap().len()
+    }
+}
+
 #[test]
 fn the_cache_is_bounded() {
     let cache = Cache::default();
     let target = |minor| if minor % 2 == 0 { Target::ScsiUnit } else { Target::Stack };
-    for minor in 0..3 * u32::try_from(cache::MAX_ENTRIES).unwrap() {
+    for minor in 0..3 * u32::try_from(MAX_ENTRIES).unwrap() {
         let number = Number { major: 8, minor };
         cache.insert(number, u64::from(minor), target(minor));
         assert_eq!(cache.get(number, u64::from(minor)), Some(target(minor)));
-        assert!(cache.len() <= cache::MAX_ENTRIES);
+        assert!(cache.len() <= MAX_ENTRIES);
     }
     // A number has one entry, and a full cache room for another disk with a known number.
-    let (number, full) = (Number { major: 8, minor: 3 * u32::try_from(cache::MAX_ENTRIES).unwrap() - 1 }, cache.len());
+    let (number, full) = (Number { major: 8, minor: 3 * u32::try_from(MAX_ENTRIES).unwrap() - 1 }, cache.len());
     for sequence_number in 0..10 {
         cache.insert(number, sequence_number, Target::Unexplained);
     }
