@@ -39,14 +39,16 @@ fn join(node: &mut Initiator, key: u64) {
     assert_eq!(reserve(node, REGISTER_AND_IGNORE, 0, 0, key).status, GOOD);
 }
 
-/// The owner, which holds the reservation, and a challenger, which has registered.
+/// Runs `scenario` with the owner, which holds the reservation, and a challenger, which has registered.
 #[track_caller]
-fn arbitration(disks: &Disks) -> [Initiator; 2] {
-    let [mut owner, mut challenger] = nodes(disks);
+fn during_arbitration(scenario: impl FnOnce(&mut Initiator, &mut Initiator)) {
+    let place = Place::new();
+    let disks = Start::shared(&place).start();
+    let [mut owner, mut challenger] = nodes(&disks);
     join(&mut owner, KEY_A);
     assert_eq!(reserve(&mut owner, RESERVE, WERO, KEY_A, 0).status, GOOD);
     join(&mut challenger, KEY_B);
-    [owner, challenger]
+    scenario(&mut owner, &mut challenger);
 }
 
 #[test]
@@ -87,37 +89,35 @@ fn validation_passes() {
 /// The owner hangs while another node arbitrates.
 #[test]
 fn owner_that_does_not_defend_loses_the_disk() {
-    let place = Place::new();
-    let disks = Start::shared(&place).start();
-    let [mut owner, mut challenger] = arbitration(&disks);
-    // The wait of the challenger, in which the owner would defend: what it reads does not change.
-    for _ in 0..3 {
-        assert_eq!(keys(&mut challenger), [KEY_A, KEY_B]);
-        assert_eq!(reservation(&mut challenger), Some((KEY_A, WERO)));
-    }
-    assert_eq!(reserve(&mut challenger, PREEMPT, WERO, KEY_B, KEY_A).status, GOOD);
-    assert_eq!(write_block(&mut challenger, 2, 7).status, GOOD);
-    // The owner wakes up, and goes on to write.
-    assert_eq!(write_block(&mut owner, 2, 8).sense, REGISTRATIONS_PREEMPTED);
-    for _ in 0..3 {
-        assert_eq!(write_block(&mut owner, 2, 8).status, CONFLICT);
-    }
-    assert_eq!(read_block(&mut owner, 2)[0], 7);
-    assert_eq!(keys(&mut owner), [KEY_B]);
+    during_arbitration(|owner, challenger| {
+        // The wait of the challenger, in which the owner would defend: what it reads does not change.
+        for _ in 0..3 {
+            assert_eq!(keys(challenger), [KEY_A, KEY_B]);
+            assert_eq!(reservation(challenger), Some((KEY_A, WERO)));
+        }
+        assert_eq!(reserve(challenger, PREEMPT, WERO, KEY_B, KEY_A).status, GOOD);
+        assert_eq!(write_block(challenger, 2, 7).status, GOOD);
+        // The owner wakes up, and goes on to write.
+        assert_eq!(write_block(owner, 2, 8).sense, REGISTRATIONS_PREEMPTED);
+        for _ in 0..3 {
+            assert_eq!(write_block(owner, 2, 8).status, CONFLICT);
+        }
+        assert_eq!(read_block(owner, 2)[0], 7);
+        assert_eq!(keys(owner), [KEY_B]);
+    });
 }
 
 /// The owner finds the challenger's key while it reads, and preempts it.
 #[test]
 fn owner_that_defends_keeps_the_disk() {
-    let place = Place::new();
-    let disks = Start::shared(&place).start();
-    let [mut owner, mut challenger] = arbitration(&disks);
-    assert_eq!(keys(&mut owner), [KEY_A, KEY_B]);
-    assert_eq!(reserve(&mut owner, PREEMPT, WERO, KEY_A, KEY_B).status, GOOD);
-    let refused = reserve(&mut challenger, PREEMPT, WERO, KEY_B, KEY_A);
-    assert_eq!(refused.sense, REGISTRATIONS_PREEMPTED);
-    assert_eq!(reserve(&mut challenger, PREEMPT, WERO, KEY_B, KEY_A).status, CONFLICT);
-    assert_eq!(write_block(&mut challenger, 3, 9).status, CONFLICT);
-    assert_eq!(write_block(&mut owner, 3, 1).status, GOOD);
-    assert_eq!(reservation(&mut challenger), Some((KEY_A, WERO)));
+    during_arbitration(|owner, challenger| {
+        assert_eq!(keys(owner), [KEY_A, KEY_B]);
+        assert_eq!(reserve(owner, PREEMPT, WERO, KEY_A, KEY_B).status, GOOD);
+        let refused = reserve(challenger, PREEMPT, WERO, KEY_B, KEY_A);
+        assert_eq!(refused.sense, REGISTRATIONS_PREEMPTED);
+        assert_eq!(reserve(challenger, PREEMPT, WERO, KEY_B, KEY_A).status, CONFLICT);
+        assert_eq!(write_block(challenger, 3, 9).status, CONFLICT);
+        assert_eq!(write_block(owner, 3, 1).status, GOOD);
+        assert_eq!(reservation(challenger), Some((KEY_A, WERO)));
+    });
 }

@@ -88,7 +88,7 @@ impl<M> DenyServiceActions<M> {
     /// Around `inner`, which gets the commands whose service action is not in `denied`. `remedy` says in the log what an
     /// administrator can do about a refusal.
     pub const fn new(inner: M, denied: ServiceActions, remedy: &'static str) -> Self {
-        Self { inner, denied, refusals: Refusals::new(remedy) }
+        Self { inner, denied, refusals: Refusals::of_service_actions(remedy) }
     }
 }
 
@@ -98,7 +98,7 @@ impl<M: PrManager> PrManager for DenyServiceActions<M> {
             return self.inner.execute(device, command);
         }
         let number = BlockDevice::of(device).ok().flatten().map(|device| device.number());
-        Ok(self.refusals.deny(command, number, || Described(device.as_fd()), "this service action is denied"))
+        Ok(self.refusals.refuse(command, number, || Described(device.as_fd()), "this service action is denied"))
     }
 
     fn is_connected(&self) -> bool {

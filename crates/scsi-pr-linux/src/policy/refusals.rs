@@ -19,18 +19,34 @@ use crate::device::Number;
 #[derive(Debug)]
 pub struct Refusals {
     remedy: &'static str,
+    reason: RefusalReason,
+    code: SenseCode,
     limiter: RefusalLimiter,
 }
 
 impl Refusals {
+    /// Refuses commands to devices by CHECK CONDITION 05/20/00, INVALID COMMAND OPERATION CODE: the answer of a disk without
+    /// persistent reservations. Cluster software gives up at once then. It would try again after BUSY, or after a status
+    /// about this one command (INVALID FIELD).
+    ///
     /// `remedy` says what an administrator can do about a refusal.
     pub const fn new(remedy: &'static str) -> Self {
-        Self { remedy, limiter: RefusalLimiter::new() }
+        Self::with_answer(remedy, RefusalReason::Device, SenseCode::INVALID_OPCODE)
     }
 
-    /// CHECK CONDITION 05/20/00, INVALID COMMAND OPERATION CODE: the answer of a disk without persistent reservations.
-    /// Cluster software gives up at once then. It would try again after BUSY, or after a status about this one command
-    /// (INVALID FIELD).
+    /// Refuses service actions by CHECK CONDITION 05/24/00, INVALID FIELD IN CDB: the answer of a device server without the
+    /// service action. It is about this one command: the unit has reservations.
+    ///
+    /// `remedy` says what an administrator can do about a refusal.
+    pub const fn of_service_actions(remedy: &'static str) -> Self {
+        Self::with_answer(remedy, RefusalReason::Denied, SenseCode::INVALID_FIELD_IN_CDB)
+    }
+
+    const fn with_answer(remedy: &'static str, reason: RefusalReason, code: SenseCode) -> Self {
+        Self { remedy, reason, code, limiter: RefusalLimiter::new() }
+    }
+
+    /// Logs the refusal, and returns the answer.
     ///
     /// `device` describes the device for the log, and `why` is the reason.
     pub fn refuse<D: Display>(
@@ -40,23 +56,8 @@ impl Refusals {
         device: impl FnOnce() -> D,
         why: &str,
     ) -> Completion {
-        self.limiter.log(number, RefusalReason::Device, || (command, device(), why, self.remedy));
-        Completion::check(SenseCode::INVALID_OPCODE)
-    }
-
-    /// CHECK CONDITION 05/24/00, INVALID FIELD IN CDB: the answer of a device server without the service action. It is about
-    /// this one command: the unit has reservations.
-    ///
-    /// The arguments are those of [`refuse`](Self::refuse).
-    pub fn deny<D: Display>(
-        &self,
-        command: Command<'_>,
-        number: Option<Number>,
-        device: impl FnOnce() -> D,
-        why: &str,
-    ) -> Completion {
-        self.limiter.log(number, RefusalReason::Denied, || (command, device(), why, self.remedy));
-        Completion::check(SenseCode::INVALID_FIELD_IN_CDB)
+        self.limiter.log(number, self.reason, || (command, device(), why, self.remedy));
+        Completion::check(self.code)
     }
 
     /// BUSY: this process or the machine has too many files open to open one of sysfs. That passes.
