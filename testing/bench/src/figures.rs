@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 
 use crate::blocking_files::BlockingFiles;
 use crate::client::{Connection, null};
@@ -12,6 +12,7 @@ use crate::crowd::Crowd;
 use crate::full_status;
 use crate::journal;
 use crate::machine::Pinned;
+use crate::memory_cgroup::MemoryCgroup;
 use crate::multipath;
 use crate::program::{Program, Running};
 use crate::programs::Programs;
@@ -171,8 +172,12 @@ fn work(time: Duration) {
 struct Crowded {
     _crowds: Vec<Crowd>,
     running: Running,
+    /// After `running`: a cgroup with a process cannot be removed.
+    cgroup: Result<MemoryCgroup>,
     /// The proportional set size (PSS) of each idle connection, in KiB.
     memory: f64,
+    /// The memory that is charged to the cgroup for each idle connection, in KiB.
+    charged: Option<f64>,
     /// Further idle connections, to send one command each.
     silent: Vec<Connection>,
 }
@@ -191,13 +196,16 @@ impl Crowded {
         let path = running.socket();
         // The server's first command allocates memory that all connections share.
         Connection::open(&path)?.round_trip(device)?;
+        let cgroup = MemoryCgroup::with(running.pid());
         let before = running.settled_proportional()?;
         let crowds = Self::CROWDS.iter().map(|count| Crowd::gather(&path, *count)).collect::<Result<_>>()?;
         thread::sleep(CALM);
-        let memory = (running.settled_proportional()? - before) / Self::CROWDS.iter().sum::<usize>() as f64;
+        let connections = Self::CROWDS.iter().sum::<usize>() as f64;
+        let memory = (running.settled_proportional()? - before) / connections;
+        let charged = cgroup.as_ref().ok().map(|cgroup| Ok::<_, Error>(cgroup.charged()? / connections)).transpose()?;
         let silent = (0..Self::SILENT).map(|_| Connection::open(&path)).collect::<Result<_>>()?;
         thread::sleep(CALM);
-        Ok(Self { _crowds: crowds, running, memory, silent })
+        Ok(Self { _crowds: crowds, running, cgroup, memory, charged, silent })
     }
 }
 
@@ -234,8 +242,8 @@ fn many(programs: &Programs) -> Result<Vec<Row>> {
     });
     let ([c, scsi_pr], [c_hurried, scsi_pr_hurried]) = (paced?, hurried?);
     let [c_woken, our_woken] = woken;
-    let [c_memory, our_memory] = crowded.map(|crowded| [crowded.memory]);
-    Ok(vec![
+    let [c_memory, our_memory] = [&crowded[0], &crowded[1]].map(|crowded| [crowded.memory]);
+    let mut rows = vec![
         compared(
             "round trip p50 with 4,000 idle connections, a command a millisecond",
             &c,
@@ -246,7 +254,19 @@ fn many(programs: &Programs) -> Result<Vec<Row>> {
         compared("the same, one command after the other", &c_hurried, &scsi_pr_hurried, "µs", None)?,
         compared("the first command of one of the idle connections", &c_woken, &our_woken, "µs", Some(0.5))?,
         compared("memory (PSS) per idle connection", &c_memory, &our_memory, "KiB", Some(1.0))?,
-    ])
+    ];
+    match crowded.each_ref().map(|crowded| crowded.charged) {
+        [Some(c), Some(scsi_pr)] => {
+            let figure = "the same with the kernel's memory for the process (memory.current of its cgroup)";
+            rows.push(compared(figure, &[c], &[scsi_pr], "KiB", None)?);
+        }
+        _ => {
+            for error in crowded.iter().filter_map(|crowded| crowded.cgroup.as_ref().err()) {
+                eprintln!("the memory of a cgroup per idle connection is absent: {error:#}");
+            }
+        }
+    }
+    Ok(rows)
 }
 
 /// Resident memory of a helper that has just been started, and of all its processes.

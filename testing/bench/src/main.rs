@@ -24,6 +24,7 @@ mod floor;
 mod full_status;
 mod journal;
 mod machine;
+mod memory_cgroup;
 mod multipath;
 mod program;
 mod programs;

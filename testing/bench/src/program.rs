@@ -115,7 +115,8 @@ impl Running {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default().trim().to_string()
     }
 
-    fn pid(&self) -> Pid {
+    /// The id of its process.
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
