@@ -9,11 +9,13 @@ use crate::cluster::Cluster;
 use crate::libvirt::Libvirt;
 use crate::map::{self, Multipath};
 use crate::nvmet::Nvmet;
-use crate::scenarios::DEFAULT_SEED;
 use crate::script::Entry;
 use crate::scripts;
 use crate::sg_raw::SgRaw;
 use crate::target::Target;
+
+/// The seed without `--seed`. With it, every deviation of LIO occurs in the random histories.
+pub(crate) const DEFAULT_SEED: u64 = 29;
 
 /// Each part is set up when a scenario first uses it.
 pub(crate) struct Lab {

@@ -50,10 +50,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use lexopt::{Arg, ValueExt};
 
-use lab::Lab;
+use lab::{DEFAULT_SEED, Lab};
 use report::{Report, line};
 use scenario::Scenario;
-use scenarios::{ALL, DEFAULT_SEED};
+use scenarios::ALL;
 
 fn main() -> ExitCode {
     match run() {

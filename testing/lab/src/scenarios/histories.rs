@@ -22,16 +22,13 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 
 use self::access::{Access, BLOCKS};
 use self::unit::{READ, Unit, block_cdb, read};
-use crate::lab::Lab;
+use crate::lab::{DEFAULT_SEED, Lab};
 use crate::library::Library;
 use crate::lio::{DEVIATIONS, Expected, Lio};
 use crate::report::{Report, line};
 use crate::scenario::Scenario;
 use crate::sg::Transfer;
 use crate::system::write;
-
-/// The seed without `--seed`. With it, every deviation occurs.
-pub(crate) const DEFAULT_SEED: u64 = 29;
 
 const INITIATORS: [&str; 4] = ["a", "b", "c", "d"];
 const UNITS: usize = 6;

@@ -20,8 +20,6 @@ mod power;
 mod routing;
 mod stamps;
 
-pub(crate) use histories::DEFAULT_SEED;
-
 use crate::scenario::Scenario;
 
 /// Every scenario, in the order in which they run.
