@@ -228,7 +228,7 @@ impl Place {
         let mut qemu = Qemu(qemu.spawn().context("start QEMU")?);
         let lines = lines_of(&mut qemu.0)?;
         let end = Instant::now() + TIMEOUT;
-        while !fs::exists(self.socket(name))? {
+        while UnixStream::connect(self.socket(name)).is_err() {
             if Instant::now() > end || qemu.0.try_wait()?.is_some() {
                 bail!("QEMU has no monitor: {}", fs::read_to_string(&log)?);
             }
