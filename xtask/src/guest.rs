@@ -74,7 +74,8 @@ impl Boot<'_> {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL"]).arg(self.qemu);
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]).args(self.devices);
+        // Without RDRAND, getrandom(2) may wait for entropy for minutes.
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand", "-smp", "2"]).args(self.devices);
         qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(initramfs);
         // On a busy machine, the kernel's check of its timer fails although the timer works.
         qemu.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]);

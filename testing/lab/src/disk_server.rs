@@ -164,8 +164,11 @@ impl DiskServer {
 
 impl Drop for DiskServer {
     fn drop(&mut self) {
-        // A stopped or ended process, too.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        if matches!(self.process.try_wait(), Ok(None)) {
+            // `unshare` ends after the server, and so after its mounts. It stops when the server stops.
+            let _ = self.signal(Signal::SIGKILL);
+            let _ = kill(pid_of(self.process.id()), Signal::SIGCONT);
+            let _ = self.process.wait();
+        }
     }
 }

@@ -122,7 +122,8 @@ fn map(kind: &str, uuid: &str, disk: &Path, target: &str) -> Result<Layer> {
     let disk = disk.file_name().context("a disk has a name")?.to_string_lossy();
     let (name, uuid) = (format!("{kind}-{disk}"), format!("{uuid}{disk}"));
     run("env", &["DM_DISABLE_UDEV=1", "dmsetup", "create", &name, "--uuid", &uuid, "--table", &table])?;
-    let remove = owned(&["env", "DM_DISABLE_UDEV=1", "dmsetup", "remove", &name]);
+    // The kernel may let go of a mount some time after the end of its last process.
+    let remove = owned(&["env", "DM_DISABLE_UDEV=1", "dmsetup", "remove", "--retry", &name]);
     Ok(Layer { path: Path::new("/dev/mapper").join(name), remove })
 }
 
