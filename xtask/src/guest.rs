@@ -151,6 +151,7 @@ sleep 60
 /// Becomes systemd, which powers off after the program.
 const START_SYSTEMD: &str = "\
 rm -rf /new/etc/systemd/system/*.wants /new/etc/fstab
+rm -f /new/.dockerenv # else systemd takes the guest for a container, and skips multipathd
 rm -f /new/usr/sbin/policy-rc.d # it may forbid packages to start services on this machine
 mkdir -p /new/etc/tmpfiles.d
 printf 'd /tmp 1777\\nd /var/tmp 1777\\n' >/new/etc/tmpfiles.d/tmp.conf # else systemd empties them, and the programs may be there

@@ -31,8 +31,8 @@ const MACHINE: &str = "machine";
 /// The boot in which libvirt starts virtual machines, which boot there.
 const LIBVIRT: &str = "libvirt";
 
-/// The boot under systemd, in which Debian packages of this project are installed.
-const PACKAGES: &str = "packages";
+/// The boots under systemd, in which Debian packages of this project are installed.
+const PACKAGES: &[&str] = &["packages", "packages-service"];
 
 /// How many checks passed and failed.
 #[derive(Clone, Copy, Default)]
@@ -158,7 +158,7 @@ impl<'a> Lab<'a> {
         if let Some(machine) = machine {
             program.extend(["--machine".to_owned(), utf8(machine)?]);
         }
-        if name == PACKAGES {
+        if PACKAGES.contains(&name) {
             program.extend(["--packages".to_owned(), utf8(package::for_test(self.workspace)?)?]);
         }
         for (variable, option) in [(SEED, "--seed"), (SOAK, "--factor")] {
@@ -174,7 +174,7 @@ impl<'a> Lab<'a> {
         let devices = LAB_MEMORY.map(str::to_owned);
         let factor = std::env::var(SOAK).ok().map_or(Ok(1), |factor| factor.parse::<u32>())?;
         let deadline = DEADLINE.saturating_mul(factor);
-        let init = if name == PACKAGES { Init::Systemd } else { Init::Script };
+        let init = if PACKAGES.contains(&name) { Init::Systemd } else { Init::Script };
         Boot { name, program: &program, qemu: Path::new(qemu::INSTALLED), devices: &devices, deadline, init }.run(
             kernel,
             &self.workspace.lab,

@@ -41,8 +41,8 @@ const REVISION: &str = "1";
 /// The revision that a test upgrades to.
 const NEXT_REVISION: &str = "2";
 
-/// AppArmor, and the package that has libvirtd's profile.
-const DEBIAN: [&str; 2] = ["apparmor", "libvirt-daemon-system"];
+/// AppArmor, the package that has libvirtd's profile, and the reader of the metrics in a file.
+const DEBIAN: [&str; 3] = ["apparmor", "libvirt-daemon-system", "prometheus-node-exporter"];
 
 /// Shells, and the file that each one looks for.
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "scsi-pr"), ("zsh", "_scsi-pr"), ("fish", "scsi-pr.fish")];
@@ -91,14 +91,19 @@ pub(crate) fn for_test(workspace: &Workspace) -> Result<PathBuf> {
     lintian(&staging.debs(workspace, REVISION, Compression::Fast)?)?;
     staging.debs(workspace, NEXT_REVISION, Compression::Fast)?;
     let debian = workspace.lab.join("debian");
-    if !debian.exists() {
-        let aside = workspace.lab.join("debian.new");
-        fs::create_dir_all(&aside)?;
+    fs::create_dir_all(&debian)?;
+    let present: Vec<_> =
+        fs::read_dir(&debian)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
+    let is_missing = |package: &&str| {
+        let prefix = format!("{package}_");
+        !present.iter().any(|file| file.to_string_lossy().starts_with(&prefix))
+    };
+    let missing: Vec<_> = DEBIAN.into_iter().filter(is_missing).collect();
+    if !missing.is_empty() {
         let mut download = Command::new("apt-get");
-        download.args(["download", "-qq", "-o", "APT::Sandbox::User=root"]).args(DEBIAN).current_dir(&aside);
+        download.args(["download", "-qq", "-o", "APT::Sandbox::User=root"]).args(missing).current_dir(&debian);
         println!("Fetching packages of Debian, which are not installed: {}", command::line(&download));
         command::output(&mut download)?;
-        fs::rename(&aside, &debian)?;
     }
     for entry in fs::read_dir(&debian)? {
         let file = entry?.path();

@@ -47,6 +47,8 @@ const LAB: &[Need] = &[
     need("virsh", "libvirt-clients", "the commands of libvirt"),
     need("/lib/systemd/systemd-journald", "systemd", "the journal that a helper of libvirt logs to"),
     need("setpriv", "util-linux", "ends a guest together with its parent process"),
+    need("curl", "curl", "reads the metrics of the helper, as the guide does"),
+    need("socat", "socat", "the same"),
 ];
 
 /// For two virtual machines on one disk of `scsi-pr disk`.

@@ -176,6 +176,11 @@ pub(crate) fn active_paths(status: &str) -> usize {
 /// Starts udev, which tells multipathd of new disks, and makes /dev/mapper.
 pub(crate) fn start_udev() -> Result<()> {
     run("modprobe", &["dm-multipath"])?;
+    if under_systemd() {
+        run("systemctl", &["start", "systemd-udevd"])?;
+        run("udevadm", &["trigger"])?;
+        return run("udevadm", &["settle"]).map(drop);
+    }
     for program in [&["/lib/systemd/systemd-udevd", "--daemon"][..], &["udevadm", "trigger"], &["udevadm", "settle"]] {
         run("env", &[&["SYSTEMD_IGNORE_CHROOT=1"], program].concat())?;
     }
@@ -191,13 +196,22 @@ pub(crate) fn write_configuration(line: &str) -> Result<()> {
     fs::write("/etc/multipath.conf", text).context("write /etc/multipath.conf")
 }
 
-/// Starts multipathd, whose log goes to /run/multipathd.log, and waits until it answers.
+/// Starts multipathd, whose log goes to /run/multipathd.log or to the journal, and waits until it answers.
 pub(crate) fn start_multipathd() -> Result<()> {
-    run("sh", &["-c", "exec setsid multipathd -d -v3 >>/run/multipathd.log 2>&1 </dev/null &"])?;
+    if under_systemd() {
+        run("systemctl", &["start", "multipathd.service"])?;
+    } else {
+        run("sh", &["-c", "exec setsid multipathd -d -v3 >>/run/multipathd.log 2>&1 </dev/null &"])?;
+    }
     wait_for("answer of multipathd", || {
         let answer = run("multipathd", &["show", "daemon"])?;
         if answer.contains("running") || answer.contains("idle") { Ok(()) } else { bail!("{answer}") }
     })
+}
+
+/// Whether systemd is process 1. The units of the packages then start the daemons.
+fn under_systemd() -> bool {
+    Path::new("/run/systemd/system/program.service").exists()
 }
 
 /// The process of multipathd.

@@ -18,6 +18,7 @@ mod packages;
 mod parts;
 mod power;
 mod routing;
+mod service;
 mod stamps;
 
 use crate::scenario::Scenario;
@@ -53,6 +54,8 @@ pub(crate) const ALL: &[Scenario] = &[
     packages::APP_ARMOR,
     packages::HELPER,
     packages::SCSI_PR,
+    service::MULTIPATH,
+    service::MONITORING,
     deadlock::DEADLOCK,
     disk::MULTIPATH,
     stamps::STAMPS,

@@ -37,7 +37,7 @@ pub(super) const HELPER: Scenario = Scenario {
 /// The package scsi-pr.
 pub(super) const SCSI_PR: Scenario = Scenario {
     name: "packages-scsi-pr",
-    boot: "packages",
+    boot: "packages-service",
     purpose: "scsi-pr is installed, upgraded without a lost command or reservation, removed and purged",
     run: scsi_pr,
 };
