@@ -5,7 +5,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, LazyLock};
 
-use crate::TransportId;
+use crate::{InitiatorPort, TransportId};
 
 /// Guests choose TransportIDs. They do not know the hash key of this process, so they cannot make many hashes equal.
 static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -31,6 +31,9 @@ impl Nexus {
     /// `initiator` should name a port: one of iSCSI should have an ISID, for parameter lists cannot name the other kind.
     /// Only the name in the TransportID counts: reserved bytes become zero, padding becomes as short as possible, and an ISID
     /// becomes lower case.
+    ///
+    /// A device server that knows iSCSI initiators by their names alone makes all their nexuses with the ISID zero. A parameter
+    /// list that comes from such a nexus names an initiator by any ISID.
     pub fn new(initiator: TransportId, relative_target_port: u16) -> Self {
         let initiator = TransportId::new(initiator.port()).expect("what was read is well-formed");
         let hash = HASHES.hash_one((initiator.bytes(), relative_target_port));
@@ -45,6 +48,10 @@ impl Nexus {
     /// RELATIVE TARGET PORT IDENTIFIER of the target port.
     pub fn relative_target_port(&self) -> u16 {
         self.ports.relative_target_port
+    }
+
+    pub(super) fn has_isid_zero(&self) -> bool {
+        matches!(self.initiator().port(), InitiatorPort::Iscsi { isid: Some([0, 0, 0, 0, 0, 0]), .. })
     }
 
     /// Whether both are of the same initiator port.
@@ -105,7 +112,6 @@ impl fmt::Debug for Nexus {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::InitiatorPort;
     use crate::transport_id::tests::transport_ids;
     use proptest::prelude::*;
 

@@ -39,12 +39,17 @@ impl From<Refusal> for Completion {
 
 const INVALID_FIELD_IN_LIST: Refusal = Refusal::Check(SenseCode::INVALID_FIELD_IN_PARAMETER_LIST);
 
-/// The nexus that a parameter list names. The name of an iSCSI node without an ISID stands for all known ports of the node. The
-/// rules do not know these, so such a name is refused, as the standard allows (SPC-4 7.6.4.6). Else a nexus from which no command
-/// ever comes would be registered.
-fn named(initiator: &TransportId, relative_target_port: u16) -> Result<Nexus, Refusal> {
+/// The nexus that a parameter list of `sender` names. The name of an iSCSI node without an ISID stands for all known ports of the
+/// node. The rules do not know these, so such a name is refused, as the standard allows (SPC-4 7.6.4.6). Else a nexus from which
+/// no command ever comes would be registered. For the same reason, any ISID stands for zero where initiators are known by their
+/// names alone ([`Nexus::new`]).
+fn named(sender: &Nexus, initiator: &TransportId, relative_target_port: u16) -> Result<Nexus, Refusal> {
     match initiator.port() {
         InitiatorPort::Iscsi { isid: None, .. } => Err(INVALID_FIELD_IN_LIST),
+        InitiatorPort::Iscsi { name, isid: Some(_) } if sender.has_isid_zero() => {
+            let id = TransportId::new(InitiatorPort::Iscsi { name, isid: Some([0; 6]) });
+            Ok(Nexus::new(id.expect("the name was read"), relative_target_port))
+        }
         _ => Ok(Nexus::new(initiator.clone(), relative_target_port)),
     }
 }
@@ -112,7 +117,7 @@ impl Reservations {
                 transport_id,
             } => {
                 self.may_move(nexus, *key, *service_action_key)?;
-                let to = named(transport_id, *relative_target_port)?;
+                let to = named(nexus, transport_id, *relative_target_port)?;
                 if to.is_same_initiator(nexus) || !self.target_ports.contains(relative_target_port) {
                     return Err(INVALID_FIELD_IN_LIST);
                 }
@@ -216,7 +221,7 @@ impl Reservations {
         let Some(ports) = register.initiator_ports else { return Ok(new) };
         let mut known: HashSet<Nexus> = new.iter().cloned().collect();
         for port in ports {
-            let named = named(port, nexus.relative_target_port())?;
+            let named = named(nexus, port, nexus.relative_target_port())?;
             for named in self.on_target_ports(&named, register.all_tg_pt) {
                 if self.registrations.contains(&named) {
                     return Err(INVALID_FIELD_IN_LIST);

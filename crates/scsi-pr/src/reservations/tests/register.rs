@@ -153,6 +153,32 @@ fn the_name_of_a_node_is_the_name_of_no_port() {
 }
 
 #[test]
+fn any_isid_names_the_initiator_where_isids_are_zero() {
+    let port = |name, isid| TransportId::new(InitiatorPort::Iscsi { name, isid: Some(isid) }).unwrap();
+    let nexus = |name| Nexus::new(port(name, [0; 6]), 1);
+    let (a, b, c) =
+        (nexus("iqn.2026-11.org.example:a"), nexus("iqn.2026-11.org.example:b"), nexus("iqn.2026-11.org.example:c"));
+    let mut unit = Unit::new();
+    let value = with_ports([port("iqn.2026-11.org.example:b", [1; 6])], false);
+    assert_eq!(unit.outcome(&a, &value).completion, GOOD);
+    let value = |name| ReserveOut::RegisterAndMove {
+        key: key(1),
+        service_action_key: key(3),
+        unregister: false,
+        aptpl: false,
+        relative_target_port: 1,
+        transport_id: port(name, [2; 6]),
+    };
+    let reserve = ReserveOut::Reserve { key: key(1), reservation_type: WE };
+    assert_eq!(unit.outcome(&a, &reserve).completion, GOOD);
+    assert_eq!(unit.outcome(&a, &value("iqn.2026-11.org.example:a")).completion, check(0x26, 0x00));
+    assert_eq!(unit.outcome(&a, &value("iqn.2026-11.org.example:c")).completion, GOOD);
+    let registered: Vec<Nexus> = unit.0.registrations().map(|registrant| registrant.nexus.clone()).collect();
+    assert_eq!(registered, [a, b, c.clone()]);
+    assert!(unit.0.is_holder(&c));
+}
+
+#[test]
 fn spec_i_pt_without_a_key_registers_no_nexus() {
     let mut unit = Unit::new();
     let initiator_ports = Some(vec![id(2)]);
