@@ -27,6 +27,7 @@ use scsi_pr_iscsi::directory::Account;
 use scsi_pr_iscsi::{Portal, Server, ServerOptions};
 use tracing::{error, info, warn};
 
+use crate::error_text::with_causes;
 use crate::log;
 use config::Config;
 use options::ServeDisks;
@@ -50,7 +51,12 @@ pub(crate) fn run(options: &ServeDisks) -> Result<()> {
     Privileges::none().keep_only_these().context("cannot drop privileges")?;
     let store = scsi_pr_store::open(&config.store)?;
     enter_sandbox(options, &config, &control_path);
-    let process = Process { store, host: host::this_host()?, control: control_path.display().to_string() };
+    let process = Process {
+        store,
+        host: host::this_host()?,
+        control: control_path.display().to_string(),
+        target_ports: 1..=u16::try_from(config.portal_group.len())?,
+    };
     let served = Arc::new(Served::new(process));
     let opened = config.units().try_for_each(|unit| served.add(unit, &options.takeover));
     let result = opened.and_then(|()| {
@@ -164,7 +170,7 @@ impl Reloader<'_> {
             self.service_manager.reloading();
             match self.reload(&current) {
                 Ok(new) => current = new,
-                Err(error) => error!("nothing is changed: {error:#}"),
+                Err(error) => error!("nothing is changed: {}", with_causes(&error)),
             }
             self.service_manager.ready();
         }

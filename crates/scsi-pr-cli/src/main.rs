@@ -9,6 +9,7 @@ mod activation;
 mod admin;
 mod devices;
 mod disk;
+mod error_text;
 mod helper_pool;
 mod listen;
 mod log;
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The reader may be gone.
-            let _ = writeln!(std::io::stderr(), "scsi-pr: {error:#}");
+            let _ = writeln!(std::io::stderr(), "scsi-pr: {}", error_text::with_causes(&error));
             ExitCode::FAILURE
         }
     }

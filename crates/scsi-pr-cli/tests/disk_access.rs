@@ -135,6 +135,39 @@ fn each_listen_is_a_target_port_of_its_own() {
 }
 
 #[test]
+fn all_tg_pt_registers_at_each_listen() {
+    let place = Place::new();
+    let disks = Start::shared(&place).listen(0).start();
+    let mut first = disks.session("shared", "vm1");
+    let (cdb, mut list) = reserve_out(0, 0, 0, 1);
+    list[20] |= 0x04; // ALL_TG_PT
+    assert_eq!(first.write(&cdb, &list).status, GOOD);
+    let address = disks.portal_group(2);
+    let mut second = testing_support::Initiator::connect(address, &target("shared")).log_in(&initiator("vm1"));
+    assert_eq!(second.read(&[0; 6], 0).sense, Some([6, 0x29, 0]));
+    assert_eq!(reserve(&mut second, 1, 5, 1, 0).status, GOOD);
+}
+
+#[test]
+fn control_socket_registers_at_no_missing_target_port() {
+    let place = Place::new();
+    let disks = Start::shared(&place).listen(0).start();
+    let (cdb, list) = (hex(&reserve_out(0, 0, 0, 1).0), hex(&reserve_out(0, 0, 0, 1).1));
+    let register = |port: u16| {
+        disks.control().ask(&format!(
+            r#"{{"request":"execute","unit":"shared","initiator":"{}","target-port":{port},"cdb":"{cdb}","data":"{list}"}}"#,
+            initiator("vm1")
+        ))
+    };
+    assert_eq!(register(2)["status"], json!(0));
+    assert!(register(3)["error"].as_str().unwrap().contains("no target port 3"));
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
 fn the_administrator_sees_units_and_sessions() {
     let place = Place::new();
     let disks = Start::shared(&place).start();

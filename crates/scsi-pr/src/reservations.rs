@@ -164,13 +164,20 @@ impl Reservations {
     /// As [`new`](Self::new), of a unit with these target ports: those that ALL_TG_PT means and that REGISTER AND MOVE
     /// may name. Without any, it has port 1.
     pub fn with_target_ports(relative_target_ports: impl IntoIterator<Item = u16>) -> Self {
-        let mut target_ports: Vec<u16> = relative_target_ports.into_iter().collect();
-        target_ports.sort_unstable();
-        target_ports.dedup();
-        if target_ports.is_empty() {
-            target_ports.push(DEFAULT_TARGET_PORT);
+        let mut new = Self::new();
+        new.set_target_ports(relative_target_ports);
+        new
+    }
+
+    /// Sets the target ports, as [`with_target_ports`](Self::with_target_ports) does. Existing registrants stay, also those of
+    /// other ports.
+    pub fn set_target_ports(&mut self, relative_target_ports: impl IntoIterator<Item = u16>) {
+        self.target_ports = relative_target_ports.into_iter().collect();
+        self.target_ports.sort_unstable();
+        self.target_ports.dedup();
+        if self.target_ports.is_empty() {
+            self.target_ports.push(DEFAULT_TARGET_PORT);
         }
-        Self { target_ports, ..Self::new() }
     }
 
     /// The same with room for `registrants`, at most 1,000,000. Beyond that, a registration is refused with 05/55/04. Existing

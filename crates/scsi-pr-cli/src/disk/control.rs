@@ -12,7 +12,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use scsi_pr::{Cdb, Command, Completion, InitiatorPort, Nexus, Opcode, Reservation, ReserveInAction, TransportId};
+use scsi_pr::{
+    Cdb, Command, Completion, InitiatorPort, Nexus, Opcode, Reservation, ReserveInAction, ReserveOut, ReserveOutAction,
+    TransportId,
+};
 use scsi_pr_daemon::socket::{self, Access};
 use scsi_pr_disk::{ChangeCondition, UnmetCondition};
 
@@ -20,6 +23,7 @@ use super::hex;
 use super::protocol::{Answer, Condition, MAX_REQUEST, Request, Session, Unit};
 use super::served::Served;
 use super::unit::OpenUnit;
+use crate::error_text::with_causes;
 use crate::listen::SocketGuard;
 
 /// The most connections. A change may have to wait for commands of initiators, and holds its connection until then.
@@ -95,7 +99,7 @@ fn converse(stream: &UnixStream, served: &Served) -> io::Result<()> {
         }
         let is_whole = line.ends_with(b"\n");
         let answer = match is_whole {
-            true => answer(&line, served).unwrap_or_else(|error| Answer::Error { error: format!("{error:#}") }),
+            true => answer(&line, served).unwrap_or_else(|error| Answer::Error { error: with_causes(&error) }),
             false => Answer::Error { error: format!("a request is one line of at most {MAX_REQUEST} bytes") },
         };
         let mut text = serde_json::to_vec(&answer)?;
@@ -128,6 +132,12 @@ fn answer(line: &[u8], served: &Served) -> Result<Answer> {
             let data = hex::decode(&data).context("the data are not hexadecimal")?;
             let command = Command::new(Cdb::from_slice(&cdb)?, &data)?;
             ensure!(target_port > 0, "a target port has a number of at least 1");
+            let ports = served.target_ports();
+            ensure!(
+                ports.contains(&target_port) || !registers(command),
+                "there is no target port {target_port}: the last portal group is {}",
+                ports.end()
+            );
             let nexus = nexus(initiator.as_ref(), target_port)?;
             let condition = ChangeCondition {
                 reservation: expected_reservation.as_deref().map(reservation).transpose()?,
@@ -167,6 +177,13 @@ fn answer(line: &[u8], served: &Served) -> Result<Answer> {
 fn reservation(data: &str) -> Result<Reservation> {
     let data = hex::decode(data).context("the expected reservation is not hexadecimal")?;
     Ok(Reservation::parse(&data)?.value)
+}
+
+/// Whether the command registers a key. At a port that no longer exists, a registration can only be removed.
+fn registers(command: Command<'_>) -> bool {
+    let action = ReserveOutAction::from_code(command.cdb().service_action());
+    matches!(action, Some(ReserveOutAction::Register | ReserveOutAction::RegisterAndIgnoreExistingKey))
+        && ReserveOut::keys(command).is_some_and(|(_, new)| !new.is_zero())
 }
 
 fn nexus(initiator: &str, target_port: u16) -> Result<Nexus> {

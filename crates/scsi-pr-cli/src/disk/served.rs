@@ -1,6 +1,7 @@
 //! [`Served`]: the units and targets that are served now, and their changes.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
@@ -11,6 +12,7 @@ use super::config::{Config, Unit};
 use super::names::{TargetName, UnitName};
 use super::options::Takeover;
 use super::unit::{self, OpenUnit, Process};
+use crate::error_text::with_causes;
 
 /// The units and targets that are served now.
 pub(crate) struct Served {
@@ -23,6 +25,11 @@ pub(crate) struct Served {
 impl Served {
     pub(crate) fn new(process: Process) -> Self {
         Self { process, units: Mutex::default(), targets: Mutex::default() }
+    }
+
+    /// The tags of the portal groups.
+    pub(crate) fn target_ports(&self) -> &RangeInclusive<u16> {
+        &self.process.target_ports
     }
 
     /// The units by name.
@@ -75,7 +82,7 @@ impl Served {
             if self.unit(unit.name.as_ref()).is_none()
                 && let Err(error) = self.add(unit, &[])
             {
-                tracing::error!("{error:#}");
+                tracing::error!("{}", with_causes(&error));
             }
         }
         let used: Vec<_> = config.units().map(Unit::target).collect();

@@ -1,5 +1,6 @@
 //! [`OpenUnit`]: a unit that is served: its medium, its ownership and its disk.
 
+use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(crate) struct Process {
     pub(crate) host: Host,
     /// The path of the control socket.
     pub(crate) control: String,
+    /// The tags of the portal groups.
+    pub(crate) target_ports: RangeInclusive<u16>,
 }
 
 /// A unit that is served.
@@ -62,7 +65,9 @@ impl OpenUnit {
         let mut options = DiskOptions::new(config.identity(ownership.record().uuid)?);
         options.block_size = config.block_size;
         options.physical_block_size = medium.physical_block_size();
-        let disk = Disk::open(options, Box::new(medium), Box::new(OwnedStore(Arc::clone(&ownership))));
+        let target_ports = process.target_ports.clone();
+        let store = OwnedStore { ownership: Arc::clone(&ownership), target_ports };
+        let disk = Disk::open(options, Box::new(medium), Box::new(store));
         match disk {
             Ok(disk) => Ok(Self { config: config.clone(), disk: Arc::new(disk), ownership }),
             Err(error) => {
