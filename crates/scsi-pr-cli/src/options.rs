@@ -50,7 +50,7 @@ pub(crate) enum Task {
 pub(crate) struct Serve {
     /// The store of the reservations: sqlite:PATH (one host), dir:PATH (a directory on a cluster file system or NFSv4, for
     /// several hosts), or memory: (until the program ends)
-    #[arg(long, value_name = "STORE", required_unless_present = "config")]
+    #[arg(long, value_name = "STORE", value_parser = store_address, required_unless_present = "config")]
     pub(crate) store: Option<String>,
 
     /// Serve initiator NAME on the Unix socket SOCKET; may be given any number of times
@@ -162,6 +162,14 @@ pub(crate) fn absolute(text: &str) -> Result<PathBuf, String> {
     match Path::new(text) {
         path if path.is_absolute() => Ok(path.to_owned()),
         _ => Err("the path must be absolute".to_owned()),
+    }
+}
+
+/// The address of a store, which need not be there.
+pub(crate) fn store_address(text: &str) -> Result<String, String> {
+    match scsi_pr_store::is_address(text) {
+        true => Ok(text.to_owned()),
+        false => Err("it must be sqlite:PATH, dir:PATH or memory:".to_owned()),
     }
 }
 

@@ -122,8 +122,9 @@ fn register_with_spec_i_pt_registers_the_named_initiators_too() {
     let server = serve(&place, &place.sqlite());
     let disk = place.path("disk.img");
     let [vm1, vm2] = ["vm1", "vm2"].map(|name| Way::via(&place.path(&format!("{name}.sock"))));
-    let other = "iqn.2026-11.example:other,i,0x00023d000001";
-    let command = format!("register --key=7 --spec-i-pt=vm2 --spec-i-pt={other}");
+    let other = "iqn.2026-11.example:other";
+    // The ISID does not count.
+    let command = format!("register --key=7 --spec-i-pt=vm2 --spec-i-pt={other},i,0x00023d000001");
     assert_eq!(vm1.run(&command, &disk).code, 0);
     let initiators = || {
         let (json, _) = vm2.run("show --json", &disk).json();
@@ -211,6 +212,8 @@ fn change_by_the_store_is_seen_by_machines_and_back() {
     let vm1_way = Way::store(&place.sqlite(), "vm1");
     assert_eq!(vm1_way.run("reserve --key=7 --type=7", &disk).code, 0);
     assert!(vm1_way.run("release --key=7 --yes", &disk).stdout.contains("not reserved"));
+    let nothing = vm1_way.run("move --key=7 --to=vm2 --to-key=9 --yes", &disk);
+    assert!(nothing.refusal(1).contains("no reservation to move"), "{nothing:?}");
     assert!(vm1_way.run("register --key=8", &disk).refusal(3).contains("--old-key"));
     assert_eq!(vm1_way.run("register --key=8 --old-key=7", &disk).code, 0);
     assert_eq!(vm1_way.run("register --key=9 --ignore-existing", &disk).code, 0);

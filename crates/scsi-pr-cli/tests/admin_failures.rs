@@ -45,7 +45,7 @@ fn wrong_command_lines_and_devices_have_one_line_and_their_code() {
         (format!("show {disk} --as=vm1"), 2, "--as"),
         (format!("show {disk} --via={socket} --as=vm1"), 2, "--as"),
         (format!("show {disk} --store={store} --as=a,b"), 2, "name"),
-        (format!("show {disk} --store=etcd:x"), 1, "sqlite:PATH"),
+        (format!("show {disk} --store=etcd:x"), 2, "sqlite:PATH"),
         (format!("show {disk} --store=memory:"), 1, "memory"),
         (format!("show {disk} --store=sqlite:{missing}"), 5, "missing"),
         (format!("show {disk} --store=dir:{missing}"), 5, "missing"),
@@ -69,6 +69,7 @@ fn wrong_command_lines_and_devices_have_one_line_and_their_code() {
         ("evict vm1".to_owned(), 2, "--store"),
         (format!("evict vm1 --store={store} --yes"), 1, "vm1"),
         (format!("watch {disk} --store={store} --interval=0"), 2, "interval"),
+        ("list --store=nonsense".to_owned(), 2, "sqlite:PATH"),
         ("frobnicate".to_owned(), 2, "frobnicate"),
     ] {
         let ended = scsi_pr(line.split_whitespace());

@@ -64,6 +64,11 @@ fn open_address(address: Address<'_>) -> Result<Arc<dyn Store>, StoreError> {
     })
 }
 
+/// Whether `address` has the form of the address of a store. The store need not be there.
+pub fn is_address(address: &str) -> bool {
+    Address::parse(address).is_some()
+}
+
 /// The directory in which the store of `address` changes files; `None` for a store in memory, or one that is not there.
 pub fn directory_of(address: &str) -> Option<PathBuf> {
     match Address::parse(address)? {

@@ -35,7 +35,7 @@ mod store;
 mod unique;
 mod unit;
 
-pub use address::{directory_of, open, open_existing};
+pub use address::{directory_of, is_address, open, open_existing};
 pub use administration::{execute, execute_if};
 pub use disk_record::{DiskRecord, Host, Owner};
 pub use error::{Fault, StoreError};

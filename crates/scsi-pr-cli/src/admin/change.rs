@@ -41,7 +41,8 @@ pub(crate) fn register(options: &Register) -> Result<(), Failure> {
                 aptpl,
             },
         };
-        let hint = "this initiator has registered another key: give that key with --old-key, or use --ignore-existing";
+        let hint =
+            "this initiator has registered a key already: give that key with --old-key, or use --ignore-existing";
         Ok(Change { request, done: format!("registered key {}", shown(*key)), hint: hint.to_owned(), condition: None })
     })
 }
@@ -157,6 +158,9 @@ pub(crate) fn hand_over(options: &Move) -> Result<(), Failure> {
     let (key, to) = (options.own.key, &options.to.0);
     run(&options.target, |_, unit| {
         let (state, condition) = read::state_for_change(unit)?;
+        if state.reservation.is_none() {
+            return Err(Failure::new(Code::Failure, "there is no reservation to move: see \"scsi-pr reserve\""));
+        }
         let after = match options.unregister {
             true => "; this initiator is unregistered",
             false => "; this initiator stays registered",

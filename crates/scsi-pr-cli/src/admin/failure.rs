@@ -37,12 +37,13 @@ pub(crate) const EXIT_CODES: &str = "Exit codes:
   0  done
   1  failed for another reason; nothing was changed, unless the message says so
   2  wrong command line, or DEVICE is not a disk
-  3  RESERVATION CONFLICT: the unit refused the command because of a key or a reservation; or the unit has changed since it
-     was read, and nothing was changed
+  3  RESERVATION CONFLICT: the unit refused the command because of a key or a reservation; or
+     the unit has changed since it was read, and nothing was changed
   4  the unit does not support the command
   5  the unit, helper, disk or store is busy or cannot be reached; nothing was changed
   6  the answer was lost: the change may have been made. Look with \"scsi-pr show\"
-  7  partly done: some changes were made, and another one failed or may have been made. Look with \"scsi-pr show\"
+  7  partly done: some changes were made, and another one failed or may have been made. Look
+     with \"scsi-pr show\"
   129, 130, 143  SIGHUP, SIGINT or SIGTERM ended a check, which removed its registration";
 
 /// A failed command.
@@ -155,7 +156,7 @@ fn explain<'a>(completion: &Completion, effect: Effect, hint: &'a str) -> (Code,
             (Code::Failure, "the unit has no room for another registration")
         }
         SenseCode::IO_PROCESS_TERMINATED => {
-            (Code::Failure, "the kernel did not permit it: run as root, on the whole disk")
+            (Code::Failure, "the kernel did not permit it, or DEVICE is no disk: run as root, on the whole disk")
         }
         SenseCode::MANUAL_INTERVENTION_REQUIRED => {
             (Code::Failure, "an administrator must act: see the log of the program that serves the unit")

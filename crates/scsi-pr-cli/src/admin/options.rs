@@ -9,6 +9,8 @@ use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use scsi_pr::{Key, TransportId, Type};
 use scsi_pr_store::{InitiatorName, Naming};
 
+use crate::options::store_address;
+
 /// The administrator's commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdminTask {
@@ -124,7 +126,7 @@ pub(crate) struct AccessOptions {
     /// Use the reservations in this store: sqlite:PATH or dir:PATH. DEVICE is then a path, or an identifier of "list"
     ///
     /// A unit that a disk serves is refused: use --disk with the socket that the message names.
-    #[arg(long, value_name = "STORE", group = "way")]
+    #[arg(long, value_name = "STORE", value_parser = store_address, group = "way")]
     pub(crate) store: Option<String>,
 
     /// Act as the initiator NAME, with --store or --disk

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 
 use super::names::{InitiatorIqn, UnitName};
+use crate::options::store_address;
 
 /// Serve disks that enforce reservations, over iSCSI
 ///
@@ -44,7 +45,7 @@ pub(crate) struct ServeDisks {
 
     /// The store of reservations and identities: sqlite:PATH (one host), dir:PATH (a directory on a cluster file system or
     /// NFSv4, so that a unit can move to another host), or memory: (until the program ends)
-    #[arg(long, value_name = "STORE", required_unless_present = "config")]
+    #[arg(long, value_name = "STORE", value_parser = store_address, required_unless_present = "config")]
     pub(crate) store: Option<String>,
 
     /// Listen on ADDRESS:PORT; may be given any number of times

@@ -81,10 +81,17 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
         resolved => resolved,
     };
     resolved.map_err(|error| {
-        StoreError::unavailable(format!("find the SQLite store {}", path.display()))
-            .because(error)
-            .remedy("name a file in a directory that is there")
+        let remedy = remedy(&error, "name a file in a directory that is there");
+        StoreError::unavailable(format!("find the SQLite store {}", path.display())).because(error).remedy(remedy)
     })
+}
+
+/// The remedy for an error: `other`, unless the kernel denies the access.
+fn remedy(error: &io::Error, other: &'static str) -> &'static str {
+    match error.kind() {
+        ErrorKind::PermissionDenied => "let the user of this process write the database and its directory",
+        _ => other,
+    }
 }
 
 /// The directory of a file.
@@ -188,9 +195,8 @@ static OPENED: Mutex<Option<HashMap<Inode, Vec<File>>>> = Mutex::new(None);
 pub(super) fn examine(path: &Path) -> Result<Inode, StoreError> {
     let attempted = || format!("open the SQLite store {}", path.display());
     let unavailable = |error: io::Error| {
-        StoreError::unavailable(attempted())
-            .because(error)
-            .remedy("see whether the database is there and its file system is mounted")
+        let remedy = remedy(&error, "see whether the database is there and its file system is mounted");
+        StoreError::unavailable(attempted()).because(error).remedy(remedy)
     };
     let metadata = fs::symlink_metadata(path).map_err(unavailable)?;
     if !metadata.is_file() {
