@@ -81,7 +81,8 @@ fn the_example_of_the_disks_is_served() {
     let text = example
         .replace("sqlite:/var/lib/scsi-pr/reservations.db", &place.sqlite())
         .replace("/var/lib/scsi-pr/shared.img", &image.to_string_lossy())
-        .replace("127.0.0.1:3260", "127.0.0.1:0");
+        .replace("127.0.0.1:3260", "127.0.0.1:0")
+        .replace("iqn.2026-11.example:vm1", &common::disk::initiator("vm1"));
     fs::write(place.path("disk.toml"), text).unwrap();
     let disks = common::disk::Start::new(&place).arg(format!("--config={}", place.path("disk.toml").display())).start();
     disks.session("shared", "vm1");

@@ -113,16 +113,16 @@ fn failure_to_make_a_socket_removes_the_others() {
 fn store_that_cannot_be_opened_is_refused_with_the_reason() {
     let place = Place::new();
     let socket = place.path("s");
-    for (store, part) in [
-        ("sqlite:/nonexistent/pr.db".to_owned(), "/nonexistent"),
-        ("dir:/nonexistent/pr".to_owned(), "/nonexistent/pr"),
-        ("postgres:x".to_owned(), "postgres:x"),
-        ("".to_owned(), "sqlite:"),
-        (format!("sqlite:{}", place.path("disk.img").display()), "disk.img"),
+    for (store, expected, part) in [
+        ("sqlite:/nonexistent/pr.db".to_owned(), 1, "/nonexistent"),
+        ("dir:/nonexistent/pr".to_owned(), 1, "/nonexistent/pr"),
+        ("postgres:x".to_owned(), 2, "postgres:x"),
+        ("".to_owned(), 2, "STORE"),
+        (format!("sqlite:{}", place.path("disk.img").display()), 1, "disk.img"),
     ] {
         let before = fs::metadata(place.path("disk.img")).unwrap().len();
         let (code, said) = place.serve(&store).listen("a", socket.clone()).outcome();
-        assert_eq!(code, Some(1), "{store}: {said}");
+        assert_eq!(code, Some(expected), "{store}: {said}");
         assert!(said.contains("scsi-pr: ") && said.contains(part), "{store}: {said}");
         assert_eq!(fs::metadata(place.path("disk.img")).unwrap().len(), before);
         assert!(!socket.exists(), "{store}");
