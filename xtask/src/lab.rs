@@ -158,7 +158,7 @@ impl<'a> Lab<'a> {
         if let Some(machine) = machine {
             program.extend(["--machine".to_owned(), utf8(machine)?]);
         }
-        if PACKAGES.contains(&name) {
+        if PACKAGES.contains(&name) || name == LIBVIRT {
             program.extend(["--packages".to_owned(), utf8(package::for_test(self.workspace)?)?]);
         }
         for (variable, option) in [(SEED, "--seed"), (SOAK, "--factor")] {

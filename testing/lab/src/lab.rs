@@ -103,7 +103,7 @@ impl Lab {
     /// libvirtd.
     pub(crate) fn libvirt(&mut self) -> Result<&Libvirt> {
         if self.libvirt.is_none() {
-            self.libvirt = Some(Libvirt::start(&self.helper(), self.machine()?)?);
+            self.libvirt = Some(Libvirt::start(self.packages()?, self.machine()?)?);
         }
         Ok(self.libvirt.as_ref().expect("libvirtd was started above"))
     }

@@ -10,16 +10,11 @@ use anyhow::{Context, Result, bail};
 use rustix::net::sockopt::socket_peercred;
 
 use crate::console::Console;
+use crate::debian::Package;
 use crate::system::{make, run, wait_for, write};
-
-/// Not QEMU's path, so that the setting `pr_helper` is tried too.
-const HELPER: &str = "/usr/local/bin/qemu-pr-helper";
 
 /// Where virtual machines find their kernel. QEMU's user may not look into the directory of the sources.
 const BOOT: &str = "/var/lib/libvirt/boot";
-
-/// The users of the helper.
-const SYSUSERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/sysusers.d/qemu-pr-helper.conf");
 
 /// Runs a program whose root directory is the root of its mount namespace. A process that enters the namespace of a virtual
 /// machine finds the same files then. This guest's own programs run below `/new`.
@@ -70,15 +65,14 @@ impl Drop for Process {
 }
 
 impl Libvirt {
-    /// Starts libvirtd with `helper` as its `pr_helper`, and a journal. `machine` has the kernel of virtual machines.
-    pub(crate) fn start(helper: &Path, machine: &Path) -> Result<Self> {
-        run("systemd-sysusers", &[SYSUSERS])?;
+    /// Installs the helper from `packages`, where libvirt looks for QEMU's, and starts libvirtd and a journal. `machine` has the
+    /// kernel of virtual machines.
+    pub(crate) fn start(packages: &Path, machine: &Path) -> Result<Self> {
+        Package::new(packages, "scsi-pr-helper", "qemu-pr-helper").install("1")?;
         run("systemd-sysusers", &["--inline", "u libvirt-qemu - \"libvirt's virtual machines\""])?;
-        fs::copy(helper, HELPER).context("install the helper")?;
         make("/etc/libvirt")?;
         // Without virtlogd. The mount namespaces of virtual machines and all else are as by default.
-        let configuration = format!("pr_helper = \"{HELPER}\"\nstdio_handler = \"file\"\n");
-        write("/etc/libvirt/qemu.conf", &configuration)?;
+        write("/etc/libvirt/qemu.conf", "stdio_handler = \"file\"\n")?;
         let options = install_kernel(machine)?;
         write("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")?;
         let mut journald = Command::new("unshare");
