@@ -123,11 +123,9 @@ impl Options {
     /// The limits of the server.
     pub(crate) fn limits(&self) -> Limits {
         let default = Limits::default();
-        Limits {
-            connections: self.max_connections.unwrap_or(default.connections),
-            running: self.max_commands.unwrap_or(default.running),
-            ..default
-        }
+        default
+            .with_connections(self.max_connections.unwrap_or(default.connections))
+            .with_running(self.max_commands.unwrap_or(default.running))
     }
 
     /// The least severe level that is logged.

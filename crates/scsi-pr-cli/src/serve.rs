@@ -65,7 +65,7 @@ pub(crate) fn run(options: &Serve) -> Result<()> {
     let sockets = sockets.collect();
     service_manager.ready();
     let limits = Limits::default();
-    let limits = Limits { connections: limits.connections.min(room), ..limits };
+    let limits = limits.with_connections(limits.connections.min(room));
     let running = Server::new(limits)
         .serve(sockets, stop.as_fd())
         .map_err(|error| anyhow::anyhow!("cannot serve: {}", reason(error)))?;

@@ -52,6 +52,7 @@ impl fmt::Display for Peer {
 
 /// The bounds of [`serve`]. A number of zero means one; a time of more than a year means a year.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Connections, with at most a thread each. The server closes further ones. It lowers the number to the threads for which
     /// RLIMIT_NPROC, the pids.max of the cgroup and vm.max_map_count leave room.
@@ -80,6 +81,36 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The same with so many connections.
+    #[must_use]
+    pub fn with_connections(self, connections: usize) -> Self {
+        Self { connections, ..self }
+    }
+
+    /// The same with so many commands at the same time.
+    #[must_use]
+    pub fn with_running(self, running: usize) -> Self {
+        Self { running, ..self }
+    }
+
+    /// The same with one part in so many for each peer process.
+    #[must_use]
+    pub fn with_peer_share(self, peer_share: usize) -> Self {
+        Self { peer_share, ..self }
+    }
+
+    /// The same with so much time for a client to read an answer.
+    #[must_use]
+    pub fn with_send_timeout(self, send_timeout: Duration) -> Self {
+        Self { send_timeout, ..self }
+    }
+
+    /// The same with so much time from the first byte of a request to the last.
+    #[must_use]
+    pub fn with_receive_timeout(self, receive_timeout: Duration) -> Self {
+        Self { receive_timeout, ..self }
+    }
+
     /// The limits that can be kept: at least one of everything, no time that an `Instant` cannot hold, and no more threads
     /// than the system has room for.
     fn within_reason(self) -> Self {

@@ -38,7 +38,7 @@ fn commands_are_answered() {
 #[test]
 fn a_connection_that_fell_silent_is_served_again() {
     // Silence is not half a request: the timeout of one has passed many times.
-    let server = Server::start(Limits { receive_timeout: Duration::from_millis(2), ..Limits::default() }, Echo);
+    let server = Server::start(Limits::default().with_receive_timeout(Duration::from_millis(2)), Echo);
     let mut clients: Vec<Client> = (0..5).map(|_| server.client()).collect();
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(20));
@@ -231,7 +231,7 @@ fn a_command_runs_although_its_client_is_gone() {
 #[test]
 fn hanging_commands_do_not_disturb_the_others() {
     let gate = Gate::default();
-    let server = Server::start(Limits { peer_share: 1, ..Limits::default() }, gate.clone());
+    let server = Server::start(Limits::default().with_peer_share(1), gate.clone());
     // More than the C helper runs at a time; each on a file of its own, so that no device has too many.
     let files: Vec<_> = (0..200).map(|_| tempfile::tempfile().unwrap()).collect();
     let mut hanging: Vec<Client> = files
@@ -280,7 +280,7 @@ fn assert_another_process_is_served(path: &Path) {
 #[test]
 fn a_process_has_its_share_of_running_commands() {
     let gate = Gate::default();
-    let limits = Limits { running: 16, peer_share: 4, ..Limits::default() };
+    let limits = Limits::default().with_running(16).with_peer_share(4);
     let server = Server::start(limits, gate.clone());
     let mut hanging: Vec<Client> = (0..4).map(|_| server.client()).collect();
     for client in &mut hanging {
@@ -311,7 +311,7 @@ fn a_process_has_its_share_of_running_commands() {
 
 #[test]
 fn a_process_has_its_share_of_connections() {
-    let limits = Limits { connections: 20, peer_share: 4, ..Limits::default() };
+    let limits = Limits::default().with_connections(20).with_peer_share(4);
     let server = Server::start(limits, Gate::default());
     let mut clients: Vec<Client> = (0..5).map(|_| server.client()).collect();
     for client in &mut clients {
@@ -332,7 +332,7 @@ fn a_process_has_its_share_of_connections() {
 fn processes_that_cannot_be_seen_have_a_share_each() {
     const PATH: &str = "SERVER_THAT_SEES_NO_OTHER_PROCESS";
     if let Some(path) = std::env::var_os(PATH) {
-        let limits = Limits { connections: 8, peer_share: 4, ..Limits::default() };
+        let limits = Limits::default().with_connections(8).with_peer_share(4);
         let manager: Arc<dyn PrManager> = Arc::new(Gate::default());
         let manager_for = move |peer: &Peer| {
             assert_eq!(peer.pid, 0);
@@ -374,7 +374,7 @@ fn process_has_one_share_whatever_its_user() {
         eprintln!("skipped: only root can become another user");
         return;
     }
-    let server = Server::start(Limits { connections: 8, peer_share: 4, ..Limits::default() }, Gate::default());
+    let server = Server::start(Limits::default().with_connections(8).with_peer_share(4), Gate::default());
     for (path, mode) in [(server.path.parent().unwrap(), 0o755), (&server.path, 0o777)] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
@@ -396,7 +396,7 @@ fn process_has_one_share_whatever_its_user() {
 
 #[test]
 fn half_a_request_is_given_up_in_time() {
-    let limits = Limits { receive_timeout: Duration::from_millis(200), ..Limits::default() };
+    let limits = Limits::default().with_receive_timeout(Duration::from_millis(200));
     let server = Server::start(limits, Gate::default());
     let null = null();
     let out = reserve_out(0, &[0; 24]);
@@ -428,7 +428,7 @@ fn half_a_request_is_given_up_in_time() {
 #[test]
 fn limits_may_be_for_ever() {
     let for_ever = Duration::MAX;
-    let limits = Limits { send_timeout: for_ever, receive_timeout: for_ever, ..Limits::default() };
+    let limits = Limits::default().with_send_timeout(for_ever).with_receive_timeout(for_ever);
     let gate = Gate::default();
     let server = Server::start(limits, gate.clone());
     let null = null();
@@ -451,7 +451,7 @@ fn limits_may_be_for_ever() {
 
 #[test]
 fn limits_of_zero_admit_one_client() {
-    let limits = Limits { connections: 0, running: 0, peer_share: 0, ..Limits::default() };
+    let limits = Limits::default().with_connections(0).with_running(0).with_peer_share(0);
     let server = Server::start(limits, Gate::default());
     assert_eq!(server.client().ask(&reserve_in(0, 1), null()), io_process_terminated());
 }
@@ -471,7 +471,7 @@ fn send_without_reading(server: &Server) -> Client {
 
 #[test]
 fn client_that_never_reads_does_not_delay_another() {
-    let limits = Limits { send_timeout: LONG, ..Limits::default() };
+    let limits = Limits::default().with_send_timeout(LONG);
     let server = Server::start(limits, Echo);
     let deaf = send_without_reading(&server);
     wait_until("nothing is read any more", || !is_writable(&deaf));
@@ -483,7 +483,7 @@ fn client_that_never_reads_does_not_delay_another() {
 
 #[test]
 fn a_client_that_never_reads_is_given_up_in_time() {
-    let limits = Limits { send_timeout: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits::default().with_send_timeout(Duration::from_millis(300));
     let server = Server::start(limits, Echo);
     let mut deaf = send_without_reading(&server);
     wait_until("the connection is closed", || deaf.try_send(&[0; 1], &[]).is_err_and(|error| is_broken_pipe(&error)));
@@ -514,7 +514,7 @@ impl PrManager for Broken {
 
 #[test]
 fn a_manager_without_an_answer_is_a_communication_failure() {
-    let server = Server::start(Limits { running: 1, peer_share: 1, ..Limits::default() }, Broken);
+    let server = Server::start(Limits::default().with_running(1).with_peer_share(1), Broken);
     let mut client = server.client();
     // One command may run: a panic that does not give its place back would make the next one BUSY.
     for _ in 0..5 {
@@ -590,7 +590,7 @@ fn request_that_was_sent_before_the_stop_is_run_and_answered() {
 
 #[test]
 fn the_end_does_not_wait_for_who_does_not_read() {
-    let server = Server::start(Limits { send_timeout: LONG, ..Limits::default() }, Echo);
+    let server = Server::start(Limits::default().with_send_timeout(LONG), Echo);
     let deaf = send_without_reading(&server);
     wait_until("nothing is read any more", || !is_writable(&deaf));
     server.stop().wait(LONG);
@@ -653,7 +653,7 @@ fn stopping_closes_idle_connections_and_delivers_what_runs() {
 
 #[test]
 fn a_slow_sender_of_a_request_is_closed_in_time() {
-    let limits = Limits { receive_timeout: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits::default().with_receive_timeout(Duration::from_millis(300));
     let server = Server::start(limits, Gate::default());
     let mut client = server.client();
     let request = reserve_out(0, &[0; 200]);

@@ -56,7 +56,7 @@ fn is_served(path: &Path) -> bool {
 #[test]
 fn client_that_is_not_admitted_is_closed_and_counted_and_takes_no_slot() {
     let admits = Arc::new(AtomicBool::new(false));
-    with_server(Limits { connections: 1, ..Limits::default() }, &admits, |path, counters| {
+    with_server(Limits::default().with_connections(1), &admits, |path, counters| {
         for _ in 0..5 {
             assert!(!is_served(path));
         }
@@ -70,7 +70,7 @@ fn client_that_is_not_admitted_is_closed_and_counted_and_takes_no_slot() {
 
 #[test]
 fn connections_are_counted_while_they_are_open_and_by_the_cause_of_their_end() {
-    let limits = Limits { connections: 2, peer_share: 1, ..Limits::default() };
+    let limits = Limits::default().with_connections(2).with_peer_share(1);
     with_server(limits, &Arc::new(AtomicBool::new(true)), |path, counters| {
         let mut clients: Vec<Client> = (0..2).map(|_| Client::open(path).unwrap()).collect();
         assert_eq!(counters.open(), 2);

@@ -92,7 +92,7 @@ fn a_flood_of_violations_is_limited() {
 #[test]
 fn a_connection_over_the_bound_is_logged() {
     let events = Events::record();
-    let server = Server::start(Limits { connections: 8, peer_share: 4, ..Limits::default() }, Echo);
+    let server = Server::start(Limits::default().with_connections(8).with_peer_share(4), Echo);
     let _clients = [server.client(), server.client()];
     assert!(server.connect_unheard().is_closed());
     events.wait_for("pr_helper_violation", 1);
@@ -104,7 +104,7 @@ fn a_connection_over_the_bound_is_logged() {
 #[test]
 fn a_command_over_the_bound_is_busy_and_logged() {
     let (events, gate) = (Events::record(), Gate::default());
-    let server = Server::start(Limits { running: 1, ..Limits::default() }, gate.clone());
+    let server = Server::start(Limits::default().with_running(1), gate.clone());
     let mut hanging = server.client();
     hanging.send(&reserve_in(HANG, 1), &[null().as_fd()]);
     gate.wait_for(1);

@@ -67,7 +67,7 @@ fn after_ten_thousand_violations_nothing_stays_behind() {
 fn a_thread_ends_with_its_connection() {
     let _turn = alone();
     let gate = Gate::default();
-    let server = Server::start(Limits { peer_share: 1, ..Limits::default() }, gate.clone());
+    let server = Server::start(Limits::default().with_peer_share(1), gate.clone());
     let files: Vec<_> = (0..100).map(|_| tempfile::tempfile().unwrap()).collect();
     let mut clients: Vec<Client> = files.iter().map(|_| server.client()).collect();
     for (client, file) in clients.iter_mut().zip(&files) {
@@ -85,7 +85,7 @@ fn a_thread_ends_with_its_connection() {
 
 /// Limits by which a silent connection gives up its thread soon, however few threads there are.
 fn limits() -> Limits {
-    Limits { receive_timeout: std::time::Duration::from_millis(300), ..Limits::default() }
+    Limits::default().with_receive_timeout(std::time::Duration::from_millis(300))
 }
 
 #[test]

@@ -46,8 +46,7 @@ fn send_slow_to_close(client: &mut Client, bytes: &[u8]) -> TcpStream {
 #[test]
 fn slow_close_holds_up_only_its_own_connection() {
     let _turn = alone();
-    let server =
-        Server::start(Limits { receive_timeout: Duration::from_millis(100), ..Limits::default() }, Gate::default());
+    let server = Server::start(Limits::default().with_receive_timeout(Duration::from_millis(100)), Gate::default());
     let mut other = server.client();
     other.ask(&reserve_in(0, 1), null());
     // Closed once its command has run; when its request is refused; when the time for a request is over.
@@ -102,7 +101,7 @@ fn slow_close_of_unread_descriptors_holds_up_no_other() {
 #[test]
 fn slow_close_of_refused_connections_holds_up_no_other() {
     let _turn = alone();
-    let server = Server::start(Limits { connections: 2, peer_share: 1, ..Limits::default() }, Gate::default());
+    let server = Server::start(Limits::default().with_connections(2).with_peer_share(1), Gate::default());
     let mut clients = vec![server.client(), server.client()];
     for client in &mut clients {
         client.ask(&reserve_in(0, 1), null());
@@ -131,7 +130,7 @@ fn slow_close_of_refused_connections_holds_up_no_other() {
 fn shutdown_does_not_wait_for_connections_that_were_never_accepted() {
     let _turn = alone();
     // Refused connections that hang, as many as may, stop the acceptor.
-    let server = Server::start(Limits { connections: 1, peer_share: 1, ..Limits::default() }, Gate::default());
+    let server = Server::start(Limits::default().with_connections(1).with_peer_share(1), Gate::default());
     let mut served = server.client();
     served.ask(&reserve_in(0, 1), null());
     let mut kept = Vec::new();

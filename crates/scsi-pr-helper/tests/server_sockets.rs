@@ -85,7 +85,7 @@ fn each_socket_has_its_own_manager() {
 #[test]
 fn a_bound_is_for_all_sockets_together() {
     // The share of one process is the whole.
-    let limits = Limits { connections: 2, peer_share: 1, ..Limits::default() };
+    let limits = Limits::default().with_connections(2).with_peer_share(1);
     let sockets = Sockets::start(3, limits);
     let (first, second) = (sockets.client(0), sockets.client(1));
     assert_eq!((number(&first), number(&second)), (0, 1));

@@ -70,7 +70,7 @@ fn idle_connection_without_a_thread_is_closed_and_logged() {
     rustix::thread::set_thread_res_uid(own_user, own_user, own_user).unwrap();
 
     allow(1_000);
-    let limits = Limits { receive_timeout: std::time::Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits::default().with_receive_timeout(std::time::Duration::from_millis(300));
     let server = Server::start(limits, Gate::default());
     let [mut client, mut other] = [server.client(), server.client()];
     wait_until("the threads of silent connections end", || threads() == 0);
@@ -96,7 +96,7 @@ fn bound_of_connections_is_below_the_limit_of_threads() {
     let limited = std::thread::spawn(move || {
         rustix::thread::set_thread_res_uid(own_user, own_user, own_user).unwrap();
         allow(130);
-        let server = Server::start(Limits { peer_share: 1, ..Limits::default() }, Gate::default());
+        let server = Server::start(Limits::default().with_peer_share(1), Gate::default());
         let mut clients = [server.client(), server.client()];
         for client in &mut clients {
             assert_eq!(client.ask(&reserve_in(0, 1), null()), io_process_terminated());
