@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::disconnect::{CAUSES, DisconnectReason};
+use super::disconnect::Cause;
 
 /// Counts what a [`Server`](super::Server) does besides running commands. It is read without a lock, at any time.
 #[derive(Debug, Default)]
@@ -11,7 +11,7 @@ pub struct ServerCounters {
     pub(super) open: AtomicU64,
     pub(super) busy: AtomicU64,
     pub(super) lost_descriptors: AtomicU64,
-    disconnects: [AtomicU64; CAUSES.len()],
+    disconnects: [AtomicU64; Cause::ALL.len()],
 }
 
 impl ServerCounters {
@@ -37,10 +37,11 @@ impl ServerCounters {
 
     /// The connections that the server closed, by cause. The causes are always the same, in the same order.
     pub fn disconnects(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        CAUSES.into_iter().zip(self.disconnects.iter().map(|count| count.load(Ordering::Relaxed)))
+        let count = |cause: Cause| self.disconnects[cause as usize].load(Ordering::Relaxed);
+        Cause::ALL.into_iter().map(move |cause| (cause.name(), count(cause)))
     }
 
-    pub(super) fn disconnect(&self, reason: &DisconnectReason) {
-        self.disconnects[reason.cause()].fetch_add(1, Ordering::Relaxed);
+    pub(super) fn disconnect(&self, cause: Cause) {
+        self.disconnects[cause as usize].fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -47,30 +47,59 @@ pub(super) enum DisconnectReason {
     NoThread(io::Error),
 }
 
-/// The causes that are counted, each for several reasons.
-pub(super) const CAUSES: [&str; 8] = [
-    "not-allowed",
-    "max-connections",
-    "process-share",
-    "no-thread",
-    "protocol-violation",
-    "half-sent",
-    "receive-error",
-    "send-error",
-];
+/// The causes that are counted: a [`DisconnectReason`] without its details.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    NotAllowed,
+    MaxConnections,
+    ProcessShare,
+    NoThread,
+    Violation,
+    HalfSent,
+    ReceiveError,
+    SendError,
+}
+
+impl Cause {
+    /// Every cause, in the order of its number.
+    pub(super) const ALL: [Self; 8] = [
+        Self::NotAllowed,
+        Self::MaxConnections,
+        Self::ProcessShare,
+        Self::NoThread,
+        Self::Violation,
+        Self::HalfSent,
+        Self::ReceiveError,
+        Self::SendError,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::NotAllowed => "not-allowed",
+            Self::MaxConnections => "max-connections",
+            Self::ProcessShare => "process-share",
+            Self::NoThread => "no-thread",
+            Self::Violation => "protocol-violation",
+            Self::HalfSent => "half-sent",
+            Self::ReceiveError => "receive-error",
+            Self::SendError => "send-error",
+        }
+    }
+}
 
 impl DisconnectReason {
-    /// The number of the cause in [`CAUSES`].
-    pub(super) const fn cause(&self) -> usize {
+    pub(super) const fn cause(&self) -> Cause {
         match self {
-            Self::NotAdmitted => 0,
-            Self::Connections(_) => 1,
-            Self::PeerConnections(_) => 2,
-            Self::NoThread(_) => 3,
-            Self::Violation(_) | Self::NoDescriptor | Self::ManyDescriptors | Self::EndInParameterList => 4,
-            Self::HalfSent(_) => 5,
-            Self::Receive(_) => 6,
-            Self::Send(_) => 7,
+            Self::Violation(_) | Self::NoDescriptor | Self::ManyDescriptors | Self::EndInParameterList => {
+                Cause::Violation
+            }
+            Self::Receive(_) => Cause::ReceiveError,
+            Self::Send(_) => Cause::SendError,
+            Self::NotAdmitted => Cause::NotAllowed,
+            Self::PeerConnections(_) => Cause::ProcessShare,
+            Self::Connections(_) => Cause::MaxConnections,
+            Self::HalfSent(_) => Cause::HalfSent,
+            Self::NoThread(_) => Cause::NoThread,
         }
     }
 

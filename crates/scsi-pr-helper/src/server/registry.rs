@@ -162,7 +162,7 @@ impl Registry {
 
     /// Counts that a connection is closed, and logs why, within the limit of lines.
     pub(super) fn record_disconnect(&self, peer: Peer, process: ProcessKey, reason: DisconnectReason) {
-        self.counters.disconnect(&reason);
+        self.counters.disconnect(reason.cause());
         let Peer { pid, uid, .. } = peer;
         if !reason.should_log() {
             tracing::event!(name: "pr_helper_violation", tracing::Level::DEBUG, pid, uid, "{reason}");
