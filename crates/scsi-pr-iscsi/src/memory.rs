@@ -1,5 +1,6 @@
 //! [`Memory`]: bounds the data of commands, over all sessions.
 
+use std::cmp::Ordering::{Equal, Greater, Less};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The most bytes of data that the commands of a session hold, in each direction.
@@ -27,10 +28,11 @@ impl Memory {
 
     /// A session that held `before` bytes holds `after`.
     pub(crate) fn update(&self, before: usize, after: usize) {
-        if after >= before {
-            self.held.fetch_add(after - before, Ordering::Relaxed);
-        } else {
-            self.held.fetch_sub(before - after, Ordering::Relaxed);
+        // All sessions share the counter. Most answers leave it alone.
+        match after.cmp(&before) {
+            Greater => _ = self.held.fetch_add(after - before, Ordering::Relaxed),
+            Less => _ = self.held.fetch_sub(before - after, Ordering::Relaxed),
+            Equal => {}
         }
     }
 }
