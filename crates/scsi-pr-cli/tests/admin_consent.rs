@@ -143,14 +143,21 @@ fn change_is_refused_when_another_machine_with_the_same_key_holds_the_reservatio
     assert_eq!(state(&vmb, &disk), (vec![1, 1], json!("exclusive-access")));
 }
 
-/// A control socket in front of a disk, which lets `before_change` run between the last reading of a command and its change.
-fn socket_with_a_change_before_the_change(path: &Path, disk: PathBuf, before_change: impl Fn() + Send + 'static) {
+/// Whether a request goes on to the disk.
+#[derive(PartialEq)]
+enum Fate {
+    Forwarded,
+    Lost,
+}
+
+/// A control socket in front of a disk. `judge` sees each request of a change first; at a lost one, the connection is closed.
+fn socket_in_front_of(disk: PathBuf, path: &Path, judge: impl Fn(&str) -> Fate + Send + 'static) {
     let listener = UnixListener::bind(path).unwrap();
     let serve = move |mut stream: UnixStream| {
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line).unwrap();
-        if line.contains(r#""cdb":"5f"#) {
-            before_change();
+        if line.contains(r#""cdb":"5f"#) && judge(&line) == Fate::Lost {
+            return;
         }
         let mut backend = UnixStream::connect(&disk).unwrap();
         backend.write_all(line.as_bytes()).unwrap();
@@ -172,9 +179,11 @@ fn change_is_refused_by_the_disk_when_another_machine_with_the_same_key_holds_th
     run(&vma, "reserve --key=1 --type=ea", shared);
     let proxy = place.path("proxy");
     let [from, to] = ["vma", "vmb"].map(way);
-    socket_with_a_change_before_the_change(&proxy, place.path("control"), move || {
+    // Between the last reading of a command and its change.
+    socket_in_front_of(place.path("control"), &proxy, move |_| {
         from.run("release --key=1 --yes", shared);
         to.run("reserve --key=1 --type=ea", shared);
+        Fate::Forwarded
     });
     let ended = Way::disk(&proxy, &initiator("vmb")).run("clear --key=1 --yes", shared);
     assert!(ended.code == 3 && ended.stderr.contains(CHANGED), "{ended:?}");
@@ -257,24 +266,6 @@ fn release_and_unregister_as_another_machine_need_consent() {
     assert_eq!(state(&vma, disk).0, [0_u64; 0]);
 }
 
-/// A control socket in front of a disk, which closes the connection at a change of the unit `b`.
-fn socket_that_loses_changes_of_b(path: &Path, disk: PathBuf) {
-    let listener = UnixListener::bind(path).unwrap();
-    let serve = move |mut stream: UnixStream| {
-        let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line).unwrap();
-        if line.contains(r#""unit":"b""#) && line.contains(r#""cdb":"5f"#) {
-            return;
-        }
-        let mut backend = UnixStream::connect(&disk).unwrap();
-        backend.write_all(line.as_bytes()).unwrap();
-        let mut answer = String::new();
-        BufReader::new(backend).read_line(&mut answer).unwrap();
-        let _ = stream.write_all(answer.as_bytes());
-    };
-    thread::spawn(move || listener.incoming().flatten().for_each(serve));
-}
-
 #[test]
 fn eviction_that_fails_after_a_first_change_is_partly_done() {
     let place = Place::new();
@@ -283,7 +274,10 @@ fn eviction_that_fails_after_a_first_change_is_partly_done() {
     let vma = Way::disk(&place.path("control"), &initiator("vma"));
     ["a", "b"].iter().for_each(|unit| run(&vma, "register --key=1", Path::new(unit)));
     let proxy = place.path("proxy");
-    socket_that_loses_changes_of_b(&proxy, place.path("control"));
+    socket_in_front_of(place.path("control"), &proxy, |change| match change.contains(r#""unit":"b""#) {
+        true => Fate::Lost,
+        false => Fate::Forwarded,
+    });
     let ended = scsi_pr(["evict", &initiator("vma"), "--yes", "--json", "--disk", proxy.to_str().unwrap()]);
     let (json, code) = ended.json();
     assert_eq!((code, &json["units"][1]["exit-code"]), (7, &json!(6)), "{ended:?}");
